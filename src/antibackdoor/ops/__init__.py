@@ -1,0 +1,1 @@
+"""Pure tensor functions: no disk, no device choice, no clock."""

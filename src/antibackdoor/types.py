@@ -1,0 +1,218 @@
+"""The frozen values that travel along the path of the data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+__all__ = [
+    "History",
+    "ImageSet",
+    "Isolation",
+    "Json",
+    "Metrics",
+    "Outcome",
+    "PoisonedSet",
+    "RunRecord",
+    "Verdict",
+]
+
+Json: TypeAlias = "str | int | float | bool | None | list[Json] | dict[str, Json]"
+Verdict: TypeAlias = Literal["no sign of poison", "poisoned", "undecided"]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Labelled images, as observed.
+
+    Attributes:
+        images: uint8 (N, C, H, W), C is 1 or 3; may be memory-mapped and must not be written to.
+        labels: int64 (N,), each in 0..K-1.
+        classes: The K class names, in label order.
+        ids: N names, unique; for a folder the path of the image below it.
+        name: What to call the set in messages.
+        skipped: Files that were left out because they could not be read.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    ids: tuple[str, ...]
+    name: str = "arrays"
+    skipped: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return int(self.images.shape[0])
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.classes)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """C, H, W."""
+        _, channels, height, width = self.images.shape
+        return int(channels), int(height), int(width)
+
+    def select(self, index: Tensor) -> ImageSet:
+        """Return a copy that holds the rows ``index`` (int64 (M,)), in that order."""
+        return dataclasses.replace(
+            self,
+            images=self.images[index],
+            labels=self.labels[index],
+            ids=tuple(self.ids[i] for i in index.tolist()),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class PoisonedSet:
+    """What a trainer would see, and the truth that no defence is given.
+
+    Attributes:
+        observed: The images and labels as the victim receives them.
+        poison: bool (N,), True where the row makes the backdoor.
+        cover: bool (N,), True where the row carries the trigger with its true label; neither poison nor clean.
+        original_labels: int64 (N,), the labels before poisoning.
+        target: The one target class, or None where there are several.
+    """
+
+    observed: ImageSet
+    poison: Tensor
+    cover: Tensor
+    original_labels: Tensor
+    target: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class History:
+    """What one phase of training left behind.
+
+    Attributes:
+        phase: The name of the phase.
+        losses: float32 (E, N), cross-entropy of every image in every epoch: as seen while training, before the
+            update, for trained images; by a forward pass after the epoch for held-out ones; NaN for left-out ones.
+        accuracy: float (E,), share of trained images predicted as labelled, as seen while training.
+        seconds: float (E,), wall-clock time of each epoch.
+        stopped: Why the phase ended before its last epoch, or None.
+    """
+
+    phase: str
+    losses: NDArray[np.float32]
+    accuracy: NDArray[np.float64]
+    seconds: NDArray[np.float64]
+    stopped: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Isolation:
+    """Which images a defence suspects.
+
+    Attributes:
+        scores: float32 (N,), higher is more suspect.
+        flagged: bool (N,).
+        verdict: What the defence says about the whole set.
+        evidence: The reasons in words, one sentence each.
+    """
+
+    scores: Tensor
+    flagged: Tensor
+    verdict: Verdict
+    evidence: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a defence returns.
+
+    Attributes:
+        model: The network to use, or None after a scan.
+        isolation: Scores, flags and verdict.
+        histories: One a phase, in the order they ran.
+    """
+
+    model: torch.nn.Module | None
+    isolation: Isolation
+    histories: tuple[History, ...]
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Every figure of a run, each with one definition (see ``ops.metrics``); fractions, None where not measurable.
+
+    Attributes:
+        ca: Clean accuracy on the whole clean test set, target class included.
+        ca_target: Clean accuracy on the target class alone.
+        asr: Attack success rate, over triggered test images of non-target classes.
+        ra: Robust accuracy: the same images predicted as their own class.
+        holdout_accuracy: Accuracy on the held-out part of the training data, which may be poisoned too.
+        precision: Share of the flagged images that are poison.
+        recall: Share of the poison that is flagged.
+        fpr: Share of the clean images that is flagged.
+        auroc: Area under the ROC curve of the scores, poison against clean.
+        auprc: Average precision of the scores, poison against clean.
+        n_test: Images behind ca.
+        n_test_target: Images behind ca_target.
+        n_triggered: Images behind asr and ra.
+        n_holdout: Images behind holdout_accuracy.
+        n_poison: Poison images in the training data.
+        n_cover: Cover images in the training data; counted neither as poison nor as clean.
+        n_flagged: Images flagged.
+        n_train: Images of the training data, held-out part included.
+    """
+
+    ca: float | None = None
+    ca_target: float | None = None
+    asr: float | None = None
+    ra: float | None = None
+    holdout_accuracy: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    fpr: float | None = None
+    auroc: float | None = None
+    auprc: float | None = None
+    n_test: int | None = None
+    n_test_target: int | None = None
+    n_triggered: int | None = None
+    n_holdout: int | None = None
+    n_poison: int | None = None
+    n_cover: int | None = None
+    n_flagged: int | None = None
+    n_train: int | None = None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What is written to run.json.
+
+    Attributes:
+        config: The resolved configuration, every default filled in.
+        seeds: The seed and the streams derived from it.
+        versions: Of this package, Python and the libraries that compute.
+        device: Where it ran, in which precision, and why.
+        seconds: Wall-clock seconds of each phase.
+        metrics: See :class:`Metrics`.
+        verdict: See :class:`Isolation`; None where nothing was judged.
+        evidence: See :class:`Isolation`.
+        model: What is needed to rebuild the network for its weights.
+        data: Counts, classes, image size and what was left out.
+    """
+
+    config: dict[str, Json]
+    seeds: dict[str, Json]
+    versions: dict[str, str]
+    device: dict[str, Json]
+    seconds: dict[str, float]
+    metrics: Metrics
+    verdict: Verdict | None
+    evidence: tuple[str, ...] = ()
+    model: Mapping[str, Json] = field(default_factory=dict)
+    data: Mapping[str, Json] = field(default_factory=dict)
