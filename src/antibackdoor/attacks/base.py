@@ -1,0 +1,215 @@
+"""What an attack is, and how a set is poisoned with one.
+
+To add an attack, write one file with a frozen dataclass that derives from :class:`Attack` and give it a line in the
+table of ``attacks/__init__.py``; ``tests/contracts/test_attacks.py`` then tests it by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Self
+
+import torch
+from torch import Tensor
+
+from antibackdoor.errors import ConfigError, PoisonError
+from antibackdoor.types import ImageSet, PoisonedSet
+
+if TYPE_CHECKING:
+    from antibackdoor.models import BuildModel
+    from antibackdoor.seeds import Seeds
+    from antibackdoor.training import Fit
+
+__all__ = ["Attack", "CleanLabelAttack", "DirtyLabelAttack", "RateOf", "poison", "triggered_test"]
+
+RateOf = Literal["class", "dataset"]
+_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Attack(ABC):
+    """Hyper-parameters in the constructor, data in the calls.
+
+    Attributes:
+        target: The class that triggered images shall be given, 0..K-1.
+        num_classes: K; filled in by :meth:`prepare`.
+    """
+
+    target: int = 0
+    num_classes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.target < 0:
+            raise ConfigError(f"target: must be a class index of at least 0, got {self.target}")
+
+    def prepare(self, clean: ImageSet, *, build_model: BuildModel, fit: Fit, seeds: Seeds) -> Self:
+        """Return an attack that is ready for this set; optimised attacks train their surrogate here.
+
+        Args:
+            clean: The clean training data.
+            build_model: Builds a fresh network for a surrogate.
+            fit: Trains it.
+            seeds: The attack's own streams.
+
+        Raises:
+            PoisonError: The target is not a class, or the trigger does not fit the images.
+        """
+        if self.target >= clean.num_classes:
+            raise PoisonError(
+                f"attack target {self.target} is not a class: the set has {clean.num_classes} "
+                f"(0..{clean.num_classes - 1}: {', '.join(clean.classes[:12])}{', ...' if clean.num_classes > 12 else ''})"
+            )
+        return dataclasses.replace(self, num_classes=clean.num_classes)
+
+    @abstractmethod
+    def stamp(self, images: Tensor, index: Tensor, labels: Tensor) -> Tensor:
+        """Return training images with the trigger.
+
+        Args:
+            images: float (N, C, H, W) in [0, 1].
+            index: int64 (N,), their rows in the set, for triggers that differ from image to image.
+            labels: int64 (N,), their original labels.
+
+        Returns:
+            float (N, C, H, W) in [0, 1].
+        """
+
+    def stamp_test(self, images: Tensor, index: Tensor, labels: Tensor) -> Tensor:
+        """Return test images with the trigger; the training trigger unless an attack says otherwise."""
+        return self.stamp(images, index, labels)
+
+    @abstractmethod
+    def target_of(self, labels: Tensor) -> Tensor:
+        """Return the label that an image of each class is to be predicted as, int64 (N,) -> (N,)."""
+
+    @abstractmethod
+    def relabel(self, labels: Tensor) -> Tensor:
+        """Return the labels that poisoned training images carry, int64 (N,) -> (N,)."""
+
+    @abstractmethod
+    def candidates(self, labels: Tensor) -> Tensor:
+        """Return which images may be poisoned, int64 (N,) -> bool (N,)."""
+
+    @property
+    def single_target(self) -> int | None:
+        """The one target class, or None where there are several."""
+        return self.target
+
+
+@dataclass(frozen=True)
+class DirtyLabelAttack(Attack):
+    """Poisoned images of other classes that carry the target's label.
+
+    Attributes:
+        labelling: "all-to-one" gives every poisoned image the target's label, "all-to-all" the next class's.
+    """
+
+    labelling: Literal["all-to-one", "all-to-all"] = "all-to-one"
+
+    def target_of(self, labels: Tensor) -> Tensor:
+        """Return the target for each label: one class, or ``(y + 1) mod K``."""
+        if self.labelling == "all-to-one":
+            return torch.full_like(labels, self.target)
+        if self.num_classes is None:
+            raise PoisonError("an all-to-all attack must be prepared before use, since it needs the number of classes")
+        return (labels + 1) % self.num_classes
+
+    def relabel(self, labels: Tensor) -> Tensor:
+        """Return the target of each label."""
+        return self.target_of(labels)
+
+    def candidates(self, labels: Tensor) -> Tensor:
+        """Return every image whose label poisoning would change."""
+        return self.target_of(labels) != labels
+
+    @property
+    def single_target(self) -> int | None:
+        """The target, or None for all-to-all."""
+        return self.target if self.labelling == "all-to-one" else None
+
+
+@dataclass(frozen=True)
+class CleanLabelAttack(Attack):
+    """Poisoned images of the target class that keep their label."""
+
+    def target_of(self, labels: Tensor) -> Tensor:
+        """Return the target for every label."""
+        return torch.full_like(labels, self.target)
+
+    def relabel(self, labels: Tensor) -> Tensor:
+        """Return the labels as they are."""
+        return labels.clone()
+
+    def candidates(self, labels: Tensor) -> Tensor:
+        """Return the images of the target class."""
+        return labels == self.target
+
+
+def poison(
+    clean: ImageSet, attack: Attack, *, rate: float, generator: torch.Generator, rate_of: RateOf = "dataset"
+) -> PoisonedSet:
+    """Poison a share of a training set.
+
+    Args:
+        clean: The set; not changed.
+        attack: A prepared attack.
+        rate: Share to poison, 0..1; ``rate * N`` is rounded half up.
+        generator: Decides which images.
+        rate_of: "dataset" counts the share of all N images, "class" that of the images the attack may poison.
+
+    Returns:
+        The observed set, in the order of ``clean``, and the truth. Poisoned pixels are rounded to uint8.
+
+    Raises:
+        PoisonError: The rate is outside 0..1 or asks for more images than the attack may poison.
+    """
+    if not 0 <= rate <= 1:
+        raise PoisonError(f"poison rate {rate} is outside 0..1")
+    allowed = attack.candidates(clean.labels).nonzero().squeeze(1)
+    base = len(clean) if rate_of == "dataset" else len(allowed)
+    count = int(rate * base + 0.5)
+    if count > len(allowed):
+        raise PoisonError(
+            f"a rate of {rate} asks for {count} poisoned images, but only {len(allowed)} of the {len(clean)} may carry "
+            f"this attack; the highest rate is {len(allowed) / base:.4f}"
+        )
+    chosen = allowed[torch.randperm(len(allowed), generator=generator)[:count]].sort().values
+    images, labels = clean.images.clone(), clean.labels.clone()
+    for part in chosen.split(_CHUNK):
+        images[part] = _to_uint8(attack.stamp(_to_float(clean.images[part]), part, clean.labels[part]))
+    labels[chosen] = attack.relabel(clean.labels[chosen])
+    mask = torch.zeros(len(clean), dtype=torch.bool)
+    mask[chosen] = True
+    observed = dataclasses.replace(clean, images=images, labels=labels)
+    return PoisonedSet(observed, mask, torch.zeros_like(mask), clean.labels.clone(), attack.single_target)
+
+
+def triggered_test(clean: ImageSet, attack: Attack) -> PoisonedSet:
+    """Put the trigger on every test image whose own class is not the one the attack aims at.
+
+    Args:
+        clean: The clean test set; not changed.
+        attack: A prepared attack.
+
+    Returns:
+        Observed labels are what the attacker wants; all rows are poison. For all-to-all these are all images.
+    """
+    rows = (attack.target_of(clean.labels) != clean.labels).nonzero().squeeze(1)
+    kept = clean.select(rows)
+    images = torch.empty_like(kept.images)
+    for part in torch.arange(len(kept)).split(_CHUNK):
+        images[part] = _to_uint8(attack.stamp_test(_to_float(kept.images[part]), rows[part], kept.labels[part]))
+    observed = dataclasses.replace(kept, images=images, labels=attack.target_of(kept.labels))
+    everything = torch.ones(len(kept), dtype=torch.bool)
+    return PoisonedSet(observed, everything, ~everything, kept.labels, attack.single_target)
+
+
+def _to_float(images: Tensor) -> Tensor:
+    return images.float().div(255)
+
+
+def _to_uint8(images: Tensor) -> Tensor:
+    # Round, then clip, then cast: a cast before the clip wraps bright pixels to dark ones.
+    return images.mul(255).round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,142 @@
+"""Checkpoints of one phase: tensors in safetensors, everything else as JSON in the same file's header.
+
+One file a phase, replaced whole, so that a kill at any moment leaves either the old state or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from antibackdoor.errors import StorageError
+from antibackdoor.types import History
+
+__all__ = ["Checkpoints", "PhaseState"]
+
+
+@dataclass(frozen=True, eq=False)
+class PhaseState:
+    """Where a phase stands after an epoch.
+
+    Attributes:
+        history: The epochs so far.
+        done: The phase is over.
+        tensors: Weights under "model/", SGD's momentum under "momentum/".
+    """
+
+    history: History
+    done: bool
+    tensors: dict[str, Tensor]
+
+    @staticmethod
+    def capture(model: nn.Module, optimizer: torch.optim.Optimizer, history: History, *, done: bool) -> PhaseState:
+        """Copy the state of a network and its optimiser."""
+        tensors = {f"model/{k}": v.detach().cpu().clone() for k, v in model.state_dict().items()}
+        for position, parameter in enumerate(_parameters(optimizer)):
+            momentum = optimizer.state[parameter].get("momentum_buffer")
+            if momentum is not None and not done:
+                tensors[f"momentum/{position}"] = momentum.detach().cpu().clone()
+        return PhaseState(history, done, tensors)
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+        """Put the state back into a network and its optimiser.
+
+        Raises:
+            StorageError: The weights are those of another network.
+        """
+        weights = {k.removeprefix("model/"): v for k, v in self.tensors.items() if k.startswith("model/")}
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise StorageError(f"the checkpoint of phase {self.history.phase!r} is of another network: {error}") from None
+        if optimizer is None:
+            return
+        for position, parameter in enumerate(_parameters(optimizer)):
+            momentum = self.tensors.get(f"momentum/{position}")
+            if momentum is not None:
+                # The layout must be the parameter's: a momentum in another layout changes the order of additions.
+                optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: Where they lie; made at the first save.
+        resume: Use what is there; otherwise every phase starts anew.
+        writes: This process writes (one of several does).
+    """
+
+    def __init__(self, folder: Path, *, resume: bool, writes: bool = True) -> None:
+        self._folder = folder
+        self._resume = resume
+        self._writes = writes
+
+    def _path(self, phase: str) -> Path:
+        return self._folder / f"{phase}.safetensors"
+
+    def save(self, state: PhaseState) -> None:
+        """Write the state of a phase, replacing the one before.
+
+        Raises:
+            StorageError: The disk is full or the folder cannot be written.
+        """
+        if not self._writes:
+            return
+        history = state.history
+        header = {
+            "format": "antibackdoor checkpoint 1",
+            "phase": history.phase,
+            "epochs": str(len(history.seconds)),
+            "done": json.dumps(state.done),
+            "stopped": json.dumps(history.stopped),
+        }
+        tensors = dict(state.tensors)
+        tensors["history/losses"] = torch.from_numpy(history.losses)
+        tensors["history/accuracy"] = torch.from_numpy(history.accuracy)
+        tensors["history/seconds"] = torch.from_numpy(history.seconds)
+        path = self._path(history.phase)
+        partial = path.with_suffix(".partial")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, partial, metadata=header)
+            os.replace(partial, path)
+        except (OSError, SafetensorError) as error:
+            partial.unlink(missing_ok=True)
+            raise StorageError(f"cannot write the checkpoint {path}: {error}") from None
+
+    def load(self, phase: str) -> PhaseState | None:
+        """Return the state of a phase, or None where there is none to resume.
+
+        Raises:
+            StorageError: The file is damaged.
+        """
+        path = self._path(phase)
+        if not self._resume or not path.exists():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+            history = History(
+                phase=header["phase"],
+                losses=tensors.pop("history/losses").numpy().astype(np.float32, copy=False),
+                accuracy=tensors.pop("history/accuracy").numpy(),
+                seconds=tensors.pop("history/seconds").numpy(),
+                stopped=json.loads(header["stopped"]),
+            )
+            return PhaseState(history, bool(json.loads(header["done"])), tensors)
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise StorageError(f"the checkpoint {path} is damaged ({error}); start again with --overwrite") from None

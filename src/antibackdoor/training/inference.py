@@ -1,0 +1,42 @@
+"""Forward passes over a whole set, in evaluation mode."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from antibackdoor.data.batches import Batches
+from antibackdoor.training.runtime import Runtime
+from antibackdoor.types import ImageSet
+
+__all__ = ["logits_of"]
+
+
+@torch.no_grad()
+def logits_of(
+    model: nn.Module, data: ImageSet, runtime: Runtime, *, index: Tensor | None = None, batch_size: int = 512
+) -> Tensor:
+    """Return the logits of every image, or of some.
+
+    Args:
+        model: Takes float (B, C, H, W) in [0, 1]; left in the mode it was in.
+        data: The images.
+        runtime: Device and precision.
+        index: int64 (M,), rows to compute; all by default.
+        batch_size: Images in one pass.
+
+    Returns:
+        float32 (M, K) on the CPU, in the order of ``index``.
+    """
+    rows = torch.arange(len(data)) if index is None else index
+    batches = Batches(data, runtime.device, resident=runtime.device.type == "cpu")
+    was_training = model.training
+    model.eval()
+    parts = []
+    for part in rows.split(batch_size):
+        images, _ = batches.take(part)
+        pixels = images.to(torch.float32, memory_format=torch.channels_last).div_(255)
+        with runtime.autocast():
+            parts.append(model(pixels).float())
+    model.train(was_training)
+    return torch.cat(parts).cpu() if parts else torch.empty(0, data.num_classes)

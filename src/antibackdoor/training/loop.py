@@ -1,0 +1,308 @@
+"""The only training loop: every phase of every method goes through ``Trainer.fit``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from antibackdoor.data.batches import Batches
+from antibackdoor.errors import NonFiniteLossError
+from antibackdoor.ops.augment import augment
+from antibackdoor.ops.objectives import ce
+from antibackdoor.progress import SILENT, Bar, Progress
+from antibackdoor.seeds import Seeds
+from antibackdoor.training.checkpoint import Checkpoints, PhaseState
+from antibackdoor.training.inference import logits_of
+from antibackdoor.training.plan import Phase
+from antibackdoor.training.runtime import Runtime
+from antibackdoor.types import History, ImageSet
+
+__all__ = ["Fit", "Objective", "Step", "Trainer", "mean_loss", "split_batches"]
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One forward pass, as an objective sees it.
+
+    Attributes:
+        images: float (B, C, H, W) in [0, 1], augmented.
+        labels: int64 (B,).
+        index: int64 (B,), rows of the set.
+        logits: float (B, K), with gradient.
+        losses: float32 (B,), cross-entropy of each image, with gradient.
+    """
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+    logits: Tensor
+    losses: Tensor
+
+
+Objective: TypeAlias = Callable[[Step], Tensor]
+
+
+def mean_loss(step: Step) -> Tensor:
+    """The objective of ordinary training: the mean cross-entropy of the batch."""
+    return step.losses.mean()
+
+
+class Fit(Protocol):
+    """How methods call the training loop."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        data: ImageSet,
+        phase: Phase,
+        *,
+        objective: Objective = mean_loss,
+        subset: Tensor | None = None,
+    ) -> History:
+        """Train ``model`` in place; see :meth:`Trainer.fit`."""
+
+
+def split_batches(count: int, batch_size: int, world: int = 1) -> list[int]:
+    """Return the sizes of the batches of one epoch: all of them full, but for the last.
+
+    A last batch too small for its batch-normalisation statistics to mean much (under an eighth of a full one, or under
+    two images a process) joins the one before it.
+
+    Args:
+        count: Images in the epoch.
+        batch_size: Images in a full batch.
+        world: Processes that share each batch.
+    """
+    full, rest = divmod(count, batch_size)
+    sizes = [batch_size] * full
+    if rest and full and rest < max(2 * world, batch_size // 8):
+        sizes[-1] += rest
+    elif rest:
+        sizes.append(rest)
+    return sizes
+
+
+class Trainer:
+    """Trains networks, with everything that does not change between the phases of a run.
+
+    Args:
+        runtime: Device, precision, processes.
+        seeds: Source of the streams "shuffle", "augment" and "dropout" of every phase and epoch.
+        held_out: bool (N,), rows that no phase trains on; their losses are recorded by a forward pass.
+        checkpoints: Where the state goes after every epoch, and comes from on resuming; None keeps none.
+        progress: Shows the work.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        seeds: Seeds,
+        *,
+        held_out: Tensor | None = None,
+        checkpoints: Checkpoints | None = None,
+        progress: Progress = SILENT,
+    ) -> None:
+        self.runtime = runtime
+        self._seeds = seeds
+        self._held_out = held_out
+        self._checkpoints = checkpoints
+        self._progress = progress
+        self._batches: tuple[ImageSet, Batches] | None = None
+
+    def fit(
+        self,
+        model: nn.Module,
+        data: ImageSet,
+        phase: Phase,
+        *,
+        objective: Objective = mean_loss,
+        subset: Tensor | None = None,
+    ) -> History:
+        """Train ``model`` in place and return what was seen.
+
+        Args:
+            model: Takes float (B, C, H, W) in [0, 1], gives logits (B, K); moved to the run's device.
+            data: The images and observed labels.
+            phase: Name, plan and bounds of this training. A phase of that name that was finished before a resume is
+                not trained again: its weights and history come from the checkpoint.
+            objective: Step -> scalar to minimise.
+            subset: bool (N,), rows to train on; all by default. Held-out rows are never trained on.
+
+        Returns:
+            Per-sample losses of every epoch, recorded while training, at no extra pass.
+
+        Raises:
+            NonFiniteLossError: A loss became infinite or not a number and the phase does not stop on that; the
+                network holds the weights of the last good epoch.
+        """
+        runtime, plan = self.runtime, phase.plan
+        runtime.place(model)
+        trained = torch.ones(len(data), dtype=torch.bool) if subset is None else subset.clone()
+        watched = torch.empty(0, dtype=torch.int64)
+        if self._held_out is not None and len(self._held_out) == len(data):
+            trained &= ~self._held_out
+            watched = self._held_out.nonzero().squeeze(1)
+        rows = trained.nonzero().squeeze(1)
+        optimizer = torch.optim.SGD(
+            model.parameters(), lr=plan.lr, momentum=plan.momentum, weight_decay=plan.weight_decay
+        )
+        history = _empty_history(phase.name, len(data))
+        state = self._checkpoints.load(phase.name) if self._checkpoints else None
+        if state is not None:
+            state.restore(model, optimizer)
+            history = state.history
+            if state.done:
+                return history
+        net = runtime.parallel(model)
+        sizes = split_batches(len(rows), plan.batch_size, runtime.world)
+        compiled = torch.compile(net) if runtime.compiles(len(rows) * plan.epochs) else net
+        done_epochs = len(history.seconds)
+        last_good = PhaseState.capture(model, optimizer, history, done=False)
+        with self._progress.bar(phase.name, (plan.epochs - done_epochs) * len(sizes), "batches") as bar:
+            for epoch in range(done_epochs, plan.epochs):
+                started = time.perf_counter()
+                worker = _EpochWorker(self, net, compiled, optimizer, phase, objective, epoch)
+                losses, accuracy = worker.run(self._batches_of(data), rows, sizes, len(data), bar)
+                runtime.agree(model)
+                if len(watched):
+                    losses[watched] = self._watch(model, data, watched)
+                problem = _not_finite(model, losses[rows])
+                if problem:
+                    last_good.restore(model, optimizer)
+                    message = f"phase {phase.name!r}, epoch {epoch + 1}: {problem}"
+                    if not phase.stop_on_nonfinite:
+                        raise NonFiniteLossError(
+                            f"{message}; the weights of the last good epoch are kept. Try a lower --set train.lr"
+                        )
+                    history = _stopped(history, message)
+                    break
+                losses[~_union(trained, watched)] = float("nan")
+                history = _extended(history, losses, accuracy, time.perf_counter() - started)
+                last_good = PhaseState.capture(model, optimizer, history, done=epoch + 1 == plan.epochs)
+                if self._checkpoints:
+                    self._checkpoints.save(last_good)
+                loss = float(losses[rows].mean())
+                bar.advance(0, f"epoch {epoch + 1}/{plan.epochs}, loss {loss:.3f}, accuracy {100 * accuracy:.1f} %")
+        if history.stopped and self._checkpoints:
+            self._checkpoints.save(PhaseState.capture(model, optimizer, history, done=True))
+        return history
+
+    def stream(self, name: str, phase: Phase, epoch: int) -> Seeds:
+        """Return the seeds of one epoch: no state to save, so a resumed epoch is the same as an uninterrupted one."""
+        return self._seeds.child(f"{phase.name}/{epoch}/{name}")
+
+    def _batches_of(self, data: ImageSet) -> Batches:
+        if self._batches is None or self._batches[0] is not data:
+            self._batches = (data, Batches(data, self.runtime.device))
+        return self._batches[1]
+
+    def _watch(self, model: nn.Module, data: ImageSet, rows: Tensor) -> Tensor:
+        logits = logits_of(model, data, self.runtime, index=rows)
+        return ce(logits, data.labels[rows])
+
+
+class _EpochWorker:
+    """One epoch of one phase on one process."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        net: nn.Module,
+        compiled: nn.Module | Callable[..., Tensor],
+        optimizer: torch.optim.Optimizer,
+        phase: Phase,
+        objective: Objective,
+        epoch: int,
+    ) -> None:
+        self._runtime = trainer.runtime
+        self._net, self._compiled = net, compiled
+        self._optimizer = optimizer
+        self._phase = phase
+        self._objective = objective
+        self._epoch = epoch
+        self._shuffle = trainer.stream("shuffle", phase, epoch).generator("all")
+        self._augment = trainer.stream("augment", phase, epoch).generator(f"rank {self._runtime.rank}")
+        self._dropout = trainer.stream("dropout", phase, epoch).derive(f"rank {self._runtime.rank}")
+
+    def run(
+        self, batches: Batches, rows: Tensor, sizes: list[int], total: int, bar: Bar
+    ) -> tuple[Tensor, float]:
+        """Train on every row once; returns the loss of each image (CPU float32 (N,)) and the accuracy."""
+        runtime = self._runtime
+        order = rows[torch.randperm(len(rows), generator=self._shuffle)].to(runtime.device)
+        losses = torch.zeros(total, device=runtime.device)
+        correct = torch.zeros((), device=runtime.device)
+        self._net.train(not self._phase.freeze_norm)
+        devices = [runtime.device] if runtime.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self._dropout)
+            for number, index in self._share(order, sizes):
+                images, labels = batches.take(index)
+                step = self._step(images, labels, index, number, sizes)
+                losses[index] = step.losses.detach()
+                correct += (step.logits.detach().argmax(1) == labels).sum()
+                bar.advance()
+        losses, correct = runtime.sum(losses), runtime.sum(correct)
+        return losses.cpu(), float(correct) / max(1, len(rows))
+
+    def _share(self, order: Tensor, sizes: list[int]) -> Iterator[tuple[int, Tensor]]:
+        for number, batch in enumerate(order.split(sizes)):
+            yield number, batch[self._runtime.rank :: self._runtime.world]
+
+    def _step(self, images: Tensor, labels: Tensor, index: Tensor, number: int, sizes: list[int]) -> Step:
+        plan, runtime = self._phase.plan, self._runtime
+        images = augment(images, plan.augment, self._augment)
+        pixels = images.to(torch.float32, memory_format=torch.channels_last).div_(255)
+        # Only full batches run compiled: a batch of another size would be compiled once more for a single use.
+        net = self._compiled if sizes[number] == plan.batch_size else self._net
+        with runtime.autocast():
+            logits = net(pixels)
+        step = Step(pixels, labels, index, logits, ce(logits, labels))
+        # Processes average their gradients; the factor makes that the mean over the batch when shares are uneven.
+        weight = len(index) * runtime.world / sizes[number]
+        self._optimizer.zero_grad(set_to_none=True)
+        (self._objective(step) * weight).backward()
+        if self._phase.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._net.parameters(), self._phase.clip_norm)
+        progress = (self._epoch * len(sizes) + number + 1) / (plan.epochs * len(sizes))
+        for group in self._optimizer.param_groups:
+            group["lr"] = plan.rate_at(progress - 0.5 / (plan.epochs * len(sizes)))
+        self._optimizer.step()
+        return step
+
+
+def _empty_history(phase: str, count: int) -> History:
+    return History(phase, np.empty((0, count), np.float32), np.empty(0), np.empty(0))
+
+
+def _extended(history: History, losses: Tensor, accuracy: float, seconds: float) -> History:
+    return History(
+        history.phase,
+        np.concatenate([history.losses, losses.numpy()[None]]),
+        np.append(history.accuracy, accuracy),
+        np.append(history.seconds, seconds),
+    )
+
+
+def _stopped(history: History, why: str) -> History:
+    return History(history.phase, history.losses, history.accuracy, history.seconds, stopped=why)
+
+
+def _union(trained: Tensor, watched: Tensor) -> Tensor:
+    seen = trained.clone()
+    seen[watched] = True
+    return seen
+
+
+def _not_finite(model: nn.Module, losses: Tensor) -> str | None:
+    if not bool(torch.isfinite(losses).all()):
+        return "the loss is infinite or not a number"
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
+        return "a weight is infinite or not a number"
+    return None

@@ -1,0 +1,86 @@
+"""How a network is trained: plain values, no state."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from antibackdoor.errors import ConfigError
+from antibackdoor.ops.augment import AUGMENTATIONS, AugmentName
+
+__all__ = ["Phase", "Schedule", "TrainPlan"]
+
+Schedule = Literal["constant", "cosine", "multistep", "onecycle"]
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """One training by stochastic gradient descent.
+
+    Attributes:
+        epochs: Passes over the images.
+        batch_size: Images in one update, over all processes together.
+        lr: Peak learning rate.
+        momentum: Of SGD, without Nesterov's correction.
+        weight_decay: L2 penalty on every parameter.
+        schedule: "multistep" divides the rate by ten after half and after three quarters of the updates; "cosine"
+            falls to zero; "onecycle" rises over the first quarter and falls linearly to zero; "constant" stays.
+        augment: Names of ``ops.augment``, applied in order.
+    """
+
+    epochs: int = 20
+    batch_size: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: Schedule = "onecycle"
+    augment: tuple[AugmentName, ...] = ("crop", "flip")
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ConfigError(f"epochs: must be at least 1, got {self.epochs}")
+        if self.batch_size < 2:
+            raise ConfigError(f"batch_size: must be at least 2, got {self.batch_size}")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise ConfigError(f"lr: must be a finite number above 0, got {self.lr}")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"momentum: must be in 0..1, below 1, got {self.momentum}")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ConfigError(f"weight_decay: must be finite and at least 0, got {self.weight_decay}")
+        unknown = [name for name in self.augment if name not in AUGMENTATIONS]
+        if unknown:
+            raise ConfigError(f"augment: unknown {unknown[0]!r}; known: {', '.join(AUGMENTATIONS)}")
+
+    def rate_at(self, progress: float) -> float:
+        """Return the learning rate after ``progress`` (0..1) of the updates."""
+        if self.schedule == "constant":
+            return self.lr
+        if self.schedule == "cosine":
+            return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
+        if self.schedule == "multistep":
+            return self.lr * (0.1 ** ((progress >= 0.5) + (progress >= 0.75)))
+        return self.lr * min(progress / 0.25, (1 - progress) / 0.75)
+
+    def but(self, **changes: object) -> TrainPlan:
+        """Return the same plan with some fields changed."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One named training inside a method; the name is how a checkpoint finds its place again.
+
+    Attributes:
+        name: Unique within a run, such as "isolate".
+        plan: How it trains.
+        freeze_norm: Leave batch-normalisation statistics as they are (the network computes in evaluation mode).
+        clip_norm: Largest gradient norm of one update, or None.
+        stop_on_nonfinite: End the phase with the last good weights, else raise, when a loss is not finite.
+    """
+
+    name: str
+    plan: TrainPlan
+    freeze_norm: bool = False
+    clip_norm: float | None = None
+    stop_on_nonfinite: bool = False

@@ -1,0 +1,195 @@
+"""Where and in which precision everything is computed, and why; processes through accelerate."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from antibackdoor.errors import DeviceError
+from antibackdoor.types import Json
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["CompileMode", "Precision", "Runtime"]
+
+Precision = Literal["auto", "bf16", "fp32"]
+CompileMode = Literal["auto", "off", "on"]
+
+
+def _resolve_device(name: str) -> torch.device:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise DeviceError(f"device {name!r} is not a device name; use auto, cpu, cuda, cuda:1 or mps") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise DeviceError(f"device {name!r} is not there: this machine shows {count} CUDA devices; use --device auto")
+        return torch.device("cuda", device.index or int(os.environ.get("LOCAL_RANK", "0")))
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("device 'mps' is not there: use --device auto")
+    if device.type not in {"cpu", "mps"}:
+        raise DeviceError(f"device {name!r} is not supported; use auto, cpu, cuda, cuda:1 or mps")
+    return device
+
+
+def _resolve_precision(precision: Precision, device: torch.device) -> tuple[torch.dtype, str]:
+    if precision == "fp32":
+        return torch.float32, "float32, as asked"
+    if precision == "bf16":
+        return torch.bfloat16, "bfloat16, as asked"
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability(device)[0] >= 8:
+            return torch.bfloat16, "bfloat16 autocast: the GPU is Ampere or later"
+        return torch.float32, "float32: the GPU is older than Ampere"
+    if device.type == "cpu":
+        capabilities = torch.backends.cpu.get_cpu_capability()
+        # PyTorch names the vector level, not the bf16 instructions, so the processor's own flags are read too.
+        flags = _cpu_flags()
+        for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-BF16")):
+            if flag in flags and "AVX512" in capabilities:
+                return torch.bfloat16, f"bfloat16 autocast: the CPU has {name}"
+        return torch.float32, "float32: the CPU has no bfloat16 instructions"
+    return torch.float32, f"float32: the default on {device.type}"
+
+
+def _cpu_flags() -> frozenset[str]:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                if line.startswith(("flags", "Features")):
+                    return frozenset(line.split(":", 1)[1].split())
+    except OSError:
+        pass
+    return frozenset()
+
+
+@dataclass(frozen=True, eq=False)
+class Runtime:
+    """The device, the precision and the processes of one run.
+
+    Attributes:
+        device: Where tensors live.
+        dtype: The type that forward passes are autocast to; float32 means no autocast.
+        reason: Why that type, in words.
+        compile_mode: Whether ``torch.compile`` is used; "auto" compiles on CUDA when a phase is long enough to pay.
+        accelerator: The accelerate object when several processes work together, else None.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    reason: str
+    compile_mode: CompileMode = "auto"
+    accelerator: Accelerator | None = None
+
+    @staticmethod
+    def create(device: str = "auto", precision: Precision = "auto", compile_mode: CompileMode = "auto") -> Runtime:
+        """Choose device and precision, and join the other processes of an ``accelerate launch``.
+
+        Args:
+            device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+            precision: "auto", "bf16" or "fp32".
+            compile_mode: "auto", "on" or "off".
+
+        Raises:
+            DeviceError: No such device here.
+        """
+        chosen = _resolve_device(device)
+        dtype, reason = _resolve_precision(precision, chosen)
+        accelerator = None
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from accelerate import Accelerator
+
+            accelerator = Accelerator(cpu=chosen.type == "cpu")
+            chosen = accelerator.device
+        return Runtime(chosen, dtype, reason, compile_mode, accelerator)
+
+    @property
+    def rank(self) -> int:
+        """Index of this process, 0 for the one that writes files."""
+        return 0 if self.accelerator is None else int(self.accelerator.process_index)
+
+    @property
+    def world(self) -> int:
+        """Number of processes."""
+        return 1 if self.accelerator is None else int(self.accelerator.num_processes)
+
+    def autocast(self) -> torch.autocast:
+        """Return the context of forward passes."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """Move the network to the device, convolutions in channels-last memory; returns the same object."""
+        return model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+    def parallel(self, model: nn.Module) -> nn.Module:
+        """Return the network as it is to be called in training: wrapped when several processes train it."""
+        if self.accelerator is None:
+            return model
+        wrapped: nn.Module = self.accelerator.prepare_model(model)
+        return wrapped
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Return the sum of a tensor over all processes."""
+        if self.accelerator is None:
+            return tensor
+        total: Tensor = self.accelerator.reduce(tensor, reduction="sum")
+        return total
+
+    def agree(self, model: nn.Module) -> None:
+        """Give every process the mean of the floating-point buffers (batch-normalisation statistics)."""
+        if self.accelerator is None:
+            return
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(self.sum(buffer) / self.world)
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.accelerator is not None:
+            self.accelerator.wait_for_everyone()
+
+    def compiles(self, images: int) -> bool:
+        """Return whether a phase that sees ``images`` images in all is worth compiling for."""
+        if self.compile_mode == "auto":
+            # Compilation took 10 to 30 s and a CPU network of this size ran slower with it (docs/log.md).
+            return self.device.type == "cuda" and images >= 1_000_000
+        return self.compile_mode == "on"
+
+    def describe(self) -> dict[str, Json]:
+        """Return what a record says about the device."""
+        name = "cpu"
+        if self.device.type == "cuda":
+            name = torch.cuda.get_device_name(self.device)
+        elif self.device.type == "cpu":
+            name = _cpu_name()
+        return {
+            "type": self.device.type,
+            "name": name,
+            "precision": str(self.dtype).removeprefix("torch."),
+            "reason": self.reason,
+            "threads": torch.get_num_threads(),
+            "processes": self.world,
+            "compile": self.compile_mode,
+        }
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
