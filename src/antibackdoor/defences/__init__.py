@@ -1,0 +1,12 @@
+"""Defences, one file each. To add one: its file, and its line in ``DEFENCES``."""
+
+from antibackdoor.defences.abl import AblPaper, AblReleased
+from antibackdoor.defences.base import Defence
+from antibackdoor.defences.none import NoDefence
+from antibackdoor.registry import Registry
+
+__all__ = ["DEFENCES", "AblPaper", "AblReleased", "Defence", "NoDefence"]
+
+DEFENCES: Registry[Defence] = Registry(
+    "defence", {"abl": AblReleased, "abl-paper": AblPaper, "none": NoDefence}
+)

@@ -1,0 +1,209 @@
+"""Anti-Backdoor Learning (Li et al., NeurIPS 2021), as its released code does it and as its paper states it.
+
+Both isolate a fixed share in a first stage that keeps losses from falling below gamma, and both then make the network
+forget what was isolated by gradient ascent. Ascent is bounded here: each isolated image counts ``min(loss, cap)``, so
+it stops to matter, by itself, once its loss reaches the cap; a loss that is not finite ends the phase with the last good
+weights.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from antibackdoor.defences.base import Defence
+from antibackdoor.errors import ConfigError
+from antibackdoor.isolation import SIGNALS, Evidence, Scope, isolate
+from antibackdoor.models import BuildModel
+from antibackdoor.ops.objectives import capped, flood, lga
+from antibackdoor.seeds import Seeds
+from antibackdoor.training import Fit, Objective, Phase, Step, TrainPlan
+from antibackdoor.types import History, ImageSet, Isolation, Outcome
+
+__all__ = ["AblPaper", "AblReleased"]
+
+
+@dataclass(frozen=True)
+class _Abl(Defence):
+    """Stage one, which both orders share.
+
+    Attributes:
+        gamma: The level, in nats, at which stage one holds the loss.
+        reduction: "sample" applies the rule to every image (the paper's equation), "batch" to the mean of a batch
+            (every published code).
+        share: Share to isolate, 0..1.
+        signal: What ranks the images: "loss" of the last epoch (the paper's rule) or "loss-drop", its fall.
+        scope: Rank over the whole "set" (the paper's rule) or within each "class".
+        isolation_lr: Constant learning rate of stage one.
+        cap: Loss, in nats, at which ascent on an image stops; log K, the loss of a blind guess, if None.
+    """
+
+    gamma: float = 0.5
+    reduction: Literal["batch", "sample"] = "batch"
+    share: float = 0.01
+    signal: str = "loss-drop"
+    scope: Scope = "set"
+    isolation_lr: float = 0.1
+    cap: float | None = None
+
+    def __post_init__(self) -> None:
+        SIGNALS.get(self.signal)
+        for name in ("gamma", "isolation_lr"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"{name}: must be a finite number above 0, got {value}")
+        if not 0 < self.share < 1:
+            raise ConfigError(f"share: must be above 0 and below 1, got {self.share}")
+        if self.cap is not None and not (math.isfinite(self.cap) and self.cap > 0):
+            raise ConfigError(f"cap: must be a finite number above 0, or null for log K, got {self.cap}")
+
+    @abstractmethod
+    def _stage_one_epochs(self, plan: TrainPlan) -> int:
+        """Return the number of epochs before the isolation."""
+
+    def scan(
+        self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds
+    ) -> Outcome:
+        """Run stage one: train under the rule, without augmentation, and isolate."""
+        model = build_model(seeds.generator("init"))
+        isolation, history = self._isolate(model, data, fit, plan)
+        return Outcome(model, isolation, (history,))
+
+    def _isolate(
+        self, model: nn.Module, data: ImageSet, fit: Fit, plan: TrainPlan
+    ) -> tuple[Isolation, History]:
+        stage_one = plan.but(
+            epochs=self._stage_one_epochs(plan), lr=self.isolation_lr, schedule="constant", augment=()
+        )
+        history = fit(model, data, Phase("isolate", stage_one), objective=self._held_at_gamma)
+        evidence = Evidence.of(history, data.labels, data.num_classes)
+        return isolate(evidence, signal=self.signal, share=self.share, scope=self.scope), history
+
+    def _held_at_gamma(self, step: Step) -> Tensor:
+        if self.reduction == "sample":
+            return lga(step.losses, self.gamma).mean()
+        return flood(step.losses.mean(), self.gamma)
+
+    def _cap(self, data: ImageSet) -> float:
+        return math.log(data.num_classes) if self.cap is None else self.cap
+
+
+@dataclass(frozen=True)
+class AblReleased(_Abl):
+    """ABL in the order of the authors' code: isolate, fine-tune on the rest, then ascend on what was isolated.
+
+    Differences from that code: the images are ranked by the fall of their loss, not by the last loss
+    (``signal=loss`` is the original's rule; docs/log.md has both, measured); the loader of stage one is shuffled;
+    ascent is bounded, runs with frozen batch-normalisation statistics, and beside each isolated image goes a few of the
+    rest, whose loss is minimised in the same step, so that the network forgets the trigger and not the class.
+
+    Attributes:
+        isolation_epochs: Epochs of stage one.
+        unlearn_epochs: Passes over the isolated images.
+        unlearn_lr: Learning rate of the ascent.
+        anchors: Images of the rest for each isolated one in the ascent; 0 is the original's ascent alone.
+
+    Source:
+        github.com/bboylyg/ABL; stage lengths there are 10, 60 and 5 epochs, learning rate of the ascent 5e-4.
+    """
+
+    isolation_epochs: int = 10
+    unlearn_epochs: int = 5
+    unlearn_lr: float = 5e-4
+    anchors: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("isolation_epochs", 1), ("unlearn_epochs", 0), ("anchors", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}: must be at least {least}, got {getattr(self, name)}")
+        if not (math.isfinite(self.unlearn_lr) and self.unlearn_lr > 0):
+            raise ConfigError(f"unlearn_lr: must be a finite number above 0, got {self.unlearn_lr}")
+
+    def _stage_one_epochs(self, plan: TrainPlan) -> int:
+        return self.isolation_epochs
+
+    def run(
+        self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds
+    ) -> Outcome:
+        """Isolate; fine-tune on the rest by the plan of ordinary training; unlearn."""
+        model = build_model(seeds.generator("init"))
+        isolation, stage_one = self._isolate(model, data, fit, plan)
+        isolated = isolation.flagged
+        histories = [stage_one, fit(model, data, Phase("fine-tune", plan), subset=~isolated)]
+        if self.unlearn_epochs:
+            histories.append(self._unlearn(model, data, isolated, fit, plan, seeds))
+        return Outcome(model, isolation, tuple(histories))
+
+    def _unlearn(
+        self, model: nn.Module, data: ImageSet, isolated: Tensor, fit: Fit, plan: TrainPlan, seeds: Seeds
+    ) -> History:
+        rest = (~isolated).nonzero().squeeze(1)
+        count = min(len(rest), self.anchors * int(isolated.sum()))
+        subset = isolated.clone()
+        subset[rest[torch.randperm(len(rest), generator=seeds.generator("anchors"))[:count]]] = True
+        ascent = plan.but(
+            epochs=self.unlearn_epochs, lr=self.unlearn_lr, schedule="constant", augment=(), weight_decay=0.0
+        )
+        phase = Phase("unlearn", ascent, freeze_norm=True, clip_norm=1.0, stop_on_nonfinite=True)
+        objective = _rest_minus_isolated(isolated, self._cap(data))
+        return fit(model, data, phase, objective=objective, subset=subset)
+
+
+@dataclass(frozen=True)
+class AblPaper(_Abl):
+    """ABL as the paper states it: per-image local gradient ascent until the turning epoch, then one joint objective.
+
+    The joint objective is ``E_rest[loss] - E_isolated[loss]`` (the paper's L_GGA) for all epochs that are left.
+
+    Attributes:
+        turning: Share of the plan's epochs before the turning epoch; the paper's 20 of 100.
+
+    Source:
+        Li et al., NeurIPS 2021, section 3.2; ascent is bounded by ``cap``, which the paper does not have.
+    """
+
+    reduction: Literal["batch", "sample"] = "sample"
+    signal: str = "loss"
+    turning: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.turning < 1:
+            raise ConfigError(f"turning: must be above 0 and below 1, got {self.turning}")
+
+    def _stage_one_epochs(self, plan: TrainPlan) -> int:
+        return max(1, round(self.turning * plan.epochs))
+
+    def run(
+        self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds
+    ) -> Outcome:
+        """Isolate at the turning epoch, then train on the joint objective."""
+        model = build_model(seeds.generator("init"))
+        isolation, stage_one = self._isolate(model, data, fit, plan)
+        left = max(1, plan.epochs - self._stage_one_epochs(plan))
+        phase = Phase("joint", plan.but(epochs=left), stop_on_nonfinite=True)
+        objective = _rest_minus_isolated(isolation.flagged, self._cap(data))
+        return Outcome(model, isolation, (stage_one, fit(model, data, phase, objective=objective)))
+
+
+def _rest_minus_isolated(isolated: Tensor, cap: float) -> Objective:
+    """Return the objective ``mean of the rest - mean of min(loss, cap) of the isolated``, over one batch."""
+    masks: dict[torch.device, Tensor] = {}
+
+    def objective(step: Step) -> Tensor:
+        device = step.losses.device
+        if device not in masks:
+            masks[device] = isolated.to(device)
+        ascends = masks[device][step.index].float()
+        descends = 1 - ascends
+        rest = (step.losses * descends).sum() / descends.sum().clamp_min(1)
+        forget = (capped(step.losses, cap) * ascends).sum() / ascends.sum().clamp_min(1)
+        return rest - forget
+
+    return objective

@@ -1,0 +1,19 @@
+"""Isolation: signals (evidence -> scores) and decisions (scores -> flagged images)."""
+
+from antibackdoor.isolation.decide import Scope, flag_share, rank_within_classes
+from antibackdoor.isolation.evidence import Evidence
+from antibackdoor.isolation.recorder import LossRecorder, isolate
+from antibackdoor.isolation.signals import SIGNALS, Loss, LossDrop, Signal
+
+__all__ = [
+    "SIGNALS",
+    "Evidence",
+    "Loss",
+    "LossDrop",
+    "LossRecorder",
+    "Scope",
+    "Signal",
+    "flag_share",
+    "isolate",
+    "rank_within_classes",
+]

@@ -1,0 +1,42 @@
+"""What signals look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from antibackdoor.errors import ConfigError
+from antibackdoor.types import History
+
+__all__ = ["Evidence"]
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Everything a signal may use; never the truth.
+
+    Attributes:
+        losses: float32 (E, N), cross-entropy of every image in every epoch, finite.
+        labels: int64 (N,), as observed.
+        num_classes: K.
+    """
+
+    losses: Tensor
+    labels: Tensor
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        if self.losses.ndim != 2 or self.losses.shape[0] < 1 or self.losses.shape[1] != self.labels.shape[0]:
+            raise ConfigError(
+                f"isolation: losses have shape {tuple(self.losses.shape)}, expected (epochs, {self.labels.shape[0]}) "
+                "with at least one epoch"
+            )
+        if not bool(torch.isfinite(self.losses).all()):
+            raise ConfigError("isolation: some losses are missing or not finite; every image needs one in every epoch")
+
+    @staticmethod
+    def of(history: History, labels: Tensor, num_classes: int) -> Evidence:
+        """Return the evidence that a phase of training left."""
+        return Evidence(torch.from_numpy(history.losses), labels, num_classes)

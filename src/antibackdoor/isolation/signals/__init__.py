@@ -1,0 +1,10 @@
+"""Signals, one file each. To add one: its file, and its line in ``SIGNALS``."""
+
+from antibackdoor.isolation.signals.base import Signal
+from antibackdoor.isolation.signals.loss import Loss
+from antibackdoor.isolation.signals.loss_drop import LossDrop
+from antibackdoor.registry import Registry
+
+__all__ = ["SIGNALS", "Loss", "LossDrop", "Signal"]
+
+SIGNALS: Registry[Signal] = Registry("signal", {"loss": Loss, "loss-drop": LossDrop})
