@@ -63,7 +63,9 @@ class Registry(Generic[T]):
 def parameters_of(member: object) -> dict[str, object]:
     """Return the hyper-parameters of a built member by field name."""
     if not dataclasses.is_dataclass(member):
-        raise ConfigError(f"{type(member).__name__} is not a dataclass, so its hyper-parameters cannot be recorded")
+        raise ConfigError(
+            f"{type(member).__name__} is not a dataclass, so its hyper-parameters cannot be recorded"
+        )
     return {field.name: getattr(member, field.name) for field in dataclasses.fields(member) if field.init}
 
 

@@ -113,7 +113,9 @@ class DirtyLabelAttack(Attack):
         if self.labelling == "all-to-one":
             return torch.full_like(labels, self.target)
         if self.num_classes is None:
-            raise PoisonError("an all-to-all attack must be prepared before use, since it needs the number of classes")
+            raise PoisonError(
+                "an all-to-all attack must be prepared before use, since it needs the number of classes"
+            )
         return (labels + 1) % self.num_classes
 
     def relabel(self, labels: Tensor) -> Tensor:
@@ -200,7 +202,9 @@ def triggered_test(clean: ImageSet, attack: Attack) -> PoisonedSet:
     kept = clean.select(rows)
     images = torch.empty_like(kept.images)
     for part in torch.arange(len(kept)).split(_CHUNK):
-        images[part] = _to_uint8(attack.stamp_test(_to_float(kept.images[part]), rows[part], kept.labels[part]))
+        images[part] = _to_uint8(
+            attack.stamp_test(_to_float(kept.images[part]), rows[part], kept.labels[part])
+        )
     observed = dataclasses.replace(kept, images=images, labels=attack.target_of(kept.labels))
     everything = torch.ones(len(kept), dtype=torch.bool)
     return PoisonedSet(observed, everything, ~everything, kept.labels, attack.single_target)

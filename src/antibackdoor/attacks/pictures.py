@@ -31,7 +31,9 @@ def read_picture(path: Path, shape: tuple[int, int, int], *, setting: str) -> Te
     channels, height, width = shape
     try:
         with Image.open(path) as picture:
-            converted = picture.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BICUBIC)
+            converted = picture.convert("L" if channels == 1 else "RGB").resize(
+                (width, height), Image.Resampling.BICUBIC
+            )
     except FileNotFoundError:
         raise PoisonError(f"{setting}: no picture at {path}") from None
     except (OSError, UnidentifiedImageError) as error:

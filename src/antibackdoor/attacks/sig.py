@@ -29,7 +29,11 @@ class Sig(CleanLabelAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value in (("delta", self.delta), ("test_delta", self.test_delta), ("frequency", self.frequency)):
+        for name, value in (
+            ("delta", self.delta),
+            ("test_delta", self.test_delta),
+            ("frequency", self.frequency),
+        ):
             if value is not None and not 0 < value <= 255:
                 raise ConfigError(f"{name}: must be above 0 and at most 255, got {value}")
 

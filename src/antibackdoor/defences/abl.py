@@ -37,7 +37,8 @@ class _Abl(Defence):
         reduction: "sample" applies the rule to every image (the paper's equation), "batch" to the mean of a batch
             (every published code).
         share: Share to isolate, 0..1.
-        signal: What ranks the images: "loss" of the last epoch (the paper's rule) or "loss-drop", its fall.
+        signal: What ranks the images: "loss" of the last epoch (the paper's rule), "loss-drop" or
+            "trajectory"; see ``isolation.signals``.
         scope: Rank over the whole "set" (the paper's rule) or within each "class".
         isolation_lr: Constant learning rate of stage one.
         cap: Loss, in nats, at which ascent on an image stops; log K, the loss of a blind guess, if None.
@@ -46,7 +47,7 @@ class _Abl(Defence):
     gamma: float = 0.5
     reduction: Literal["batch", "sample"] = "batch"
     share: float = 0.01
-    signal: str = "loss-drop"
+    signal: str = "trajectory"
     scope: Scope = "set"
     isolation_lr: float = 0.1
     cap: float | None = None
@@ -97,7 +98,7 @@ class _Abl(Defence):
 class AblReleased(_Abl):
     """ABL in the order of the authors' code: isolate, fine-tune on the rest, then ascend on what was isolated.
 
-    Differences from that code: the images are ranked by the fall of their loss, not by the last loss
+    Differences from that code: the images are ranked by their loss trajectories, not by the last loss
     (``signal=loss`` is the original's rule; docs/log.md has both, measured); the loader of stage one is shuffled;
     ascent is bounded, runs with frozen batch-normalisation statistics, and beside each isolated image goes a few of the
     rest, whose loss is minimised in the same step, so that the network forgets the trigger and not the class.

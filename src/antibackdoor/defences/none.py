@@ -37,6 +37,8 @@ class NoDefence(Defence):
         isolation = dataclasses.replace(
             ranked,
             flagged=torch.zeros_like(ranked.flagged),
-            evidence=("Undefended training flags nothing; the scores are the fall of the loss, for reference.",),
+            evidence=(
+                "Undefended training flags nothing; the scores are the fall of the loss, for reference.",
+            ),
         )
         return Outcome(model, isolation, (history,))

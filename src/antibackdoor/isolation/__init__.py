@@ -3,7 +3,7 @@
 from antibackdoor.isolation.decide import Scope, flag_share, rank_within_classes
 from antibackdoor.isolation.evidence import Evidence
 from antibackdoor.isolation.recorder import LossRecorder, isolate
-from antibackdoor.isolation.signals import SIGNALS, Loss, LossDrop, Signal
+from antibackdoor.isolation.signals import SIGNALS, Loss, LossDrop, Signal, Trajectory
 
 __all__ = [
     "SIGNALS",
@@ -13,6 +13,7 @@ __all__ = [
     "LossRecorder",
     "Scope",
     "Signal",
+    "Trajectory",
     "flag_share",
     "isolate",
     "rank_within_classes",

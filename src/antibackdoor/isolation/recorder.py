@@ -17,7 +17,7 @@ __all__ = ["LossRecorder", "isolate"]
 
 
 def isolate(
-    evidence: Evidence, *, signal: Signal | str = "loss-drop", share: float = 0.01, scope: Scope = "set"
+    evidence: Evidence, *, signal: Signal | str = "trajectory", share: float = 0.01, scope: Scope = "set"
 ) -> Isolation:
     """Score every sample and flag a fixed share.
 
@@ -40,7 +40,9 @@ def isolate(
 
 def _describe(flagged: Tensor, evidence: Evidence, share: float, scope: Scope) -> str:
     counts = torch.bincount(evidence.labels[flagged], minlength=evidence.num_classes)
-    where = f"{int(counts.max())} of them carry label {int(counts.argmax())}" if int(flagged.sum()) else "none"
+    where = (
+        f"{int(counts.max())} of them carry label {int(counts.argmax())}" if int(flagged.sum()) else "none"
+    )
     return (
         f"A fixed {100 * share:g} % ({int(flagged.sum())} of {len(flagged)} samples) is flagged, ranked over "
         f"{'the whole set' if scope == 'set' else 'each class'}; {where}. A fixed share says which samples to look at "
@@ -90,7 +92,7 @@ class LossRecorder:
                 f"update: {tuple(rows.shape)} indices and {tuple(values.shape)} losses; expected one loss a sample "
                 "(reduction='none')"
             )
-        if len(rows) and not (0 <= int(rows.min()) and int(rows.max()) < len(self._labels)):
+        if len(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < len(self._labels)):
             raise ConfigError(f"update: an index is outside 0..{len(self._labels) - 1}")
         self._current[rows] = values
 
@@ -114,7 +116,7 @@ class LossRecorder:
         return torch.stack(self._epochs) if self._epochs else torch.empty(0, len(self._labels))
 
     def isolate(
-        self, *, signal: Signal | str = "loss-drop", share: float = 0.01, scope: Scope = "set"
+        self, *, signal: Signal | str = "trajectory", share: float = 0.01, scope: Scope = "set"
     ) -> Isolation:
         """Score every sample and flag a fixed share; see :func:`isolate`."""
         classes = int(self._labels.max()) + 1 if len(self._labels) else 1

@@ -153,7 +153,9 @@ def rebuild(spec: ModelSpec) -> nn.Module:
         ConfigError: The network was the user's own, so only the user can build it.
     """
     if spec.name == "custom":
-        raise ConfigError("model: this run trained a network of your own; build it in Python and load the weights")
+        raise ConfigError(
+            "model: this run trained a network of your own; build it in Python and load the weights"
+        )
     ones = torch.ones(spec.channels)
     return Normalised(_body(spec.name, spec.channels, spec.num_classes), ones * 0, ones)
 

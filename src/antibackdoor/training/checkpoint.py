@@ -37,13 +37,15 @@ class PhaseState:
     tensors: dict[str, Tensor]
 
     @staticmethod
-    def capture(model: nn.Module, optimizer: torch.optim.Optimizer, history: History, *, done: bool) -> PhaseState:
+    def capture(
+        model: nn.Module, optimizer: torch.optim.Optimizer, history: History, *, done: bool
+    ) -> PhaseState:
         """Copy the state of a network and its optimiser."""
-        tensors = {f"model/{k}": v.detach().cpu().clone() for k, v in model.state_dict().items()}
+        tensors = {f"model/{k}": _plain(v) for k, v in model.state_dict().items()}
         for position, parameter in enumerate(_parameters(optimizer)):
             momentum = optimizer.state[parameter].get("momentum_buffer")
             if momentum is not None and not done:
-                tensors[f"momentum/{position}"] = momentum.detach().cpu().clone()
+                tensors[f"momentum/{position}"] = _plain(momentum)
         return PhaseState(history, done, tensors)
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
@@ -56,7 +58,9 @@ class PhaseState:
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
-            raise StorageError(f"the checkpoint of phase {self.history.phase!r} is of another network: {error}") from None
+            raise StorageError(
+                f"the checkpoint of phase {self.history.phase!r} is of another network: {error}"
+            ) from None
         if optimizer is None:
             return
         for position, parameter in enumerate(_parameters(optimizer)):
@@ -139,4 +143,11 @@ class Checkpoints:
             )
             return PhaseState(history, bool(json.loads(header["done"])), tensors)
         except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise StorageError(f"the checkpoint {path} is damaged ({error}); start again with --overwrite") from None
+            raise StorageError(
+                f"the checkpoint {path} is damaged ({error}); start again with --overwrite"
+            ) from None
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Copy a tensor to the CPU in ordinary memory order, which safetensors asks for."""
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)

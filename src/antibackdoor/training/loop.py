@@ -188,7 +188,9 @@ class Trainer:
                 if self._checkpoints:
                     self._checkpoints.save(last_good)
                 loss = float(losses[rows].mean())
-                bar.advance(0, f"epoch {epoch + 1}/{plan.epochs}, loss {loss:.3f}, accuracy {100 * accuracy:.1f} %")
+                bar.advance(
+                    0, f"epoch {epoch + 1}/{plan.epochs}, loss {loss:.3f}, accuracy {100 * accuracy:.1f} %"
+                )
         if history.stopped and self._checkpoints:
             self._checkpoints.save(PhaseState.capture(model, optimizer, history, done=True))
         return history

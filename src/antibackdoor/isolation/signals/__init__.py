@@ -3,8 +3,11 @@
 from antibackdoor.isolation.signals.base import Signal
 from antibackdoor.isolation.signals.loss import Loss
 from antibackdoor.isolation.signals.loss_drop import LossDrop
+from antibackdoor.isolation.signals.trajectory import Trajectory
 from antibackdoor.registry import Registry
 
-__all__ = ["SIGNALS", "Loss", "LossDrop", "Signal"]
+__all__ = ["SIGNALS", "Loss", "LossDrop", "Signal", "Trajectory"]
 
-SIGNALS: Registry[Signal] = Registry("signal", {"loss": Loss, "loss-drop": LossDrop})
+SIGNALS: Registry[Signal] = Registry(
+    "signal", {"loss": Loss, "loss-drop": LossDrop, "trajectory": Trajectory}
+)

@@ -1,0 +1,142 @@
+"""The Python door: the same as the command, on any network and any data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from torch import Tensor, nn
+
+from antibackdoor.config import RunConfig
+from antibackdoor.data.sources import Loaded, from_arrays, from_dataset
+from antibackdoor.errors import ConfigError
+from antibackdoor.pipeline import Result as Run
+from antibackdoor.pipeline import run
+from antibackdoor.progress import SILENT, Progress
+from antibackdoor.types import ImageSet
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+
+__all__ = ["Data", "Run", "scan", "train"]
+
+Data: TypeAlias = (
+    "str | Path | ImageSet | Dataset[Any] | tuple[np.ndarray[Any, Any] | Tensor, Sequence[int] | Tensor]"
+)
+
+
+def train(
+    data: Data,
+    *,
+    test: Data | None = None,
+    model: str | nn.Module | Callable[[], nn.Module] = "auto",
+    defence: str = "abl",
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+    settings: Mapping[str, object] | None = None,
+    progress: Progress = SILENT,
+) -> Run:
+    """Train on data that may be poisoned; the whole of ``antibackdoor train``.
+
+    Args:
+        data: A folder or .npz by path, "embedded", "hub:NAME", an :class:`ImageSet`, a map-style torch Dataset of
+            (image, label), or a pair (images uint8 (N, H, W[, C]) or a tensor (N, C, H, W), labels int (N,)).
+        test: Clean test images, in any of these forms; without them a tenth of ``data`` is held out.
+        model: A name, a network (copied, its weights drawn anew), or a factory of networks, from float (N, C, H, W) in
+            [0, 1] to logits (N, K).
+        defence: A name from ``DEFENCES``.
+        out: Folder for the files of the run; None writes none.
+        overwrite: Replace the run in ``out``.
+        resume: Continue the run in ``out``.
+        seed: Of every random choice.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        settings: Sections of :class:`RunConfig`, such as ``{"train": {"epochs": 30}, "defence": {"gamma": 0.4}}``.
+        progress: Shows the work.
+
+    Returns:
+        The run: ``model``, ``isolation`` (scores, flagged, verdict), ``record`` and ``data``.
+
+    Raises:
+        AntiBackdoorError: What was given cannot work; see ``antibackdoor.errors``.
+    """
+    return _run(
+        data, test, model, defence, out, overwrite, resume, seed, device, settings, progress, scan_only=False
+    )
+
+
+def scan(
+    data: Data,
+    *,
+    model: str | nn.Module | Callable[[], nn.Module] = "auto",
+    defence: str = "abl",
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+    settings: Mapping[str, object] | None = None,
+    progress: Progress = SILENT,
+) -> Run:
+    """Score and flag without training a network for use; arguments as in :func:`train`."""
+    return _run(
+        data, None, model, defence, out, overwrite, resume, seed, device, settings, progress, scan_only=True
+    )
+
+
+def _run(
+    data: Data,
+    test: Data | None,
+    model: str | nn.Module | Callable[[], nn.Module],
+    defence: str,
+    out: str | Path | None,
+    overwrite: bool,
+    resume: bool,
+    seed: int,
+    device: str,
+    settings: Mapping[str, object] | None,
+    progress: Progress,
+    *,
+    scan_only: bool,
+) -> Run:
+    sections: dict[str, object] = {"seed": seed, "device": device, **(settings or {})}
+    chosen = sections.get("defence", {})
+    if not isinstance(chosen, Mapping):
+        raise ConfigError(
+            "settings: defence must hold hyper-parameters by name; its name is the argument `defence`"
+        )
+    sections["defence"] = {"name": defence, **chosen}
+    loaded = None
+    if isinstance(data, str | Path) and (test is None or isinstance(test, str | Path)):
+        section = sections.get("data", {})
+        given = dict(section) if isinstance(section, Mapping) else {}
+        sections["data"] = {"source": str(data), "test": None if test is None else str(test), **given}
+    else:
+        loaded = Loaded(
+            _image_set(data, "train", progress), None if test is None else _image_set(test, "test", progress)
+        )
+    return run(
+        RunConfig.parse(sections),
+        out=None if out is None else Path(out),
+        scan_only=scan_only,
+        resume=resume,
+        overwrite=overwrite,
+        data=loaded,
+        model=model,
+        progress=progress,
+    )
+
+
+def _image_set(data: Data, name: str, progress: Progress) -> ImageSet:
+    if isinstance(data, ImageSet):
+        return data
+    if isinstance(data, str | Path):
+        raise ConfigError("data and test must both be paths, or both be arrays, Datasets or ImageSets")
+    if isinstance(data, tuple):
+        images, labels = data
+        return from_arrays(images, labels, name=name)
+    return from_dataset(data, name=name, progress=progress)

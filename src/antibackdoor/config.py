@@ -1,0 +1,208 @@
+"""The configuration of one run: validated, from YAML and to YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from antibackdoor.errors import ConfigError, UnknownNameError
+from antibackdoor.types import Json
+
+__all__ = ["Choice", "DataConfig", "PoisonConfig", "RunConfig", "TrainConfig", "apply_settings"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Choice(_Section):
+    """A member of a family: its name, and the hyper-parameters that differ from its defaults.
+
+    In YAML the hyper-parameters stand beside the name: ``defence: {name: abl, gamma: 0.5}``.
+    """
+
+    name: str
+    params: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, value: object) -> object:
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, Mapping) and "params" not in value:
+            own = {key: item for key, item in value.items() if key in cls.model_fields}
+            return {**own, "params": {key: item for key, item in value.items() if key not in own}}
+        return value
+
+    def flat(self) -> dict[str, Json]:
+        """Return the section as it stands in YAML."""
+        own: dict[str, Json] = self.model_dump(mode="json", exclude={"params"})
+        return {**own, **self.params}
+
+
+class PoisonConfig(Choice):
+    """An attack to plant, in experiments: its name and hyper-parameters, and how much.
+
+    Attributes:
+        rate: Share of images to poison, 0..1.
+        rate_of: "dataset" or "class"; see ``attacks.poison``.
+        seed: Decides which images are poisoned; the run's seed if None.
+    """
+
+    rate: float = 0.1
+    rate_of: Literal["class", "dataset"] = "dataset"
+    seed: int | None = None
+
+
+class DataConfig(_Section):
+    """What to train on.
+
+    Attributes:
+        source: Folder, .npz, "embedded" or "hub:NAME".
+        test: Folder or .npz of clean test images, beside what the source holds.
+        image_size: Side to resize to; chosen by inspection if None.
+        limit: Train on this many images, drawn evenly over the classes; all if None.
+        limit_test: The same for the test set.
+        holdout: Share held out for accuracy where there is no test set.
+        skip_bad: Leave unreadable images out instead of stopping.
+    """
+
+    source: str = "embedded"
+    test: str | None = None
+    image_size: int | None = None
+    limit: int | None = Field(default=None, ge=2)
+    limit_test: int | None = Field(default=None, ge=2)
+    holdout: float = Field(default=0.1, ge=0, lt=1)
+    skip_bad: bool = False
+
+
+class TrainConfig(_Section):
+    """How an undefended network would be trained; see ``training.TrainPlan``."""
+
+    epochs: int = Field(default=20, ge=1)
+    batch_size: int = Field(default=128, ge=2)
+    lr: float = Field(default=0.1, gt=0, allow_inf_nan=False)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0, allow_inf_nan=False)
+    schedule: Literal["constant", "cosine", "multistep", "onecycle"] = "onecycle"
+    augment: tuple[Literal["crop", "cutout", "flip"], ...] = ("crop", "flip")
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    compile: Literal["auto", "off", "on"] = "auto"
+
+
+class RunConfig(_Section):
+    """Everything that decides a run's result.
+
+    Attributes:
+        data: What to train on.
+        model: A name from ``antibackdoor list models``, "timm:NAME", or "auto" for what suits the image size.
+        attack: What to plant, in experiments; None on data that is suspected itself.
+        defence: How to train.
+        train: How an undefended network would be trained.
+        seed: Of every random choice.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+    """
+
+    data: DataConfig = DataConfig()
+    model: str = "auto"
+    attack: PoisonConfig | None = None
+    defence: Choice = Choice(name="abl")
+    train: TrainConfig = TrainConfig()
+    seed: int = 0
+    device: str = "auto"
+
+    @staticmethod
+    def parse(values: Mapping[str, object]) -> RunConfig:
+        """Validate plain values.
+
+        Raises:
+            ConfigError: A value of the wrong type or outside its range; the message starts with its path.
+            UnknownNameError: A key that does not exist; the message names the nearest that does.
+        """
+        try:
+            return RunConfig.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            path = ".".join(str(part) for part in first["loc"])
+            if first["type"] == "extra_forbidden":
+                raise _unknown_key(first["loc"]) from None
+            raise ConfigError(f"{path}: {first['msg']}, got {first['input']!r}") from None
+
+    @staticmethod
+    def load(path: Path) -> RunConfig:
+        """Read a YAML file.
+
+        Raises:
+            ConfigError: The file is missing, no YAML, or not a valid configuration.
+        """
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except FileNotFoundError:
+            raise ConfigError(f"no configuration file at {path}") from None
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{path} must hold settings by name, not a {type(values).__name__}")
+        return RunConfig.parse(values)
+
+    def dump(self) -> dict[str, Json]:
+        """Return plain values; ``parse`` of them gives the same configuration."""
+        values: dict[str, Json] = self.model_dump(mode="json", exclude={"attack", "defence"})
+        values["attack"] = self.attack.flat() if self.attack else None
+        values["defence"] = self.defence.flat()
+        return values
+
+    def to_yaml(self) -> str:
+        """Return the configuration as YAML."""
+        return yaml.safe_dump(self.dump(), sort_keys=False)
+
+
+def _unknown_key(location: Iterable[int | str]) -> UnknownNameError:
+    *parents, key = (str(part) for part in location)
+    section: type[BaseModel] = RunConfig
+    for parent in parents:
+        annotation = section.model_fields[parent].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            section = annotation
+    return UnknownNameError(
+        "setting", ".".join([*parents, key]), [".".join([*parents, k]) for k in section.model_fields]
+    )
+
+
+def apply_settings(values: Mapping[str, object], settings: Iterable[str]) -> dict[str, object]:
+    """Return plain configuration values with ``section.key=value`` settings laid over them.
+
+    Args:
+        values: As from :meth:`RunConfig.dump`.
+        settings: Each "path=value"; the value is read as YAML, so ``3``, ``true``, ``null`` and ``[crop, flip]`` work.
+
+    Raises:
+        ConfigError: A setting without "=", or with an unreadable value.
+    """
+    merged: dict[str, object] = {
+        key: dict(item) if isinstance(item, Mapping) else item for key, item in values.items()
+    }
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        keys = path.strip().split(".")
+        if not equals or not all(keys):
+            raise ConfigError(f"--set {setting!r}: expected section.key=value, such as train.epochs=30")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {setting!r}: the value cannot be read") from None
+        here = merged
+        for key in keys[:-1]:
+            child = here.get(key)
+            if child is None:
+                child = {}
+            if not isinstance(child, dict):
+                raise ConfigError(f"--set {setting!r}: {key!r} holds a value, not settings")
+            here[key] = child
+            here = child
+        here[keys[-1]] = value
+    return merged

@@ -1,0 +1,1 @@
+"""From folders, arrays and named sets to image sets, and from those to batches."""

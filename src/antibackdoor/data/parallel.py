@@ -1,0 +1,45 @@
+"""Work on many files with threads, results in the order of the input, few of them waiting at a time."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+__all__ = ["map_chunks"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+MAX_THREADS = 16
+
+
+def map_chunks(function: Callable[[T], R], items: Sequence[T], *, chunk: int = 32) -> Iterator[list[R]]:
+    """Apply ``function`` to every item in a pool of threads.
+
+    Args:
+        function: Called once an item; what it raises ends the whole and cancels what has not begun.
+        items: The inputs.
+        chunk: Items a task; at most two tasks a thread are under way or waiting to be taken.
+
+    Yields:
+        The results of one chunk after another, in the order of ``items``.
+    """
+
+    def run(part: Sequence[T]) -> list[R]:
+        return [function(item) for item in part]
+
+    threads = min(MAX_THREADS, os.cpu_count() or 1)
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="antibackdoor-read")
+    waiting: deque[Future[list[R]]] = deque()
+    try:
+        for start in range(0, len(items), chunk):
+            waiting.append(pool.submit(run, items[start : start + chunk]))
+            if len(waiting) >= 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

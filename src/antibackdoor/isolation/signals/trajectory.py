@@ -1,0 +1,78 @@
+"""Loss trajectories, clustered inside each class: images that share a trigger share one learning event."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from antibackdoor.errors import ConfigError
+from antibackdoor.isolation.evidence import Evidence
+from antibackdoor.isolation.signals.base import Signal
+
+__all__ = ["Trajectory"]
+
+_FLOOR = 1e-6
+_SMALLEST_CLASS = 20
+
+
+@dataclass(frozen=True)
+class Trajectory(Signal):
+    """Inside each class, two Gaussian components of the standardised log-loss trajectories.
+
+    Every class is cut in two whether or not it holds poison, so an image scores high only if two things are true: it is
+    in the component whose losses fell further, and two components describe its class much better than one (the gain
+    in BIC per image). Needs a few epochs after the backdoor was learned. Classes under 20 images score zero.
+
+    Attributes:
+        components: Principal components that the mixture sees, at most the number of epochs.
+
+    Source:
+        Ours in this combination. Trajectories were clustered before by TellTale (NDSS 2025; the last 30 of 120 epochs,
+        over all classes at once) and compared with those of trusted images by BaDLoss (ICLR 2025).
+    """
+
+    components: int = 4
+
+    def __post_init__(self) -> None:
+        if self.components < 1:
+            raise ConfigError(f"components: must be at least 1, got {self.components}")
+
+    def scores(self, evidence: Evidence) -> Tensor:
+        """Return responsibility of the component that fell further, times the class's gain in BIC per image."""
+        logs = evidence.losses.clamp_min(_FLOOR).log().double()
+        part = max(1, len(logs) // 3)
+        drop = (logs[:part].mean(0) - logs[-part:].mean(0)).numpy()
+        scores = torch.zeros(len(evidence.labels))
+        for label in range(evidence.num_classes):
+            rows = (evidence.labels == label).nonzero().squeeze(1)
+            if len(rows) >= _SMALLEST_CLASS:
+                responsibility, gain = self._cut(logs[:, rows].T.numpy(), drop[rows.numpy()])
+                scores[rows] = torch.from_numpy(responsibility * max(gain, 0.0)).float()
+        return scores
+
+    def _cut(
+        self, trajectories: NDArray[np.float64], drop: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], float]:
+        """Return for one class (n, E) the responsibility (n,) of the suspect component, and the gain in BIC per image."""
+        from sklearn.decomposition import PCA
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.mixture import GaussianMixture
+
+        standard = (trajectories - trajectories.mean(0)) / (trajectories.std(0) + _FLOOR)
+        count = min(self.components, standard.shape[1])
+        if not standard.any():
+            return np.zeros(len(standard)), 0.0
+        points = PCA(count, random_state=0).fit_transform(standard)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            two = GaussianMixture(2, n_init=3, random_state=0, reg_covar=1e-3).fit(points)
+            one = GaussianMixture(1, random_state=0, reg_covar=1e-3).fit(points)
+        share = two.predict_proba(points)
+        fell = (share * drop[:, None]).sum(0) / np.maximum(share.sum(0), _FLOOR)
+        gain = (one.bic(points) - two.bic(points)) / len(points)
+        return share[:, int(fell.argmax())], float(gain)

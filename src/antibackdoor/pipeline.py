@@ -1,0 +1,322 @@
+"""The whole path of one run: load, poison (in experiments), defend, evaluate, record, report."""
+
+from __future__ import annotations
+
+import platform
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from antibackdoor import report, storage
+from antibackdoor.attacks import ATTACKS, Attack, poison, triggered_test
+from antibackdoor.config import DataConfig, PoisonConfig, RunConfig
+from antibackdoor.data.sources import Loaded, load, subsample
+from antibackdoor.defences import DEFENCES, Defence
+from antibackdoor.errors import ConfigError, NonFiniteLossError
+from antibackdoor.evaluation import evaluate
+from antibackdoor.models import BuildModel, ModelSpec, builder_from
+from antibackdoor.progress import SILENT, Progress
+from antibackdoor.registry import parameters_of
+from antibackdoor.seeds import Seeds
+from antibackdoor.training import Checkpoints, Runtime, Trainer, TrainPlan
+from antibackdoor.types import ImageSet, Isolation, Json, Outcome, PoisonedSet, RunRecord
+
+__all__ = ["Planted", "Result", "class_index", "plant", "run"]
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a run gives back.
+
+    Attributes:
+        model: The network, in evaluation mode, or None after a scan.
+        isolation: Scores, flags and verdict, in the order of ``data``.
+        record: Everything measured.
+        outcome: What the defence returned, with the losses of every phase.
+        data: The training data as observed.
+        truth: What was planted, or None.
+    """
+
+    model: nn.Module | None
+    isolation: Isolation
+    record: RunRecord
+    outcome: Outcome
+    data: ImageSet
+    truth: PoisonedSet | None
+
+
+@dataclass(frozen=True, eq=False)
+class Planted:
+    """An attack on its data: the ready attack, the poisoned training set, the triggered test set."""
+
+    attack: Attack
+    train: PoisonedSet
+    triggered: PoisonedSet | None
+
+
+def run(
+    config: RunConfig,
+    *,
+    out: Path | None = None,
+    scan_only: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    data: Loaded | None = None,
+    model: str | nn.Module | None = None,
+    progress: Progress = SILENT,
+) -> Result:
+    """Do everything that a configuration says.
+
+    Args:
+        config: What to do.
+        out: Folder for the files of the run; None writes none.
+        scan_only: Score and flag, train no network for use.
+        resume: Continue the run in ``out``.
+        overwrite: Replace the run in ``out``.
+        data: Images already loaded, in place of ``config.data.source``.
+        model: A network or a factory in place of ``config.model``.
+        progress: Shows the work.
+
+    Returns:
+        The network, the isolation, the record.
+
+    Raises:
+        AntiBackdoorError: What was given cannot work; see ``errors``.
+    """
+    clock = _Clock()
+    defence = DEFENCES.build(config.defence.name, config.defence.params)
+    runtime = Runtime.create(config.device, config.train.precision, config.train.compile)
+    progress.say(f"device: {runtime.device}, {runtime.reason}")
+    seeds = Seeds(config.seed)
+    with clock.phase("load"):
+        loaded = _limited(data or load_data(config.data, progress), config.data, seeds)
+    build_model, spec = builder_from(model or config.model, loaded.train)
+    plan = _plan(config)
+    with clock.phase("poison"):
+        planted = plant(config.attack, loaded, build_model, runtime, seeds, progress)
+    observed = planted.train.observed if planted else loaded.train
+    held_out = _held_out(observed, config.data.holdout, seeds) if loaded.test is None else None
+    resolved = _resolve(config, spec, defence, planted)
+    checkpoints = None
+    if out is not None:
+        folder = storage.claim(out, resolved | {"scan_only": scan_only}, resume=resume, overwrite=overwrite)
+        checkpoints = Checkpoints(folder, resume=resume, writes=runtime.rank == 0)
+    trainer = Trainer(runtime, seeds, held_out=held_out, checkpoints=checkpoints, progress=progress)
+    method = defence.scan if scan_only else defence.run
+    try:
+        outcome = method(observed, build_model=build_model, fit=trainer.fit, plan=plan, seeds=seeds)
+    except NonFiniteLossError as error:
+        kept = f" in {out / 'checkpoints'}" if out is not None else ""
+        raise NonFiniteLossError(f"{error} (the last good checkpoint is{kept or ' in memory'})") from None
+    for history in outcome.histories:
+        clock.add(history.phase, float(history.seconds.sum()))
+    trained = None if scan_only or outcome.model is None else outcome.model.eval()
+    with clock.phase("evaluate"):
+        metrics = evaluate(
+            trained,
+            runtime,
+            test=loaded.test,
+            triggered=planted.triggered if planted else None,
+            target=planted.attack.single_target if planted else None,
+            train=observed,
+            held_out=held_out,
+            isolation=outcome.isolation,
+            truth=planted.train if planted else None,
+        )
+    record = RunRecord(
+        config=resolved,
+        seeds={"seed": config.seed},
+        versions=versions(),
+        device=runtime.describe(),
+        seconds=clock.seconds,
+        metrics=metrics,
+        verdict=outcome.isolation.verdict,
+        evidence=(*outcome.isolation.evidence, *_remarks(outcome, held_out)),
+        model=spec.to_json(),
+        data=_describe(observed, loaded.test, held_out),
+    )
+    truth = planted.train if planted else None
+    if out is not None and runtime.rank == 0:
+        storage.save_run(
+            out,
+            record=record,
+            model=trained,
+            data=observed,
+            isolation=outcome.isolation,
+            histories=outcome.histories,
+            truth=truth,
+        )
+        report.write(out)
+    return Result(trained, outcome.isolation, record, outcome, observed, truth)
+
+
+def load_data(config: DataConfig, progress: Progress) -> Loaded:
+    """Load what the data section names."""
+    return load(
+        config.source,
+        test=config.test,
+        image_size=config.image_size,
+        skip_bad=config.skip_bad,
+        progress=progress,
+    )
+
+
+def plant(
+    config: PoisonConfig | None,
+    loaded: Loaded,
+    build_model: BuildModel,
+    runtime: Runtime,
+    seeds: Seeds,
+    progress: Progress = SILENT,
+) -> Planted | None:
+    """Poison the training set as the attack section says, and put the trigger on the test set.
+
+    Raises:
+        ConfigError: Unknown attack or hyper-parameter.
+        PoisonError: The data cannot carry the attack.
+    """
+    if config is None:
+        return None
+    params = dict(config.params)
+    if "target" in params:
+        params["target"] = class_index(loaded.train.classes, params["target"], "attack.target")
+    streams = Seeds(seeds.seed if config.seed is None else config.seed)
+    trainer = Trainer(runtime, streams.child("surrogate"), progress=progress)
+    attack = ATTACKS.build(config.name, params).prepare(
+        loaded.train, build_model=build_model, fit=trainer.fit, seeds=streams.child("attack")
+    )
+    poisoned = poison(
+        loaded.train,
+        attack,
+        rate=config.rate,
+        rate_of=config.rate_of,
+        generator=streams.generator("poison"),
+    )
+    triggered = triggered_test(loaded.test, attack) if loaded.test is not None else None
+    return Planted(attack, poisoned, triggered)
+
+
+def class_index(classes: tuple[str, ...], given: object, setting: str) -> int:
+    """Return the index of a class given by name, or by its index in sorted order.
+
+    Raises:
+        ConfigError: No class has that name or index.
+    """
+    text = str(given)
+    if text in classes:
+        return classes.index(text)
+    if text.isdecimal() and int(text) < len(classes):
+        return int(text)
+    shown = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
+    raise ConfigError(f"{setting}: {text!r} is not a class; known: {shown}, or 0..{len(classes) - 1}")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of this package, Python and the libraries that compute."""
+    names = ("antibackdoor", "torch", "numpy", "scikit-learn", "pillow", "accelerate", "safetensors")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def _plan(config: RunConfig) -> TrainPlan:
+    train = config.train
+    return TrainPlan(
+        epochs=train.epochs,
+        batch_size=train.batch_size,
+        lr=train.lr,
+        momentum=train.momentum,
+        weight_decay=train.weight_decay,
+        schedule=train.schedule,
+        augment=train.augment,
+    )
+
+
+def _limited(loaded: Loaded, config: DataConfig, seeds: Seeds) -> Loaded:
+    train, test = loaded.train, loaded.test
+    if config.limit is not None and config.limit < len(train):
+        train = subsample(train, config.limit, seeds.generator("limit train"))
+    if test is not None and config.limit_test is not None and config.limit_test < len(test):
+        test = subsample(test, config.limit_test, seeds.generator("limit test"))
+    return Loaded(train, test)
+
+
+def _held_out(data: ImageSet, share: float, seeds: Seeds) -> Tensor | None:
+    count = max(data.num_classes, round(share * len(data)))
+    if share == 0 or count > len(data) - data.num_classes:
+        return None
+    generator = seeds.generator("split")
+    mask = torch.zeros(len(data), dtype=torch.bool)
+    for label in range(data.num_classes):
+        rows = (data.labels == label).nonzero().squeeze(1)
+        take = min(len(rows) - 1, max(1, round(share * len(rows))))
+        mask[rows[torch.randperm(len(rows), generator=generator)[:take]]] = True
+    return mask
+
+
+def _resolve(
+    config: RunConfig, spec: ModelSpec, defence: Defence, planted: Planted | None
+) -> dict[str, Json]:
+    values = config.dump()
+    values["model"] = spec.name
+    values["defence"] = {"name": config.defence.name, **_plain(parameters_of(defence))}
+    if config.attack is not None and planted is not None:
+        own = {"name": config.attack.name, "rate": config.attack.rate, "rate_of": config.attack.rate_of}
+        values["attack"] = {**own, "seed": config.attack.seed, **_plain(parameters_of(planted.attack))}
+    return values
+
+
+def _plain(params: dict[str, object]) -> dict[str, Json]:
+    simple = (str, int, float, bool, type(None))
+    return {key: value if isinstance(value, simple) else str(value) for key, value in params.items()}
+
+
+def _remarks(outcome: Outcome, held_out: Tensor | None) -> list[str]:
+    remarks = [f"Training ended early: {h.stopped}." for h in outcome.histories if h.stopped]
+    if held_out is not None:
+        remarks.append(
+            f"{int(held_out.sum())} images were held out to measure accuracy. This part comes from the same source and "
+            "may be poisoned too."
+        )
+    return remarks
+
+
+def _describe(data: ImageSet, test: ImageSet | None, held_out: Tensor | None) -> dict[str, Json]:
+    channels, height, width = data.shape
+    return {
+        "name": data.name,
+        "images": len(data),
+        "test_images": 0 if test is None else len(test),
+        "held_out": 0 if held_out is None else int(held_out.sum()),
+        "classes": list(data.classes),
+        "channels": channels,
+        "height": height,
+        "width": width,
+        "skipped": list(data.skipped),
+    }
+
+
+class _Clock:
+    """Wall-clock seconds by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def add(self, name: str, seconds: float) -> None:
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + seconds, 3)
+
+    def phase(self, name: str) -> _Phase:
+        return _Phase(self, name)
+
+
+class _Phase:
+    def __init__(self, clock: _Clock, name: str) -> None:
+        self._clock, self._name = clock, name
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._clock.add(self._name, time.perf_counter() - self._started)

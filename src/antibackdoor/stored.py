@@ -1,0 +1,109 @@
+"""What a run folder says about one run, checked to fit together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from antibackdoor.errors import StorageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from antibackdoor.types import RunRecord
+
+__all__ = ["StoredRun"]
+
+
+@dataclass(frozen=True, eq=False)
+class StoredRun:
+    """One run, as its folder holds it.
+
+    From ``record`` the page takes the names ``data["name"]``, ``config["defence"]`` and ``model["name"]``
+    (else ``config["model"]``; each a string, or a mapping with the key ``name``), ``seeds["seed"]`` (else
+    ``config["seed"]``), and the files left out, ``data["skipped"]`` (a list of paths, or their number).
+    What is not there is left out.
+
+    Attributes:
+        record: What run.json holds.
+        ids: N names of the training images, mostly paths.
+        labels: int64 (N,), each in 0..K-1.
+        classes: The K class names, in label order.
+        scores: float32 (N,), higher is more suspect; NaN where an image has no score.
+        flagged: bool (N,).
+        losses: float32 (E, N), in nats; NaN where an image was left out of an epoch.
+        phases: E names, the phase of each epoch.
+        poison: bool (N,), the truth, known in experiments only.
+        cover: bool (N,), rows that carry the trigger with their true label; None where there are none or
+            the truth is not known.
+        gallery_index: int64 (G,), rows of the images to show, most suspect first.
+        gallery: uint8 (G, H, W, C), their pixels; C is 1 or 3.
+
+    Raises:
+        StorageError: The parts do not fit together, as from a damaged or mixed-up run folder.
+    """
+
+    record: RunRecord
+    ids: tuple[str, ...]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    scores: NDArray[np.float32]
+    flagged: NDArray[np.bool_]
+    losses: NDArray[np.float32]
+    phases: tuple[str, ...]
+    poison: NDArray[np.bool_] | None
+    cover: NDArray[np.bool_] | None
+    gallery_index: NDArray[np.int64]
+    gallery: NDArray[np.uint8]
+
+    def __post_init__(self) -> None:
+        rows = len(self.ids)
+        for name in ("labels", "scores", "flagged", "poison", "cover"):
+            values = getattr(self, name)
+            if values is not None and values.shape != (rows,):
+                raise StorageError(
+                    f"report: {name} has shape {values.shape}, expected ({rows},) as there are ids"
+                )
+        if self.losses.shape != (len(self.phases), rows):
+            expected = (len(self.phases), rows)
+            raise StorageError(
+                f"report: losses has shape {self.losses.shape}, expected {expected} (epochs, images)"
+            )
+        self._check_range("labels", self.labels, len(self.classes))
+        self._check_range("gallery_index", self.gallery_index, rows)
+        shape = self.gallery.shape
+        if self.gallery_index.ndim != 1 or len(shape) != 4 or shape[0] != len(self.gallery_index):
+            raise StorageError(
+                f"report: gallery has shape {shape}, expected (G, H, W, C), one row an index "
+                f"of gallery_index {self.gallery_index.shape}"
+            )
+        if shape[0] and (shape[3] not in (1, 3) or 0 in shape):
+            raise StorageError(f"report: gallery has shape {shape}, expected pixels of 1 or 3 channels")
+
+    def _check_range(self, name: str, values: NDArray[np.int64], bound: int) -> None:
+        if values.size and (values.min() < 0 or values.max() >= bound):
+            raise StorageError(
+                f"report: {name} spans {values.min()}..{values.max()}, expected 0..{bound - 1}"
+            )
+
+    @cached_property
+    def covered(self) -> NDArray[np.bool_]:
+        """Bool (N,), ``cover`` with None read as no cover images."""
+        return np.zeros(len(self.ids), dtype=np.bool_) if self.cover is None else self.cover
+
+    @cached_property
+    def scored(self) -> NDArray[np.bool_]:
+        """Bool (N,), True where the score is a finite number."""
+        return np.isfinite(self.scores)
+
+    @cached_property
+    def threshold(self) -> float | None:
+        """The lowest flagged score, if no kept image scores higher than it, else None."""
+        flagged = self.scores[self.flagged & self.scored]
+        kept = self.scores[~self.flagged & self.scored]
+        if flagged.size == 0 or kept.size == 0 or flagged.min() < kept.max():
+            return None
+        return float(flagged.min())
