@@ -1,4 +1,4 @@
-"""Train a clean image classifier on data that may be poisoned with backdoors, and name the images that should not be there.
+"""Train a clean image classifier on data that may be poisoned, and name the images that should not be there.
 
 The names below are imported when they are first used, so ``import antibackdoor`` itself does not import torch.
 """

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from torch import Tensor, nn
 
 from antibackdoor.config import RunConfig
+from antibackdoor.data.dataset import Items
 from antibackdoor.data.sources import Loaded, from_arrays, from_dataset
 from antibackdoor.errors import ConfigError
 from antibackdoor.pipeline import Result as Run
@@ -17,14 +18,10 @@ from antibackdoor.pipeline import run
 from antibackdoor.progress import SILENT, Progress
 from antibackdoor.types import ImageSet
 
-if TYPE_CHECKING:
-    from torch.utils.data import Dataset
-
 __all__ = ["Data", "Run", "scan", "train"]
 
-Data: TypeAlias = (
-    "str | Path | ImageSet | Dataset[Any] | tuple[np.ndarray[Any, Any] | Tensor, Sequence[int] | Tensor]"
-)
+Pixels: TypeAlias = np.ndarray[Any, Any] | Tensor
+Data: TypeAlias = str | Path | ImageSet | Items | tuple[Pixels, Sequence[int] | Pixels]
 
 
 def train(
@@ -64,9 +61,7 @@ def train(
     Raises:
         AntiBackdoorError: What was given cannot work; see ``antibackdoor.errors``.
     """
-    return _run(
-        data, test, model, defence, out, overwrite, resume, seed, device, settings, progress, scan_only=False
-    )
+    return _run(data, test, model, defence, out, overwrite, resume, seed, device, settings, progress, scan_only=False)
 
 
 def scan(
@@ -83,9 +78,7 @@ def scan(
     progress: Progress = SILENT,
 ) -> Run:
     """Score and flag without training a network for use; arguments as in :func:`train`."""
-    return _run(
-        data, None, model, defence, out, overwrite, resume, seed, device, settings, progress, scan_only=True
-    )
+    return _run(data, None, model, defence, out, overwrite, resume, seed, device, settings, progress, scan_only=True)
 
 
 def _run(
@@ -106,9 +99,7 @@ def _run(
     sections: dict[str, object] = {"seed": seed, "device": device, **(settings or {})}
     chosen = sections.get("defence", {})
     if not isinstance(chosen, Mapping):
-        raise ConfigError(
-            "settings: defence must hold hyper-parameters by name; its name is the argument `defence`"
-        )
+        raise ConfigError("settings: defence must hold hyper-parameters by name; its name is the argument `defence`")
     sections["defence"] = {"name": defence, **chosen}
     loaded = None
     if isinstance(data, str | Path) and (test is None or isinstance(test, str | Path)):

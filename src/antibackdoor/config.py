@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from antibackdoor.errors import ConfigError, UnknownNameError
 from antibackdoor.types import Json
 
-__all__ = ["Choice", "DataConfig", "PoisonConfig", "RunConfig", "TrainConfig", "apply_settings"]
+__all__ = ["Choice", "DataConfig", "PoisonConfig", "RunConfig", "TrainConfig", "apply_settings", "set_path"]
 
 
 class _Section(BaseModel):
@@ -183,26 +183,45 @@ def apply_settings(values: Mapping[str, object], settings: Iterable[str]) -> dic
     Raises:
         ConfigError: A setting without "=", or with an unreadable value.
     """
-    merged: dict[str, object] = {
-        key: dict(item) if isinstance(item, Mapping) else item for key, item in values.items()
-    }
+    merged: dict[str, object] = {key: dict(item) if isinstance(item, Mapping) else item for key, item in values.items()}
     for setting in settings:
         path, equals, text = setting.partition("=")
-        keys = path.strip().split(".")
-        if not equals or not all(keys):
+        if not equals or not all(path.strip().split(".")):
             raise ConfigError(f"--set {setting!r}: expected section.key=value, such as train.epochs=30")
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
             raise ConfigError(f"--set {setting!r}: the value cannot be read") from None
-        here = merged
-        for key in keys[:-1]:
-            child = here.get(key)
-            if child is None:
-                child = {}
-            if not isinstance(child, dict):
-                raise ConfigError(f"--set {setting!r}: {key!r} holds a value, not settings")
-            here[key] = child
-            here = child
-        here[keys[-1]] = value
+        set_path(merged, path.strip(), value)
     return merged
+
+
+def set_path(values: dict[str, object], path: str, value: object) -> None:
+    """Put a value at a dotted path, making the sections on the way.
+
+    Choosing another member of a family (``defence.name``, ``attack.name``) drops the hyper-parameters of the last.
+
+    Args:
+        values: Plain configuration values; changed in place.
+        path: Such as "train.epochs".
+        value: What to put there.
+
+    Raises:
+        ConfigError: The path goes through something that is a value.
+    """
+    *parents, last = path.split(".")
+    here = values
+    for key in parents:
+        child = here.get(key)
+        if child is None:
+            child = {}
+        elif isinstance(child, str) and key in {"attack", "defence"}:
+            child = {"name": child}
+        if not isinstance(child, dict):
+            raise ConfigError(f"{path}: {key!r} holds a value, not settings")
+        here[key] = child
+        here = child
+    if last == "name" and here.get("name") not in {None, value}:
+        for key in set(here) - {"rate", "rate_of", "seed"}:
+            del here[key]
+    here[last] = value

@@ -59,7 +59,5 @@ def evaluate(
     if truth is not None:
         values["n_poison"], values["n_cover"] = int(truth.poison.sum()), int(truth.cover.sum())
         if isolation is not None:
-            values |= metrics.isolation_quality(
-                isolation.scores, isolation.flagged, truth.poison, truth.cover
-            )
+            values |= metrics.isolation_quality(isolation.scores, isolation.flagged, truth.poison, truth.cover)
     return Metrics(**values)  # type: ignore[arg-type]

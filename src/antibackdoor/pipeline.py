@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +26,7 @@ from antibackdoor.seeds import Seeds
 from antibackdoor.training import Checkpoints, Runtime, Trainer, TrainPlan
 from antibackdoor.types import ImageSet, Isolation, Json, Outcome, PoisonedSet, RunRecord
 
-__all__ = ["Planted", "Result", "class_index", "plant", "run"]
+__all__ = ["Planted", "Result", "class_index", "load_data", "plant", "prepare_poison", "run", "versions"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +67,7 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     data: Loaded | None = None,
-    model: str | nn.Module | None = None,
+    model: str | nn.Module | Callable[[], nn.Module] | None = None,
     progress: Progress = SILENT,
 ) -> Result:
     """Do everything that a configuration says.
@@ -103,8 +104,11 @@ def run(
     resolved = _resolve(config, spec, defence, planted)
     checkpoints = None
     if out is not None:
-        folder = storage.claim(out, resolved | {"scan_only": scan_only}, resume=resume, overwrite=overwrite)
-        checkpoints = Checkpoints(folder, resume=resume, writes=runtime.rank == 0)
+        if runtime.rank == 0:
+            settings = resolved | {"scan_only": scan_only}
+            storage.claim(out, settings, resume=resume, overwrite=overwrite)
+        runtime.wait()
+        checkpoints = Checkpoints(out / "checkpoints", resume=resume, writes=runtime.rank == 0)
     trainer = Trainer(runtime, seeds, held_out=held_out, checkpoints=checkpoints, progress=progress)
     method = defence.scan if scan_only else defence.run
     try:
@@ -152,6 +156,23 @@ def run(
         )
         report.write(out)
     return Result(trained, outcome.isolation, record, outcome, observed, truth)
+
+
+def prepare_poison(config: RunConfig, progress: Progress = SILENT) -> Planted:
+    """Load and poison as a configuration says, without training on the result.
+
+    Raises:
+        ConfigError: The configuration names no attack, or an unknown one.
+        PoisonError: The data cannot carry it.
+    """
+    runtime = Runtime.create(config.device, config.train.precision, config.train.compile)
+    seeds = Seeds(config.seed)
+    loaded = _limited(load_data(config.data, progress), config.data, seeds)
+    build_model, _ = builder_from(config.model, loaded.train)
+    planted = plant(config.attack, loaded, build_model, runtime, seeds, progress)
+    if planted is None:
+        raise ConfigError("attack: missing; give its name, such as attack.name=badnets")
+    return planted
 
 
 def load_data(config: DataConfig, progress: Progress) -> Loaded:
@@ -256,14 +277,16 @@ def _held_out(data: ImageSet, share: float, seeds: Seeds) -> Tensor | None:
     return mask
 
 
-def _resolve(
-    config: RunConfig, spec: ModelSpec, defence: Defence, planted: Planted | None
-) -> dict[str, Json]:
+def _resolve(config: RunConfig, spec: ModelSpec, defence: Defence, planted: Planted | None) -> dict[str, Json]:
     values = config.dump()
     values["model"] = spec.name
     values["defence"] = {"name": config.defence.name, **_plain(parameters_of(defence))}
     if config.attack is not None and planted is not None:
-        own = {"name": config.attack.name, "rate": config.attack.rate, "rate_of": config.attack.rate_of}
+        own: dict[str, Json] = {
+            "name": config.attack.name,
+            "rate": config.attack.rate,
+            "rate_of": config.attack.rate_of,
+        }
         values["attack"] = {**own, "seed": config.attack.seed, **_plain(parameters_of(planted.attack))}
     return values
 

@@ -63,9 +63,7 @@ class Registry(Generic[T]):
 def parameters_of(member: object) -> dict[str, object]:
     """Return the hyper-parameters of a built member by field name."""
     if not dataclasses.is_dataclass(member):
-        raise ConfigError(
-            f"{type(member).__name__} is not a dataclass, so its hyper-parameters cannot be recorded"
-        )
+        raise ConfigError(f"{type(member).__name__} is not a dataclass, so its hyper-parameters cannot be recorded")
     return {field.name: getattr(member, field.name) for field in dataclasses.fields(member) if field.init}
 
 
@@ -86,9 +84,7 @@ def _build_dataclass(cls: type[T], params: Mapping[str, object], path: str) -> T
     missing = [
         name
         for name, field in fields.items()
-        if name not in values
-        and field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
+        if name not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
     if missing:
         raise ConfigError(f"{path}.{missing[0]}: missing, and it has no default")

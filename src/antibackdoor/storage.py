@@ -41,8 +41,8 @@ _SUSPECTS, _GALLERY, _CHECKPOINTS, _REPORT = "suspects.csv", "gallery.npz", "che
 _OURS = (_CONFIG, _RECORD, _HISTORY, _WEIGHTS, _SUSPECTS, _GALLERY, _REPORT)
 
 
-def claim(out: Path, config: dict[str, Json], *, resume: bool, overwrite: bool) -> Path:
-    """Make the folder of a run ready and return where its checkpoints go.
+def claim(out: Path, config: dict[str, Json], *, resume: bool, overwrite: bool) -> None:
+    """Make the folder of a run ready.
 
     Args:
         out: The folder; made if it is not there. Files in it that are not a run's are left alone.
@@ -62,8 +62,8 @@ def claim(out: Path, config: dict[str, Json], *, resume: bool, overwrite: bool) 
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     elif held and not resume:
         raise RunExistsError(
-            f"{out} holds another run ({', '.join(held[:3])}); give --resume to continue it, --overwrite to replace it, "
-            "or another --out"
+            f"{out} holds another run ({', '.join(held[:3])}); give --resume to continue it, --overwrite to replace "
+            "it, or another --out"
         )
     elif held:
         before = _read_json(out / _CONFIG)
@@ -74,7 +74,6 @@ def claim(out: Path, config: dict[str, Json], *, resume: bool, overwrite: bool) 
                 "or give --overwrite"
             )
     write_json(out / _CONFIG, config)
-    return out / _CHECKPOINTS
 
 
 def save_run(
@@ -101,9 +100,7 @@ def save_run(
     order = isolation.scores.argsort(descending=True, stable=True)
     _save_arrays(out / _HISTORY, _history_arrays(data, isolation, histories, truth))
     top = order[:GALLERY]
-    _save_arrays(
-        out / _GALLERY, {"index": top.numpy(), "images": data.images[top].permute(0, 2, 3, 1).numpy()}
-    )
+    _save_arrays(out / _GALLERY, {"index": top.numpy(), "images": data.images[top].permute(0, 2, 3, 1).numpy()})
     write_text(out / _SUSPECTS, _suspects(data, isolation, order))
     write_json(out / _RECORD, _record_to_json(record))
 
@@ -133,9 +130,7 @@ def _suspects(data: ImageSet, isolation: Isolation, order: Tensor) -> str:
     writer.writerow(["rank", "id", "label", "score", "flagged"])
     labels, flagged, scores = data.labels.tolist(), isolation.flagged.tolist(), isolation.scores.tolist()
     for rank, row in enumerate(order.tolist(), 1):
-        writer.writerow(
-            [rank, data.ids[row], data.classes[labels[row]], f"{scores[row]:.6g}", int(flagged[row])]
-        )
+        writer.writerow([rank, data.ids[row], data.classes[labels[row]], f"{scores[row]:.6g}", int(flagged[row])])
     return text.getvalue()
 
 
@@ -148,9 +143,7 @@ def read_record(run: Path) -> RunRecord:
     if not run.is_dir():
         raise StorageError(f"no run folder at {run}")
     if not (run / _RECORD).exists():
-        raise StorageError(
-            f"{run} holds no finished run (no {_RECORD}); if training was interrupted, use --resume"
-        )
+        raise StorageError(f"{run} holds no finished run (no {_RECORD}); if training was interrupted, use --resume")
     values = _read_json(run / _RECORD)
     try:
         values.pop("format")
@@ -206,9 +199,7 @@ def load_model(run: Path, record: RunRecord) -> nn.Module:
     try:
         model.load_state_dict(load_file(path))
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise StorageError(
-            f"{path} is damaged or belongs to another network: {' '.join(str(error).split())}"
-        ) from None
+        raise StorageError(f"{path} is damaged or belongs to another network: {' '.join(str(error).split())}") from None
     return model.eval()
 
 

@@ -64,14 +64,10 @@ class StoredRun:
         for name in ("labels", "scores", "flagged", "poison", "cover"):
             values = getattr(self, name)
             if values is not None and values.shape != (rows,):
-                raise StorageError(
-                    f"report: {name} has shape {values.shape}, expected ({rows},) as there are ids"
-                )
+                raise StorageError(f"report: {name} has shape {values.shape}, expected ({rows},) as there are ids")
         if self.losses.shape != (len(self.phases), rows):
             expected = (len(self.phases), rows)
-            raise StorageError(
-                f"report: losses has shape {self.losses.shape}, expected {expected} (epochs, images)"
-            )
+            raise StorageError(f"report: losses has shape {self.losses.shape}, expected {expected} (epochs, images)")
         self._check_range("labels", self.labels, len(self.classes))
         self._check_range("gallery_index", self.gallery_index, rows)
         shape = self.gallery.shape
@@ -85,9 +81,7 @@ class StoredRun:
 
     def _check_range(self, name: str, values: NDArray[np.int64], bound: int) -> None:
         if values.size and (values.min() < 0 or values.max() >= bound):
-            raise StorageError(
-                f"report: {name} spans {values.min()}..{values.max()}, expected 0..{bound - 1}"
-            )
+            raise StorageError(f"report: {name} spans {values.min()}..{values.max()}, expected 0..{bound - 1}")
 
     @cached_property
     def covered(self) -> NDArray[np.bool_]:

@@ -57,9 +57,10 @@ class Attack(ABC):
             PoisonError: The target is not a class, or the trigger does not fit the images.
         """
         if self.target >= clean.num_classes:
+            shown = ", ".join(clean.classes[:12]) + (", ..." if clean.num_classes > 12 else "")
             raise PoisonError(
                 f"attack target {self.target} is not a class: the set has {clean.num_classes} "
-                f"(0..{clean.num_classes - 1}: {', '.join(clean.classes[:12])}{', ...' if clean.num_classes > 12 else ''})"
+                f"(0..{clean.num_classes - 1}: {shown})"
             )
         return dataclasses.replace(self, num_classes=clean.num_classes)
 
@@ -113,9 +114,7 @@ class DirtyLabelAttack(Attack):
         if self.labelling == "all-to-one":
             return torch.full_like(labels, self.target)
         if self.num_classes is None:
-            raise PoisonError(
-                "an all-to-all attack must be prepared before use, since it needs the number of classes"
-            )
+            raise PoisonError("an all-to-all attack must be prepared before use, since it needs the number of classes")
         return (labels + 1) % self.num_classes
 
     def relabel(self, labels: Tensor) -> Tensor:
@@ -202,9 +201,7 @@ def triggered_test(clean: ImageSet, attack: Attack) -> PoisonedSet:
     kept = clean.select(rows)
     images = torch.empty_like(kept.images)
     for part in torch.arange(len(kept)).split(_CHUNK):
-        images[part] = _to_uint8(
-            attack.stamp_test(_to_float(kept.images[part]), rows[part], kept.labels[part])
-        )
+        images[part] = _to_uint8(attack.stamp_test(_to_float(kept.images[part]), rows[part], kept.labels[part]))
     observed = dataclasses.replace(kept, images=images, labels=attack.target_of(kept.labels))
     everything = torch.ones(len(kept), dtype=torch.bool)
     return PoisonedSet(observed, everything, ~everything, kept.labels, attack.single_target)

@@ -97,9 +97,7 @@ def channels_first(images: NDArray[np.generic] | Tensor, name: str, *, batched: 
         plain = np.ascontiguousarray(images)
         tensor = torch.from_numpy(plain if plain.flags.writeable else plain.copy())
     else:
-        raise DataError(
-            f"{name}: images are {type(images).__name__}; expected a numpy array or a torch tensor"
-        )
+        raise DataError(f"{name}: images are {type(images).__name__}; expected a numpy array or a torch tensor")
     if tensor.dtype != torch.uint8:
         raise _not_uint8(name, str(tensor.dtype).removeprefix("torch."))
     given = tuple(tensor.shape)
@@ -140,9 +138,7 @@ def number_labels(
     if values.ndim != 1:
         raise DataError(f"{name}: labels of shape {values.shape}; expected (N,), one integer an image")
     if values.size and not np.issubdtype(values.dtype, np.integer):
-        raise DataError(
-            f"{name}: labels are {values.dtype}; expected integers, such as labels.astype('int64')"
-        )
+        raise DataError(f"{name}: labels are {values.dtype}; expected integers, such as labels.astype('int64')")
     if values.size and values.min() < 0:
         raise DataError(f"{name}: label {values.min()} is negative; classes are counted from 0")
     if classes is None:
@@ -151,9 +147,7 @@ def number_labels(
     if len(set(classes)) != len(classes):
         raise DataError(f"{name}: class names must be unique, got {', '.join(classes)}")
     if values.size and values.max() >= len(classes):
-        raise DataError(
-            f"{name}: label {values.max()} has no name; there are {len(classes)} class names, from 0"
-        )
+        raise DataError(f"{name}: label {values.max()} has no name; there are {len(classes)} class names, from 0")
     return torch.from_numpy(values.astype(np.int64)), tuple(classes)
 
 
@@ -165,9 +159,7 @@ def check_trainable(name: str, classes: Sequence[str], labels: Tensor) -> None:
     for class_name, count in zip(classes, counts, strict=True):
         if count < MIN_PER_CLASS:
             held = "one image" if count else "no image"
-            raise DataError(
-                f"{name}: class {class_name!r} has {held}; at least {MIN_PER_CLASS} are needed in each"
-            )
+            raise DataError(f"{name}: class {class_name!r} has {held}; at least {MIN_PER_CLASS} are needed in each")
 
 
 def with_classes(data: ImageSet, classes: Sequence[str]) -> ImageSet:
@@ -207,9 +199,7 @@ def fit_shape(data: ImageSet, shape: tuple[int, int, int], progress: Progress) -
 
     def one(index: int) -> None:
         values = data.images[index].numpy()
-        image = Image.fromarray(
-            values[0] if len(values) == 1 else np.ascontiguousarray(values.transpose(1, 2, 0))
-        )
+        image = Image.fromarray(values[0] if len(values) == 1 else np.ascontiguousarray(values.transpose(1, 2, 0)))
         fitted[index] = torch.from_numpy(pixels(image, channels=channels, height=height, width=width))
 
     with progress.bar("resizing images", len(data), "images") as bar:
@@ -239,9 +229,7 @@ def load_npz(path: Path, *, training: bool) -> tuple[ImageSet, ImageSet | None]:
     main = with_classes(main, sorted(main.classes)) if classes else main
     if "test_images" not in held:
         return main, None
-    test = from_arrays(
-        held.pop("test_images"), held["test_labels"], classes, name=f"{path}/test", training=False
-    )
+    test = from_arrays(held.pop("test_images"), held["test_labels"], classes, name=f"{path}/test", training=False)
     return main, test
 
 
@@ -253,9 +241,7 @@ def _arrays(path: Path) -> dict[str, NDArray[np.generic]]:
         with np.load(path, allow_pickle=False) as file:
             for needed in ("images", "labels"):
                 if needed not in file.files:
-                    raise DataError(
-                        f"{path}: no array {needed!r}; it holds {', '.join(file.files) or 'nothing'}"
-                    )
+                    raise DataError(f"{path}: no array {needed!r}; it holds {', '.join(file.files) or 'nothing'}")
             return {key: _one_array(path, file, key) for key in wanted if key in file.files}
     except (OSError, EOFError, zipfile.BadZipFile, zlib.error, ValueError) as error:
         raise DataError(f"{path}: cannot be read as a .npz file: {error}") from error
@@ -267,9 +253,7 @@ def _one_array(path: Path, file: np.lib.npyio.NpzFile, key: str) -> NDArray[np.g
     except ValueError as error:
         if "allow_pickle" not in str(error):
             raise
-        raise DataError(
-            f"{path}: {key} holds Python objects, which are never loaded; save plain numbers"
-        ) from error
+        raise DataError(f"{path}: {key} holds Python objects, which are never loaded; save plain numbers") from error
     return array
 
 

@@ -60,9 +60,7 @@ def from_dataset(
     try:
         count = len(dataset)
     except TypeError as error:
-        raise DataError(
-            f"{name}: a dataset with a length and an index is needed, not an iterable one"
-        ) from error
+        raise DataError(f"{name}: a dataset with a length and an index is needed, not an iterable one") from error
     if not count:
         raise DataError(f"{name}: no images")
     images: Tensor | None = None

@@ -134,9 +134,7 @@ class FolderReader:
                 raise StorageError(f"{self.cache_dir / key}: the entry just written cannot be read back")
         else:
             count, _, height, width = entry[0].shape
-            self.progress.say(
-                f"{count:,} images of {width}x{height} taken from the cache ({self.cache_dir / key})"
-            )
+            self.progress.say(f"{count:,} images of {width}x{height} taken from the cache ({self.cache_dir / key})")
         meta, images = entry
         labels = torch.tensor(meta.labels)
         if shape is None:
@@ -151,9 +149,7 @@ class FolderReader:
             write = partial(self._write, found, tuple(headers), target, prefix)
             cache.store(self.cache_dir, key, len(headers) * prod(target), write)
 
-    def _write(
-        self, found: Found, files: Sequence[str], shape: Shape, prefix: str, stream: BinaryIO
-    ) -> cache.Meta:
+    def _write(self, found: Found, files: Sequence[str], shape: Shape, prefix: str, stream: BinaryIO) -> cache.Meta:
         """Decode ``files`` in order into ``stream``; one chunk a thread is in memory at a time."""
         channels, height, width = shape
         read = partial(decode, channels=channels, height=height, width=width)
@@ -201,9 +197,7 @@ class FolderReader:
         channels = 1 if all(header.grey for header in headers) else 3
         if self.image_size is not None:
             return channels, self.image_size, self.image_size
-        sizes = sorted(
-            {(header.width, header.height) for header in headers}, key=lambda size: (prod(size), size)
-        )
+        sizes = sorted({(header.width, header.height) for header in headers}, key=lambda size: (prod(size), size))
         smallest, largest = sizes[0], sizes[-1]
         if len(sizes) > 1:
             median = statistics.median(min(header.width, header.height) for header in headers)

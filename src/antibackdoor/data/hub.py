@@ -57,9 +57,7 @@ def load_hub(name: str, *, image_size: int | None, progress: Progress) -> tuple[
     held_out = next((split for split in TEST_SPLITS if split in splits), None)
     if held_out is None:
         return train, None
-    return train, _read(
-        splits[held_out], *columns, f"hub:{name}/{held_out}", image_size, train.shape, progress
-    )
+    return train, _read(splits[held_out], *columns, f"hub:{name}/{held_out}", image_size, train.shape, progress)
 
 
 def _columns(features: datasets.Features, name: str, progress: Progress) -> tuple[str, str]:
@@ -72,13 +70,10 @@ def _columns(features: datasets.Features, name: str, progress: Progress) -> tupl
         labels = [key for key in ("label", "labels") if key in features]
     if not images or not labels:
         raise DataError(
-            f"hub:{name}: needs a column of images and one of class labels; "
-            f"it has {', '.join(sorted(features))}"
+            f"hub:{name}: needs a column of images and one of class labels; it has {', '.join(sorted(features))}"
         )
     if len(images) > 1 or len(labels) > 1:
-        progress.say(
-            f"hub:{name}: images from the column {images[0]!r}, labels from the column {labels[0]!r}"
-        )
+        progress.say(f"hub:{name}: images from the column {images[0]!r}, labels from the column {labels[0]!r}")
     return images[0], labels[0]
 
 

@@ -124,9 +124,7 @@ def _shares(sizes: torch.Tensor, count: int) -> torch.Tensor:
     return shares
 
 
-def _load_source(
-    source: str | Path, reader: FolderReader, *, with_test: bool
-) -> tuple[ImageSet, ImageSet | None]:
+def _load_source(source: str | Path, reader: FolderReader, *, with_test: bool) -> tuple[ImageSet, ImageSet | None]:
     if source == EMBEDDED:
         return _resized(load_embedded(), reader)
     if isinstance(source, str) and source.startswith(HUB):
@@ -161,15 +159,11 @@ def _is_npz(path: Path) -> bool:
             f"{EMBEDDED!r} or '{HUB}NAME'"
         )
     if path.suffix.lower() != NPZ:
-        raise DataError(
-            f"{path}: a file, but not a {NPZ}. Expected a folder with one subfolder a class, or a {NPZ}"
-        )
+        raise DataError(f"{path}: a file, but not a {NPZ}. Expected a folder with one subfolder a class, or a {NPZ}")
     return True
 
 
-def _resized(
-    sets: tuple[ImageSet, ImageSet | None], reader: FolderReader
-) -> tuple[ImageSet, ImageSet | None]:
+def _resized(sets: tuple[ImageSet, ImageSet | None], reader: FolderReader) -> tuple[ImageSet, ImageSet | None]:
     train, test = sets
     side = reader.image_size
     if side is None:

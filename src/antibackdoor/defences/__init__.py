@@ -7,6 +7,4 @@ from antibackdoor.registry import Registry
 
 __all__ = ["DEFENCES", "AblPaper", "AblReleased", "Defence", "NoDefence"]
 
-DEFENCES: Registry[Defence] = Registry(
-    "defence", {"abl": AblReleased, "abl-paper": AblPaper, "none": NoDefence}
-)
+DEFENCES: Registry[Defence] = Registry("defence", {"abl": AblReleased, "abl-paper": AblPaper, "none": NoDefence})

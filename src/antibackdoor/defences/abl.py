@@ -2,8 +2,7 @@
 
 Both isolate a fixed share in a first stage that keeps losses from falling below gamma, and both then make the network
 forget what was isolated by gradient ascent. Ascent is bounded here: each isolated image counts ``min(loss, cap)``, so
-it stops to matter, by itself, once its loss reaches the cap; a loss that is not finite ends the phase with the last good
-weights.
+it no longer matters once its loss reaches the cap; a loss that is not finite ends the phase with the last good weights.
 """
 
 from __future__ import annotations
@@ -67,20 +66,14 @@ class _Abl(Defence):
     def _stage_one_epochs(self, plan: TrainPlan) -> int:
         """Return the number of epochs before the isolation."""
 
-    def scan(
-        self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds
-    ) -> Outcome:
+    def scan(self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds) -> Outcome:
         """Run stage one: train under the rule, without augmentation, and isolate."""
         model = build_model(seeds.generator("init"))
         isolation, history = self._isolate(model, data, fit, plan)
         return Outcome(model, isolation, (history,))
 
-    def _isolate(
-        self, model: nn.Module, data: ImageSet, fit: Fit, plan: TrainPlan
-    ) -> tuple[Isolation, History]:
-        stage_one = plan.but(
-            epochs=self._stage_one_epochs(plan), lr=self.isolation_lr, schedule="constant", augment=()
-        )
+    def _isolate(self, model: nn.Module, data: ImageSet, fit: Fit, plan: TrainPlan) -> tuple[Isolation, History]:
+        stage_one = plan.but(epochs=self._stage_one_epochs(plan), lr=self.isolation_lr, schedule="constant", augment=())
         history = fit(model, data, Phase("isolate", stage_one), objective=self._held_at_gamma)
         evidence = Evidence.of(history, data.labels, data.num_classes)
         return isolate(evidence, signal=self.signal, share=self.share, scope=self.scope), history
@@ -129,9 +122,7 @@ class AblReleased(_Abl):
     def _stage_one_epochs(self, plan: TrainPlan) -> int:
         return self.isolation_epochs
 
-    def run(
-        self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds
-    ) -> Outcome:
+    def run(self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds) -> Outcome:
         """Isolate; fine-tune on the rest by the plan of ordinary training; unlearn."""
         model = build_model(seeds.generator("init"))
         isolation, stage_one = self._isolate(model, data, fit, plan)
@@ -181,9 +172,7 @@ class AblPaper(_Abl):
     def _stage_one_epochs(self, plan: TrainPlan) -> int:
         return max(1, round(self.turning * plan.epochs))
 
-    def run(
-        self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds
-    ) -> Outcome:
+    def run(self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds) -> Outcome:
         """Isolate at the turning epoch, then train on the joint objective."""
         model = build_model(seeds.generator("init"))
         isolation, stage_one = self._isolate(model, data, fit, plan)

@@ -22,9 +22,7 @@ class Defence(ABC):
     """Hyper-parameters in the constructor, data in the calls. It sees observed images and labels, never the truth."""
 
     @abstractmethod
-    def scan(
-        self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds
-    ) -> Outcome:
+    def scan(self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds) -> Outcome:
         """Score and flag, without training a network for use.
 
         Args:
@@ -39,7 +37,5 @@ class Defence(ABC):
         """
 
     @abstractmethod
-    def run(
-        self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds
-    ) -> Outcome:
+    def run(self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds) -> Outcome:
         """Score, flag and train a network for use; arguments as in :meth:`scan`."""

@@ -21,15 +21,11 @@ __all__ = ["NoDefence"]
 class NoDefence(Defence):
     """Ordinary training on everything; images are scored from its losses, none is flagged."""
 
-    def scan(
-        self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds
-    ) -> Outcome:
+    def scan(self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds) -> Outcome:
         """Train and score, as :meth:`run` does."""
         return self.run(data, build_model=build_model, fit=fit, plan=plan, seeds=seeds)
 
-    def run(
-        self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds
-    ) -> Outcome:
+    def run(self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds) -> Outcome:
         """Train by the plan."""
         model = build_model(seeds.generator("init"))
         history = fit(model, data, Phase("train", plan))
@@ -37,8 +33,6 @@ class NoDefence(Defence):
         isolation = dataclasses.replace(
             ranked,
             flagged=torch.zeros_like(ranked.flagged),
-            evidence=(
-                "Undefended training flags nothing; the scores are the fall of the loss, for reference.",
-            ),
+            evidence=("Undefended training flags nothing; the scores are the fall of the loss, for reference.",),
         )
         return Outcome(model, isolation, (history,))

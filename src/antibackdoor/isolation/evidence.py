@@ -34,9 +34,7 @@ class Evidence:
                 "with at least one epoch"
             )
         if not bool(torch.isfinite(self.losses).all()):
-            raise ConfigError(
-                "isolation: some losses are missing or not finite; every image needs one in every epoch"
-            )
+            raise ConfigError("isolation: some losses are missing or not finite; every image needs one in every epoch")
 
     @staticmethod
     def of(history: History, labels: Tensor, num_classes: int) -> Evidence:

@@ -40,9 +40,7 @@ def isolate(
 
 def _describe(flagged: Tensor, evidence: Evidence, share: float, scope: Scope) -> str:
     counts = torch.bincount(evidence.labels[flagged], minlength=evidence.num_classes)
-    where = (
-        f"{int(counts.max())} of them carry label {int(counts.argmax())}" if int(flagged.sum()) else "none"
-    )
+    where = f"{int(counts.max())} of them carry label {int(counts.argmax())}" if int(flagged.sum()) else "none"
     return (
         f"A fixed {100 * share:g} % ({int(flagged.sum())} of {len(flagged)} samples) is flagged, ranked over "
         f"{'the whole set' if scope == 'set' else 'each class'}; {where}. A fixed share says which samples to look at "
@@ -115,9 +113,7 @@ class LossRecorder:
         """float32 (E, N), the epochs so far."""
         return torch.stack(self._epochs) if self._epochs else torch.empty(0, len(self._labels))
 
-    def isolate(
-        self, *, signal: Signal | str = "trajectory", share: float = 0.01, scope: Scope = "set"
-    ) -> Isolation:
+    def isolate(self, *, signal: Signal | str = "trajectory", share: float = 0.01, scope: Scope = "set") -> Isolation:
         """Score every sample and flag a fixed share; see :func:`isolate`."""
         classes = int(self._labels.max()) + 1 if len(self._labels) else 1
         return isolate(Evidence(self.losses, self._labels, classes), signal=signal, share=share, scope=scope)

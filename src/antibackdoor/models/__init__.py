@@ -88,8 +88,7 @@ def _body(name: str, channels: int, num_classes: int) -> nn.Module:
             import timm
         except ImportError as error:
             raise ConfigError(
-                f"model: {name!r} needs timm, which does not import here ({error}): "
-                "pip install 'antibackdoor[models]'"
+                f"model: {name!r} needs timm, which does not import here ({error}): pip install 'antibackdoor[models]'"
             ) from None
         short = name.removeprefix("timm:")
         if short not in timm.list_models():
@@ -101,9 +100,7 @@ def _body(name: str, channels: int, num_classes: int) -> nn.Module:
     return MODELS[name](channels, num_classes)
 
 
-def builder_from(
-    model: str | nn.Module | Callable[[], nn.Module], data: ImageSet
-) -> tuple[BuildModel, ModelSpec]:
+def builder_from(model: str | nn.Module | Callable[[], nn.Module], data: ImageSet) -> tuple[BuildModel, ModelSpec]:
     """Return a function that builds fresh networks for ``data``, and the spec to build them again later.
 
     Args:
@@ -153,9 +150,7 @@ def rebuild(spec: ModelSpec) -> nn.Module:
         ConfigError: The network was the user's own, so only the user can build it.
     """
     if spec.name == "custom":
-        raise ConfigError(
-            "model: this run trained a network of your own; build it in Python and load the weights"
-        )
+        raise ConfigError("model: this run trained a network of your own; build it in Python and load the weights")
     ones = torch.ones(spec.channels)
     return Normalised(_body(spec.name, spec.channels, spec.num_classes), ones * 0, ones)
 

@@ -55,9 +55,7 @@ def defence_effectiveness(*, ca_before: float, asr_before: float, ca_after: floa
     return (max(0.0, asr_before - asr_after) - max(0.0, ca_before - ca_after) + 1) / 2
 
 
-def isolation_quality(
-    scores: Tensor, flagged: Tensor, poison: Tensor, cover: Tensor
-) -> dict[str, float | None]:
+def isolation_quality(scores: Tensor, flagged: Tensor, poison: Tensor, cover: Tensor) -> dict[str, float | None]:
     """Return precision, recall, fpr, auroc and auprc of an isolation.
 
     Args:

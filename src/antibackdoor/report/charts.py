@@ -101,9 +101,7 @@ def loss_band(losses: NDArray[np.float32], members: NDArray[np.bool_]) -> Band:
         members: bool (N,).
     """
     spread = np.full((3, losses.shape[0]), np.nan)
-    for epoch, row in enumerate(
-        losses
-    ):  # by rows: numpy's NaN-aware percentiles are slow and warn on empty rows
+    for epoch, row in enumerate(losses):  # by rows: numpy's NaN-aware percentiles are slow and warn on empty rows
         values = row[members]
         values = values[np.isfinite(values)].astype(np.float64)
         if values.size:
@@ -166,9 +164,7 @@ def loss_chart(
             ) in spans:  # a new phase mostly starts from new weights: the line must not run on
                 part = slice(first - 1, last, step)
                 epochs = np.arange(first, last + 1)[::step]
-                lower, middle, upper = (
-                    np.maximum(v[part], FLOOR) for v in (band.low, band.middle, band.high)
-                )
+                lower, middle, upper = (np.maximum(v[part], FLOOR) for v in (band.low, band.middle, band.high))
                 axes.fill_between(epochs, lower, upper, color=group.colour, alpha=0.16, linewidth=0)
                 lonely = np.isfinite(band.middle[part]).sum() == 1  # one epoch makes no line
                 axes.plot(
@@ -226,9 +222,7 @@ def score_chart(chart_id: str, view: StoredRun, groups: Sequence[Group]) -> str:
             top = max(top, int(counts.max()))
             heights = np.maximum(counts, 0.5)  # the axis starts here, so an empty bin has no height
             axes.stairs(heights, edges, baseline=0.5, fill=True, color=group.colour, alpha=0.2, linewidth=0)
-            axes.stairs(
-                heights, edges, baseline=0.5, color=group.colour, linestyle=group.style, linewidth=1.4
-            )
+            axes.stairs(heights, edges, baseline=0.5, color=group.colour, linestyle=group.style, linewidth=1.4)
         if view.threshold is not None:
             axes.axvline(view.threshold, color=INK, linewidth=1.1)
         axes.set_ylim(0.5, top * 1.8)
@@ -311,9 +305,7 @@ def _inline(svg: str, chart_id: str) -> str:
     used = set(re.findall(r'(?:href="|url\()#([^")]+)', body))
 
     def rename(tag: re.Match[str]) -> str:
-        text = re.sub(
-            r' id="([^"]*)"', lambda m: f' id="{chart_id}-{m[1]}"' if m[1] in used else "", tag.group()
-        )
+        text = re.sub(r' id="([^"]*)"', lambda m: f' id="{chart_id}-{m[1]}"' if m[1] in used else "", tag.group())
         text = re.sub(r'(href="|url\()#', rf"\1#{chart_id}-", text)
         return re.sub(r"font-family:[^;\"]*;? ?", "", text)  # the page's own fonts
 

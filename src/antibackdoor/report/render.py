@@ -81,11 +81,9 @@ def render(view: StoredRun) -> str:
         name=_named(record.data.get("name")) or "Training run",
         identity=_identity(record),
         counts=tables.counts(view),
-        metric_rows=tables.metric_rows(view),
+        metric_rows=tables.metric_rows(view.record.metrics, None if view.poison is None else tables.counts(view)),
         cards=_cards(view),
-        card_labels=Counter(
-            view.classes[view.labels[row]] for row in view.gallery_index.tolist()
-        ).most_common(),
+        card_labels=Counter(view.classes[view.labels[row]] for row in view.gallery_index.tolist()).most_common(),
         shrunk=max(view.gallery.shape[1:3]) > _LARGEST if len(view.gallery) else False,
         largest=_LARGEST,
         charts=_charts(view),
@@ -218,9 +216,7 @@ def _loss_caption(view: StoredRun, drawn: Sequence[charts.Band]) -> str:
 def _score_caption(view: StoredRun) -> str:
     caption = "Counts are on a logarithmic scale."
     if view.threshold is None and all((group & view.scored).any() for group in (view.flagged, ~view.flagged)):
-        caption += (
-            " One threshold does not explain the flags: some kept images score higher than flagged ones."
-        )
+        caption += " One threshold does not explain the flags: some kept images score higher than flagged ones."
     unscored = int((~view.scored).sum())
     if unscored:
         caption += f" Without a score, and not drawn: {tables.grouped(unscored, 'image')}."

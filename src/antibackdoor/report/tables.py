@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from antibackdoor.stored import StoredRun
+    from antibackdoor.types import Metrics
 
 __all__ = [
     "ClassRow",
@@ -93,16 +94,19 @@ def counts(view: StoredRun) -> dict[str, int]:
     }
 
 
-def metric_rows(view: StoredRun) -> list[MetricRow]:
-    """Return the figures that were measured, each with its denominator and how to read it."""
-    metrics, sizes = view.record.metrics, counts(view)
-    known = view.poison is not None
-    n_flagged = sizes["judged"] if known else metrics.n_flagged
-    n_poison = sizes["poison"] if known else metrics.n_poison
-    n_clean = sizes["clean"] if known else None
+def metric_rows(metrics: Metrics, sizes: dict[str, int] | None = None) -> list[MetricRow]:
+    """Return the figures that were measured, each with its denominator and how to read it.
+
+    Args:
+        metrics: The figures.
+        sizes: From :func:`counts` where the truth is known: they leave cover images out of the denominators.
+    """
+    n_flagged = sizes["judged"] if sizes else metrics.n_flagged
+    n_poison = sizes["poison"] if sizes else metrics.n_poison
+    n_clean = sizes["clean"] if sizes else None
     if n_clean is None and metrics.n_train is not None and metrics.n_poison is not None:
         n_clean = metrics.n_train - metrics.n_poison - (metrics.n_cover or 0)
-    covers = ", cover images not counted" if sizes["cover"] or metrics.n_cover else ""
+    covers = ", cover images not counted" if metrics.n_cover else ""
     shares = (
         ("Clean accuracy", metrics.ca, metrics.n_test, "test images", "Higher is better."),
         (
@@ -169,9 +173,7 @@ def metric_rows(view: StoredRun) -> list[MetricRow]:
         ),
         ("AUPRC", metrics.auprc, "Average precision down the ranking; chance is the share of poison."),
     )
-    pair = [
-        f"{'?' if n is None else grouped(n)} {what}" for n, what in ((n_poison, "poison"), (n_clean, "clean"))
-    ]
+    pair = [f"{'?' if n is None else grouped(n)} {what}" for n, what in ((n_poison, "poison"), (n_clean, "clean"))]
     rows += [
         MetricRow(name, f"{value:.3f}", f"over {pair[0]} and {pair[1]} images", meaning)
         for name, value, meaning in ranked
@@ -189,9 +191,7 @@ def class_rows(view: StoredRun) -> list[ClassRow]:
 
     none = np.zeros_like(view.flagged)
     poison = per_class(none if view.poison is None else view.poison)
-    columns = zip(
-        view.classes, per_class(None), per_class(view.flagged), poison, per_class(view.covered), strict=True
-    )
+    columns = zip(view.classes, per_class(None), per_class(view.flagged), poison, per_class(view.covered), strict=True)
     rows = [
         ClassRow(name, images, flagged, flagged / images if images else 0.0, bad, cover)
         for name, images, flagged, bad, cover in columns

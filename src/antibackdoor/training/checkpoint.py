@@ -37,9 +37,7 @@ class PhaseState:
     tensors: dict[str, Tensor]
 
     @staticmethod
-    def capture(
-        model: nn.Module, optimizer: torch.optim.Optimizer, history: History, *, done: bool
-    ) -> PhaseState:
+    def capture(model: nn.Module, optimizer: torch.optim.Optimizer, history: History, *, done: bool) -> PhaseState:
         """Copy the state of a network and its optimiser."""
         tensors = {f"model/{k}": _plain(v) for k, v in model.state_dict().items()}
         for position, parameter in enumerate(_parameters(optimizer)):
@@ -143,9 +141,7 @@ class Checkpoints:
             )
             return PhaseState(history, bool(json.loads(header["done"])), tensors)
         except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise StorageError(
-                f"the checkpoint {path} is damaged ({error}); start again with --overwrite"
-            ) from None
+            raise StorageError(f"the checkpoint {path} is damaged ({error}); start again with --overwrite") from None
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -188,9 +188,7 @@ class Trainer:
                 if self._checkpoints:
                     self._checkpoints.save(last_good)
                 loss = float(losses[rows].mean())
-                bar.advance(
-                    0, f"epoch {epoch + 1}/{plan.epochs}, loss {loss:.3f}, accuracy {100 * accuracy:.1f} %"
-                )
+                bar.advance(0, f"epoch {epoch + 1}/{plan.epochs}, loss {loss:.3f}, accuracy {100 * accuracy:.1f} %")
         if history.stopped and self._checkpoints:
             self._checkpoints.save(PhaseState.capture(model, optimizer, history, done=True))
         return history
@@ -232,9 +230,7 @@ class _EpochWorker:
         self._augment = trainer.stream("augment", phase, epoch).generator(f"rank {self._runtime.rank}")
         self._dropout = trainer.stream("dropout", phase, epoch).derive(f"rank {self._runtime.rank}")
 
-    def run(
-        self, batches: Batches, rows: Tensor, sizes: list[int], total: int, bar: Bar
-    ) -> tuple[Tensor, float]:
+    def run(self, batches: Batches, rows: Tensor, sizes: list[int], total: int, bar: Bar) -> tuple[Tensor, float]:
         """Train on every row once; returns the loss of each image (CPU float32 (N,)) and the accuracy."""
         runtime = self._runtime
         order = rows[torch.randperm(len(rows), generator=self._shuffle)].to(runtime.device)

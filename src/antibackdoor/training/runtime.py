@@ -30,9 +30,7 @@ def _resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise DeviceError(
-            f"device {name!r} is not a device name; use auto, cpu, cuda, cuda:1 or mps"
-        ) from None
+        raise DeviceError(f"device {name!r} is not a device name; use auto, cpu, cuda, cuda:1 or mps") from None
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
@@ -97,9 +95,7 @@ class Runtime:
     accelerator: Accelerator | None = None
 
     @staticmethod
-    def create(
-        device: str = "auto", precision: Precision = "auto", compile_mode: CompileMode = "auto"
-    ) -> Runtime:
+    def create(device: str = "auto", precision: Precision = "auto", compile_mode: CompileMode = "auto") -> Runtime:
         """Choose device and precision, and join the other processes of an ``accelerate launch``.
 
         Args:

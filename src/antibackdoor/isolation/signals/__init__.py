@@ -8,6 +8,4 @@ from antibackdoor.registry import Registry
 
 __all__ = ["SIGNALS", "Loss", "LossDrop", "Signal", "Trajectory"]
 
-SIGNALS: Registry[Signal] = Registry(
-    "signal", {"loss": Loss, "loss-drop": LossDrop, "trajectory": Trajectory}
-)
+SIGNALS: Registry[Signal] = Registry("signal", {"loss": Loss, "loss-drop": LossDrop, "trajectory": Trajectory})

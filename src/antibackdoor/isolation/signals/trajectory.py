@@ -55,10 +55,8 @@ class Trajectory(Signal):
                 scores[rows] = torch.from_numpy(responsibility * max(gain, 0.0)).float()
         return scores
 
-    def _cut(
-        self, trajectories: NDArray[np.float64], drop: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], float]:
-        """Return for one class (n, E) the responsibility (n,) of the suspect component, and the gain in BIC per image."""
+    def _cut(self, trajectories: NDArray[np.float64], drop: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+        """Return the responsibility (n,) of one class's suspect component, and the gain in BIC per image."""
         from sklearn.decomposition import PCA
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.mixture import GaussianMixture

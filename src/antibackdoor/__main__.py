@@ -1,0 +1,5 @@
+"""``python -m antibackdoor`` is the command, so that launchers can start it."""
+
+from antibackdoor.cli import main
+
+main()

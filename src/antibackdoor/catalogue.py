@@ -1,0 +1,79 @@
+"""What there is to choose from, and what this machine offers."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+
+import torch
+
+from antibackdoor.attacks import ATTACKS
+from antibackdoor.data.cache import default_cache_dir
+from antibackdoor.defences import DEFENCES
+from antibackdoor.errors import AntiBackdoorError
+from antibackdoor.isolation import SIGNALS
+from antibackdoor.models import MODELS
+from antibackdoor.pipeline import versions
+from antibackdoor.registry import Registry
+from antibackdoor.training import Runtime
+
+__all__ = ["FAMILIES", "describe", "diagnose"]
+
+_EXTRAS = {"timm": "models", "datasets": "hub", "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+
+
+def _registered(registry: Registry[object]) -> list[tuple[str, str]]:
+    return [(name, (registry.get(name).__doc__ or "").strip().splitlines()[0]) for name in registry]
+
+
+def _models() -> list[tuple[str, str]]:
+    lines = []
+    for name, build in MODELS.items():
+        count = sum(parameter.numel() for parameter in build(3, 10).parameters())
+        lines.append((name, f"{count / 1e6:.2f} million parameters at 3 channels, 10 classes"))
+    return [*lines, ("timm:NAME", "any timm model (pip install 'antibackdoor[models]')")]
+
+
+def _datasets() -> list[tuple[str, str]]:
+    return [
+        ("embedded", "Fashion-MNIST's 10,000 test images, 8,000 to train and 2,000 to test, shipped with the package"),
+        ("FOLDER", "one subfolder a class, or train/ and test/ with one subfolder a class each"),
+        ("FILE.npz", "images uint8 (N, H, W[, C]), labels int (N,), perhaps test_images, test_labels, classes"),
+        ("hub:NAME", "a data set of the Hugging Face hub (pip install 'antibackdoor[hub]')"),
+    ]
+
+
+FAMILIES: dict[str, Callable[[], list[tuple[str, str]]]] = {
+    "attacks": lambda: _registered(ATTACKS),  # type: ignore[arg-type]
+    "datasets": _datasets,
+    "defences": lambda: _registered(DEFENCES),  # type: ignore[arg-type]
+    "models": _models,
+    "signals": lambda: _registered(SIGNALS),  # type: ignore[arg-type]
+}
+
+
+def describe(family: str) -> list[tuple[str, str]]:
+    """Return (name, one line) of every member of a family in ``FAMILIES``."""
+    return FAMILIES[family]()
+
+
+def diagnose() -> list[tuple[str, str]]:
+    """Return (what, finding) lines about versions, device, precision, cache and extras."""
+    lines = list(versions().items())
+    runtime = Runtime.create()
+    about = runtime.describe()
+    lines.append(("device", f"{runtime.device}: {about['name']}"))
+    lines.append(("precision", runtime.reason))
+    lines.append(("threads", f"{torch.get_num_threads()} of {os.cpu_count()} processors"))
+    for name in ("cuda", "mps"):
+        try:
+            Runtime.create(name)
+            lines.append((name, "there"))
+        except AntiBackdoorError as error:
+            lines.append((name, str(error)))
+    lines.append(("cache", str(default_cache_dir())))
+    for module, extra in _EXTRAS.items():
+        found = importlib.util.find_spec(module) is not None
+        lines.append((module, "installed" if found else f"not installed: pip install 'antibackdoor[{extra}]'"))
+    return lines
