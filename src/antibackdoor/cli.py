@@ -151,7 +151,6 @@ def scan(
         "data.source": data,
         "data.image_size": image_size,
         "data.skip_bad": skip_bad or None,
-        "data.holdout": 0,
         "defence.name": defence,
         "model": model,
         "train.epochs": epochs,
@@ -346,7 +345,8 @@ def main() -> None:
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except UsageError as error:
-        _fail(f"{error.format_message().rstrip('.')}. Try --help", EXIT_USER)  # type: ignore[attr-defined]
+        message = error.format_message()  # type: ignore[attr-defined]
+        _fail(f"{message}{'' if message.endswith(('.', '?')) else '.'} Try --help", EXIT_USER)
     except typer.Exit as error:
         sys.exit(error.exit_code)
     except AntiBackdoorError as error:

@@ -26,7 +26,7 @@ from antibackdoor.seeds import Seeds
 from antibackdoor.training import Checkpoints, Runtime, Trainer, TrainPlan
 from antibackdoor.types import ImageSet, Isolation, Json, Outcome, PoisonedSet, RunRecord
 
-__all__ = ["Planted", "Result", "class_index", "load_data", "plant", "prepare_poison", "run", "versions"]
+__all__ = ["Planted", "Result", "class_index", "limited", "load_data", "plant", "prepare_poison", "run", "versions"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,18 +89,22 @@ def run(
         AntiBackdoorError: What was given cannot work; see ``errors``.
     """
     clock = _Clock()
+    if out is not None:
+        storage.refuse_other_run(out, resume=resume, overwrite=overwrite)
     defence = DEFENCES.build(config.defence.name, config.defence.params)
     runtime = Runtime.create(config.device, config.train.precision, config.train.compile)
     progress.say(f"device: {runtime.device}, {runtime.reason}")
     seeds = Seeds(config.seed)
     with clock.phase("load"):
-        loaded = _limited(data or load_data(config.data, progress), config.data, seeds)
+        loaded = limited(data or load_data(config.data, progress), config.data, seeds)
     build_model, spec = builder_from(model or config.model, loaded.train)
     plan = _plan(config)
     with clock.phase("poison"):
         planted = plant(config.attack, loaded, build_model, runtime, seeds, progress)
     observed = planted.train.observed if planted else loaded.train
-    held_out = _held_out(observed, config.data.holdout, seeds) if loaded.test is None else None
+    # A scan needs no accuracy, so it looks at every image in the same way.
+    needs_part = loaded.test is None and not scan_only
+    held_out = _held_out(observed, config.data.holdout, seeds) if needs_part else None
     resolved = _resolve(config, spec, defence, planted)
     checkpoints = None
     if out is not None:
@@ -167,7 +171,7 @@ def prepare_poison(config: RunConfig, progress: Progress = SILENT) -> Planted:
     """
     runtime = Runtime.create(config.device, config.train.precision, config.train.compile)
     seeds = Seeds(config.seed)
-    loaded = _limited(load_data(config.data, progress), config.data, seeds)
+    loaded = limited(load_data(config.data, progress), config.data, seeds)
     build_model, _ = builder_from(config.model, loaded.train)
     planted = plant(config.attack, loaded, build_model, runtime, seeds, progress)
     if planted is None:
@@ -255,7 +259,8 @@ def _plan(config: RunConfig) -> TrainPlan:
     )
 
 
-def _limited(loaded: Loaded, config: DataConfig, seeds: Seeds) -> Loaded:
+def limited(loaded: Loaded, config: DataConfig, seeds: Seeds) -> Loaded:
+    """Draw as many images as the data section asks for, evenly over the classes."""
     train, test = loaded.train, loaded.test
     if config.limit is not None and config.limit < len(train):
         train = subsample(train, config.limit, seeds.generator("limit train"))

@@ -30,6 +30,7 @@ __all__ = [
     "load_model",
     "load_run",
     "read_record",
+    "refuse_other_run",
     "save_run",
     "write_json",
     "write_text",
@@ -54,17 +55,12 @@ def claim(out: Path, config: dict[str, Json], *, resume: bool, overwrite: bool) 
         RunExistsError: It holds a run, and neither was asked for.
         StorageError: The run to resume had another configuration, or the folder cannot be written.
     """
-    held = [name for name in (*_OURS, _CHECKPOINTS) if (out / name).exists()]
+    held = refuse_other_run(out, resume=resume, overwrite=overwrite)
     if held and overwrite:
         with _writing(out):
             for name in held:
                 path = out / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-    elif held and not resume:
-        raise RunExistsError(
-            f"{out} holds another run ({', '.join(held[:3])}); give --resume to continue it, --overwrite to replace "
-            "it, or another --out"
-        )
     elif held:
         before = _read_json(out / _CONFIG)
         changed = [key for key in {*before, *config} if before.get(key) != config.get(key)]
@@ -74,6 +70,21 @@ def claim(out: Path, config: dict[str, Json], *, resume: bool, overwrite: bool) 
                 "or give --overwrite"
             )
     write_json(out / _CONFIG, config)
+
+
+def refuse_other_run(out: Path, *, resume: bool, overwrite: bool) -> list[str]:
+    """Return which files of a run the folder holds, if there may be any.
+
+    Raises:
+        RunExistsError: There are, and neither to resume nor to overwrite was asked for.
+    """
+    held = [name for name in (*_OURS, _CHECKPOINTS) if (out / name).exists()]
+    if held and not resume and not overwrite:
+        raise RunExistsError(
+            f"{out} holds another run ({', '.join(held[:3])}); give --resume to continue it, --overwrite to replace "
+            "it, or another --out"
+        )
+    return held
 
 
 def save_run(

@@ -103,6 +103,7 @@ class History:
         accuracy: float (E,), share of trained images predicted as labelled, as seen while training.
         seconds: float (E,), wall-clock time of each epoch.
         stopped: Why the phase ended before its last epoch, or None.
+        held_out: bool (N,), images whose losses come from a forward pass; None where there are none.
     """
 
     phase: str
@@ -110,6 +111,7 @@ class History:
     accuracy: NDArray[np.float64]
     seconds: NDArray[np.float64]
     stopped: str | None = None
+    held_out: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, eq=False)

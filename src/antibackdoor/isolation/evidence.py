@@ -21,11 +21,14 @@ class Evidence:
         losses: float32 (E, N), cross-entropy of every image in every epoch, finite.
         labels: int64 (N,), as observed.
         num_classes: K.
+        held_out: bool (N,), images that were not trained on, so that their losses fall less; None where there are none.
+            Signals that fit something fit it to the others.
     """
 
     losses: Tensor
     labels: Tensor
     num_classes: int
+    held_out: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.losses.ndim != 2 or self.losses.shape[0] < 1 or self.losses.shape[1] != self.labels.shape[0]:
@@ -39,4 +42,10 @@ class Evidence:
     @staticmethod
     def of(history: History, labels: Tensor, num_classes: int) -> Evidence:
         """Return the evidence that a phase of training left."""
-        return Evidence(torch.from_numpy(history.losses), labels, num_classes)
+        held_out = None if history.held_out is None else torch.from_numpy(history.held_out)
+        return Evidence(torch.from_numpy(history.losses), labels, num_classes, held_out)
+
+    @property
+    def trained(self) -> Tensor:
+        """bool (N,), the images that are not held out."""
+        return torch.ones(len(self.labels), dtype=torch.bool) if self.held_out is None else ~self.held_out

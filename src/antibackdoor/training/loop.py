@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -145,18 +145,19 @@ class Trainer:
         runtime.place(model)
         trained = torch.ones(len(data), dtype=torch.bool) if subset is None else subset.clone()
         watched = torch.empty(0, dtype=torch.int64)
+        history = History(phase.name, np.empty((0, len(data)), np.float32), np.empty(0), np.empty(0))
         if self._held_out is not None and len(self._held_out) == len(data):
             trained &= ~self._held_out
             watched = self._held_out.nonzero().squeeze(1)
+            history = replace(history, held_out=self._held_out.numpy())
         rows = trained.nonzero().squeeze(1)
         optimizer = torch.optim.SGD(
             model.parameters(), lr=plan.lr, momentum=plan.momentum, weight_decay=plan.weight_decay
         )
-        history = _empty_history(phase.name, len(data))
         state = self._checkpoints.load(phase.name) if self._checkpoints else None
         if state is not None:
             state.restore(model, optimizer)
-            history = state.history
+            history = replace(state.history, held_out=history.held_out)
             if state.done:
                 return history
         net = runtime.parallel(model)
@@ -180,7 +181,7 @@ class Trainer:
                         raise NonFiniteLossError(
                             f"{message}; the weights of the last good epoch are kept. Try a lower --set train.lr"
                         )
-                    history = _stopped(history, message)
+                    history = replace(history, stopped=message)
                     break
                 losses[~_union(trained, watched)] = float("nan")
                 history = _extended(history, losses, accuracy, time.perf_counter() - started)
@@ -275,21 +276,13 @@ class _EpochWorker:
         return step
 
 
-def _empty_history(phase: str, count: int) -> History:
-    return History(phase, np.empty((0, count), np.float32), np.empty(0), np.empty(0))
-
-
 def _extended(history: History, losses: Tensor, accuracy: float, seconds: float) -> History:
-    return History(
-        history.phase,
-        np.concatenate([history.losses, losses.numpy()[None]]),
-        np.append(history.accuracy, accuracy),
-        np.append(history.seconds, seconds),
+    return replace(
+        history,
+        losses=np.concatenate([history.losses, losses.numpy()[None]]),
+        accuracy=np.append(history.accuracy, accuracy),
+        seconds=np.append(history.seconds, seconds),
     )
-
-
-def _stopped(history: History, why: str) -> History:
-    return History(history.phase, history.losses, history.accuracy, history.seconds, stopped=why)
 
 
 def _union(trained: Tensor, watched: Tensor) -> Tensor:

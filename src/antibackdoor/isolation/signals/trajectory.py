@@ -48,29 +48,34 @@ class Trajectory(Signal):
         part = max(1, len(logs) // 3)
         drop = (logs[:part].mean(0) - logs[-part:].mean(0)).numpy()
         scores = torch.zeros(len(evidence.labels))
+        trained = evidence.trained
         for label in range(evidence.num_classes):
             rows = (evidence.labels == label).nonzero().squeeze(1)
-            if len(rows) >= _SMALLEST_CLASS:
-                responsibility, gain = self._cut(logs[:, rows].T.numpy(), drop[rows.numpy()])
+            fitted = trained[rows].numpy()
+            if fitted.sum() >= _SMALLEST_CLASS:
+                responsibility, gain = self._cut(logs[:, rows].T.numpy(), drop[rows.numpy()], fitted)
                 scores[rows] = torch.from_numpy(responsibility * max(gain, 0.0)).float()
         return scores
 
-    def _cut(self, trajectories: NDArray[np.float64], drop: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+    def _cut(
+        self, trajectories: NDArray[np.float64], drop: NDArray[np.float64], fitted: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float64], float]:
         """Return the responsibility (n,) of one class's suspect component, and the gain in BIC per image."""
         from sklearn.decomposition import PCA
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.mixture import GaussianMixture
 
-        standard = (trajectories - trajectories.mean(0)) / (trajectories.std(0) + _FLOOR)
-        count = min(self.components, standard.shape[1])
-        if not standard.any():
+        own = trajectories[fitted]
+        standard = (trajectories - own.mean(0)) / (own.std(0) + _FLOOR)
+        if not standard[fitted].any():
             return np.zeros(len(standard)), 0.0
-        points = PCA(count, random_state=0).fit_transform(standard)
+        axes = PCA(min(self.components, standard.shape[1]), random_state=0).fit(standard[fitted])
+        points = axes.transform(standard)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            two = GaussianMixture(2, n_init=3, random_state=0, reg_covar=1e-3).fit(points)
-            one = GaussianMixture(1, random_state=0, reg_covar=1e-3).fit(points)
+            two = GaussianMixture(2, n_init=3, random_state=0, reg_covar=1e-3).fit(points[fitted])
+            one = GaussianMixture(1, random_state=0, reg_covar=1e-3).fit(points[fitted])
         share = two.predict_proba(points)
-        fell = (share * drop[:, None]).sum(0) / np.maximum(share.sum(0), _FLOOR)
-        gain = (one.bic(points) - two.bic(points)) / len(points)
+        fell = (share * drop[:, None])[fitted].sum(0) / np.maximum(share[fitted].sum(0), _FLOOR)
+        gain = (one.bic(points[fitted]) - two.bic(points[fitted])) / fitted.sum()
         return share[:, int(fell.argmax())], float(gain)
