@@ -6,6 +6,7 @@ table of ``attacks/__init__.py``; ``tests/contracts/test_attacks.py`` then tests
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -64,6 +65,13 @@ class Attack(ABC):
             )
         return dataclasses.replace(self, num_classes=clean.num_classes)
 
+    def _ready(self, **state: object) -> Self:
+        """Return a copy that holds what was prepared, in fields declared with ``init=False``."""
+        ready = copy.copy(self)
+        for name, value in state.items():
+            object.__setattr__(ready, name, value)
+        return ready
+
     @abstractmethod
     def stamp(self, images: Tensor, index: Tensor, labels: Tensor) -> Tensor:
         """Return training images with the trigger.
@@ -77,6 +85,10 @@ class Attack(ABC):
             float (N, C, H, W) in [0, 1].
         """
 
+    def stamp_cover(self, images: Tensor, index: Tensor, labels: Tensor) -> Tensor:
+        """Return cover images: they carry the trigger and keep their true label; the training trigger by default."""
+        return self.stamp(images, index, labels)
+
     def stamp_test(self, images: Tensor, index: Tensor, labels: Tensor) -> Tensor:
         """Return test images with the trigger; the training trigger unless an attack says otherwise."""
         return self.stamp(images, index, labels)
@@ -86,12 +98,33 @@ class Attack(ABC):
         """Return the label that an image of each class is to be predicted as, int64 (N,) -> (N,)."""
 
     @abstractmethod
-    def relabel(self, labels: Tensor) -> Tensor:
-        """Return the labels that poisoned training images carry, int64 (N,) -> (N,)."""
+    def relabel(self, labels: Tensor, index: Tensor) -> Tensor:
+        """Return the labels that poisoned training images carry.
+
+        Args:
+            labels: int64 (N,), their original labels.
+            index: int64 (N,), their rows in the set.
+        """
 
     @abstractmethod
     def candidates(self, labels: Tensor) -> Tensor:
         """Return which images may be poisoned, int64 (N,) -> bool (N,)."""
+
+    def select(self, allowed: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """Return ``count`` of the rows ``allowed`` (int64 (M,)) to poison; drawn at random, by default."""
+        return allowed[torch.randperm(len(allowed), generator=generator)[:count]]
+
+    def cover_candidates(self, labels: Tensor) -> Tensor:
+        """Return which images may become covers, int64 (N,) -> bool (N,); none unless an attack has covers."""
+        return torch.zeros_like(labels, dtype=torch.bool)
+
+    def cover_count(self, count: int) -> int:
+        """Return how many covers go with ``count`` poisoned images."""
+        return 0
+
+    def test_candidates(self, labels: Tensor) -> Tensor:
+        """Return which test images the attack aims at, int64 (N,) -> bool (N,); all whose class it would change."""
+        return self.target_of(labels) != labels
 
     @property
     def single_target(self) -> int | None:
@@ -117,7 +150,7 @@ class DirtyLabelAttack(Attack):
             raise PoisonError("an all-to-all attack must be prepared before use, since it needs the number of classes")
         return (labels + 1) % self.num_classes
 
-    def relabel(self, labels: Tensor) -> Tensor:
+    def relabel(self, labels: Tensor, index: Tensor) -> Tensor:
         """Return the target of each label."""
         return self.target_of(labels)
 
@@ -139,7 +172,7 @@ class CleanLabelAttack(Attack):
         """Return the target for every label."""
         return torch.full_like(labels, self.target)
 
-    def relabel(self, labels: Tensor) -> Tensor:
+    def relabel(self, labels: Tensor, index: Tensor) -> Tensor:
         """Return the labels as they are."""
         return labels.clone()
 
@@ -176,19 +209,39 @@ def poison(
             f"a rate of {rate} asks for {count} poisoned images, but only {len(allowed)} of the {len(clean)} may carry "
             f"this attack; the highest rate is {len(allowed) / base:.4f}"
         )
-    chosen = allowed[torch.randperm(len(allowed), generator=generator)[:count]].sort().values
+    chosen = attack.select(allowed, count, generator).sort().values
+    covers = _choose_covers(clean.labels, attack, chosen, generator)
     images, labels = clean.images.clone(), clean.labels.clone()
-    for part in chosen.split(_CHUNK):
-        images[part] = _to_uint8(attack.stamp(_to_float(clean.images[part]), part, clean.labels[part]))
-    labels[chosen] = attack.relabel(clean.labels[chosen])
-    mask = torch.zeros(len(clean), dtype=torch.bool)
-    mask[chosen] = True
+    for rows, stamp in ((chosen, attack.stamp), (covers, attack.stamp_cover)):
+        for part in rows.split(_CHUNK):
+            images[part] = _to_uint8(stamp(_to_float(clean.images[part]), part, clean.labels[part]))
+    labels[chosen] = attack.relabel(clean.labels[chosen], chosen)
     observed = dataclasses.replace(clean, images=images, labels=labels)
-    return PoisonedSet(observed, mask, torch.zeros_like(mask), clean.labels.clone(), attack.single_target)
+    masks = (_mask(chosen, len(clean)), _mask(covers, len(clean)))
+    return PoisonedSet(observed, *masks, clean.labels.clone(), attack.single_target)
+
+
+def _choose_covers(labels: Tensor, attack: Attack, chosen: Tensor, generator: torch.Generator) -> Tensor:
+    allowed = attack.cover_candidates(labels)
+    allowed[chosen] = False
+    rows = allowed.nonzero().squeeze(1)
+    count = attack.cover_count(len(chosen))
+    if count > len(rows):
+        raise PoisonError(
+            f"{len(chosen)} poisoned images ask for {count} cover images, but only {len(rows)} may be covers; "
+            "lower the rate or the share of covers"
+        )
+    return rows[torch.randperm(len(rows), generator=generator)[:count]].sort().values
+
+
+def _mask(rows: Tensor, count: int) -> Tensor:
+    mask = torch.zeros(count, dtype=torch.bool)
+    mask[rows] = True
+    return mask
 
 
 def triggered_test(clean: ImageSet, attack: Attack) -> PoisonedSet:
-    """Put the trigger on every test image whose own class is not the one the attack aims at.
+    """Put the trigger on every test image that the attack aims at: none is of the class it is to be given.
 
     Args:
         clean: The clean test set; not changed.
@@ -197,7 +250,7 @@ def triggered_test(clean: ImageSet, attack: Attack) -> PoisonedSet:
     Returns:
         Observed labels are what the attacker wants; all rows are poison. For all-to-all these are all images.
     """
-    rows = (attack.target_of(clean.labels) != clean.labels).nonzero().squeeze(1)
+    rows = attack.test_candidates(clean.labels).nonzero().squeeze(1)
     kept = clean.select(rows)
     images = torch.empty_like(kept.images)
     for part in torch.arange(len(kept)).split(_CHUNK):

@@ -47,5 +47,5 @@ class Evidence:
 
     @property
     def trained(self) -> Tensor:
-        """bool (N,), the images that are not held out."""
+        """Bool (N,), the images that are not held out."""
         return torch.ones(len(self.labels), dtype=torch.bool) if self.held_out is None else ~self.held_out

@@ -1,0 +1,153 @@
+"""The attacker's own network, and the cache of everything that attacks optimise: trained once, kept as safetensors.
+
+A prepared attack depends on the clean data, its hyper-parameters, the seed and the version of the code; the hash of all
+of these names its file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from antibackdoor.data.cache import default_cache_dir
+from antibackdoor.errors import ConfigError, StorageError
+from antibackdoor.models import BuildModel
+from antibackdoor.seeds import Seeds
+from antibackdoor.training import Fit, Phase, TrainPlan
+from antibackdoor.types import ImageSet
+
+__all__ = ["artefact_key", "cached", "device_of", "features", "train_surrogate"]
+
+# Raise it when an attack's optimisation changes, so that nothing made by the code before is used.
+_VERSION = 1
+
+
+def artefact_key(kind: str, clean: ImageSet, params: Mapping[str, object], seeds: Seeds) -> str:
+    """Return the name under which something optimised is kept.
+
+    Args:
+        kind: What it is, such as "surrogate" or "trojan".
+        clean: The clean data it is made from; every pixel and label counts.
+        params: Everything else that decides it.
+        seeds: The streams it draws from.
+    """
+    digest = hashlib.sha256()
+    plain = {key: str(value) for key, value in sorted(params.items())}
+    digest.update(json.dumps([_VERSION, kind, seeds.seed, clean.shape, list(clean.classes), plain]).encode())
+    digest.update(clean.labels.contiguous().numpy().tobytes())
+    for part in clean.images.split(4096):
+        digest.update(part.contiguous().numpy().tobytes())
+    return f"{kind}-{digest.hexdigest()[:32]}"
+
+
+def cached(key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return tensors from the cache, or make them and keep them.
+
+    Args:
+        key: From :func:`artefact_key`.
+        make: Makes them: tensors by name.
+
+    Raises:
+        StorageError: The cache cannot be written.
+    """
+    path = default_cache_dir() / "attacks" / f"{key}.safetensors"
+    if path.exists():
+        with contextlib.suppress(OSError, SafetensorError):  # A damaged entry is made again.
+            return load_file(path)
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in make().items()
+    }
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial, metadata={"format": "antibackdoor attack 1", "key": key})
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"cannot write the cache {path}: {error}") from None
+    finally:
+        _remove(partial)
+    return tensors
+
+
+def train_surrogate(
+    clean: ImageSet,
+    *,
+    build_model: BuildModel,
+    fit: Fit,
+    seeds: Seeds,
+    epochs: int = 10,
+    name: str = "surrogate",
+) -> nn.Module:
+    """Train the attacker's network on clean data, or take it from the cache.
+
+    Args:
+        clean: The clean training data.
+        build_model: Builds it; the attacker is taken to know the architecture, never the victim's seed.
+        fit: The training loop.
+        seeds: The attack's own streams.
+        epochs: Passes over the data.
+        name: Names the phase and the stream of initial weights, for attacks with several.
+
+    Returns:
+        The network in evaluation mode with frozen weights, on the device that ``fit`` trains on.
+    """
+    model = build_model(seeds.generator(f"{name} init"))
+    shapes = [(key, tuple(value.shape)) for key, value in model.state_dict().items()]
+    key = artefact_key(name, clean, {"epochs": epochs, "model": shapes}, seeds)
+
+    def make() -> dict[str, Tensor]:
+        fit(model, clean, Phase(name, TrainPlan(epochs=epochs)))
+        return dict(model.state_dict())
+
+    model.load_state_dict(cached(key, make))
+    return model.eval().requires_grad_(False)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device a network's weights are on."""
+    return next(model.parameters()).device
+
+
+@contextlib.contextmanager
+def _captured(layer: nn.Module, store: list[Tensor]) -> Iterator[None]:
+    hook = layer.register_forward_pre_hook(lambda _, inputs: store.append(inputs[0]))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def features(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the penultimate features: what goes into the network's last linear layer.
+
+    Args:
+        model: Any network whose last layer is ``nn.Linear``.
+        images: float (N, C, H, W) in [0, 1], on the network's device; gradients flow through.
+
+    Returns:
+        float (N, D).
+
+    Raises:
+        ConfigError: The network has no linear layer.
+    """
+    heads = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not heads:
+        raise ConfigError("model: an attack that works on features needs a network whose last layer is nn.Linear")
+    store: list[Tensor] = []
+    with _captured(heads[-1], store):
+        model(images)
+    return store[-1].flatten(1)
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
