@@ -40,7 +40,7 @@ class _Abl(Defence):
             "trajectory"; see ``isolation.signals``.
         scope: Rank over the whole "set" (the paper's rule) or within each "class".
         isolation_lr: Constant learning rate of stage one.
-        cap: Loss, in nats, at which ascent on an image stops; log K, the loss of a blind guess, if None.
+        cap: Loss, in nats, at which ascent on an image stops; 2 log K, twice the loss of a blind guess, if None.
     """
 
     gamma: float = 0.5
@@ -60,7 +60,7 @@ class _Abl(Defence):
         if not 0 < self.share < 1:
             raise ConfigError(f"share: must be above 0 and below 1, got {self.share}")
         if self.cap is not None and not (math.isfinite(self.cap) and self.cap > 0):
-            raise ConfigError(f"cap: must be a finite number above 0, or null for log K, got {self.cap}")
+            raise ConfigError(f"cap: must be a finite number above 0, or null for 2 log K, got {self.cap}")
 
     @abstractmethod
     def _stage_one_epochs(self, plan: TrainPlan) -> int:
@@ -84,7 +84,7 @@ class _Abl(Defence):
         return flood(step.losses.mean(), self.gamma)
 
     def _cap(self, data: ImageSet) -> float:
-        return math.log(data.num_classes) if self.cap is None else self.cap
+        return 2 * math.log(data.num_classes) if self.cap is None else self.cap
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,9 @@ class AblReleased(_Abl):
 
     Attributes:
         isolation_epochs: Epochs of stage one.
-        unlearn_epochs: Passes over the isolated images.
-        unlearn_lr: Learning rate of the ascent.
+        unlearn_epochs: Passes over the isolated images; 0 leaves the ascent out.
+        unlearn_lr: Learning rate of the ascent at its start; it falls to zero along a cosine.
+        unlearn_batch_size: Images in one update of the ascent, anchors included.
         anchors: Images of the rest for each isolated one in the ascent; 0 is the original's ascent alone.
 
     Source:
@@ -107,13 +108,15 @@ class AblReleased(_Abl):
     """
 
     isolation_epochs: int = 10
-    unlearn_epochs: int = 5
-    unlearn_lr: float = 5e-4
-    anchors: int = 4
+    unlearn_epochs: int = 20
+    unlearn_lr: float = 1e-3
+    unlearn_batch_size: int = 64
+    anchors: int = 9
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("isolation_epochs", 1), ("unlearn_epochs", 0), ("anchors", 0)):
+        least_values = {"isolation_epochs": 1, "unlearn_epochs": 0, "unlearn_batch_size": 2, "anchors": 0}
+        for name, least in least_values.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}: must be at least {least}, got {getattr(self, name)}")
         if not (math.isfinite(self.unlearn_lr) and self.unlearn_lr > 0):
@@ -140,7 +143,12 @@ class AblReleased(_Abl):
         subset = isolated.clone()
         subset[rest[torch.randperm(len(rest), generator=seeds.generator("anchors"))[:count]]] = True
         ascent = plan.but(
-            epochs=self.unlearn_epochs, lr=self.unlearn_lr, schedule="constant", augment=(), weight_decay=0.0
+            epochs=self.unlearn_epochs,
+            batch_size=self.unlearn_batch_size,
+            lr=self.unlearn_lr,
+            schedule="cosine",
+            augment=(),
+            weight_decay=0.0,
         )
         phase = Phase("unlearn", ascent, freeze_norm=True, clip_norm=1.0, stop_on_nonfinite=True)
         objective = _rest_minus_isolated(isolated, self._cap(data))
