@@ -20,7 +20,7 @@ from antibackdoor.training import Runtime
 
 __all__ = ["FAMILIES", "describe", "diagnose"]
 
-_EXTRAS = {"timm": "models", "datasets": "hub", "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+_EXTRAS = {"timm": "models", "datasets": "hub"}
 
 
 def _registered(registry: Registry[object]) -> list[tuple[str, str]]:
