@@ -118,8 +118,10 @@ def run(
     try:
         outcome = method(observed, build_model=build_model, fit=trainer.fit, plan=plan, seeds=seeds)
     except NonFiniteLossError as error:
-        kept = f" in {out / 'checkpoints'}" if out is not None else ""
-        raise NonFiniteLossError(f"{error} (the last good checkpoint is{kept or ' in memory'})") from None
+        kept = "no epoch was finished"
+        if out is not None and (out / "checkpoints").exists():
+            kept = f"the last good checkpoint is in {out / 'checkpoints'}"
+        raise NonFiniteLossError(f"{error} ({kept})") from None
     for history in outcome.histories:
         clock.add(history.phase, float(history.seconds.sum()))
     trained = None if scan_only or outcome.model is None else outcome.model.eval()
