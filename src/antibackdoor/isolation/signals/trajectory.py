@@ -18,6 +18,8 @@ __all__ = ["Trajectory"]
 
 _FLOOR = 1e-6
 _SMALLEST_CLASS = 20
+# The share of all images, those whose loss fell furthest, that decides which component is suspect.
+_VOTERS = 0.01
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,10 @@ class Trajectory(Signal):
     """Inside each class, two Gaussian components of the standardised log-loss trajectories.
 
     Every class is cut in two whether or not it holds poison, so an image scores high only if two things are true: it is
-    in the component whose losses fell further, and two components describe its class much better than one (the gain
-    in BIC per image). Needs a few epochs after the backdoor was learned. Classes under 20 images score zero.
+    in the suspect component, and two components describe its class much better than one (the gain in BIC per image).
+    The suspect component is the one that holds more of the images whose loss fell furthest, of the whole set; it may
+    be the smaller or the larger one. Needs a few epochs after the backdoor was learned. Classes under 20 images score
+    zero.
 
     Attributes:
         components: Principal components that the mixture sees, at most the number of epochs.
@@ -43,22 +47,29 @@ class Trajectory(Signal):
             raise ConfigError(f"components: must be at least 1, got {self.components}")
 
     def scores(self, evidence: Evidence) -> Tensor:
-        """Return responsibility of the component that fell further, times the class's gain in BIC per image."""
+        """Return the responsibility of the suspect component, times the class's gain in BIC per image."""
         logs = evidence.losses.clamp_min(_FLOOR).log().double()
         part = max(1, len(logs) // 3)
         drop = (logs[:part].mean(0) - logs[-part:].mean(0)).numpy()
+        furthest = drop >= np.quantile(drop, 1 - _VOTERS)
         scores = torch.zeros(len(evidence.labels))
         trained = evidence.trained
         for label in range(evidence.num_classes):
             rows = (evidence.labels == label).nonzero().squeeze(1)
             fitted = trained[rows].numpy()
             if fitted.sum() >= _SMALLEST_CLASS:
-                responsibility, gain = self._cut(logs[:, rows].T.numpy(), drop[rows.numpy()], fitted)
+                responsibility, gain = self._cut(
+                    logs[:, rows].T.numpy(), drop[rows.numpy()], furthest[rows.numpy()], fitted
+                )
                 scores[rows] = torch.from_numpy(responsibility * max(gain, 0.0)).float()
         return scores
 
     def _cut(
-        self, trajectories: NDArray[np.float64], drop: NDArray[np.float64], fitted: NDArray[np.bool_]
+        self,
+        trajectories: NDArray[np.float64],
+        drop: NDArray[np.float64],
+        furthest: NDArray[np.bool_],
+        fitted: NDArray[np.bool_],
     ) -> tuple[NDArray[np.float64], float]:
         """Return the responsibility (n,) of one class's suspect component, and the gain in BIC per image."""
         from sklearn.decomposition import PCA
@@ -76,6 +87,8 @@ class Trajectory(Signal):
             two = GaussianMixture(2, n_init=3, random_state=0, reg_covar=1e-3).fit(points[fitted])
             one = GaussianMixture(1, random_state=0, reg_covar=1e-3).fit(points[fitted])
         share = two.predict_proba(points)
-        fell = (share * drop[:, None])[fitted].sum(0) / np.maximum(share[fitted].sum(0), _FLOOR)
+        votes = share[furthest & fitted].sum(0)
+        if np.isclose(votes[0], votes[1]):  # Mostly: none of the images that fell furthest is in this class.
+            votes = (share * drop[:, None])[fitted].sum(0) / np.maximum(share[fitted].sum(0), _FLOOR)
         gain = (one.bic(points[fitted]) - two.bic(points[fitted])) / fitted.sum()
-        return share[:, int(fell.argmax())], float(gain)
+        return share[:, int(votes.argmax())], float(gain)
