@@ -27,11 +27,16 @@ class Seeds:
         digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
         return int.from_bytes(digest[:8], "big") >> 1
 
-    def generator(self, name: str) -> torch.Generator:
-        """Return a fresh CPU generator of the stream ``name`` (such as "poison", "shuffle", "split")."""
+    def generator(self, name: str, device: torch.device | str = "cpu") -> torch.Generator:
+        """Return a fresh generator of the stream ``name`` (such as "poison", "shuffle", "split").
+
+        Args:
+            name: Of the stream.
+            device: Where it draws; the same stream gives other numbers on another kind of device.
+        """
         import torch
 
-        return torch.Generator().manual_seed(self.derive(name))
+        return torch.Generator(device).manual_seed(self.derive(name))
 
     def child(self, name: str) -> Seeds:
         """Return the seeds of a part that draws streams of its own, such as one attack's surrogate."""

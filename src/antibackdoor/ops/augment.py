@@ -17,7 +17,7 @@ AugmentName = Literal["crop", "cutout", "flip"]
 
 
 def _integers(high: int, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    # Drawn on the generator's device so that a seed means the same on every accelerator.
+    # Drawn where the generator is: one on the batch's own device saves a copy that would wait for it.
     return torch.randint(high, (count,), generator=generator, device=generator.device).to(device)
 
 

@@ -226,7 +226,9 @@ class _EpochWorker:
         self._objective = objective
         self._epoch = epoch
         self._shuffle = trainer.stream("shuffle", phase, epoch).generator("all")
-        self._augment = trainer.stream("augment", phase, epoch).generator(f"rank {self._runtime.rank}")
+        self._augment = trainer.stream("augment", phase, epoch).generator(
+            f"rank {self._runtime.rank}", self._runtime.device
+        )
         self._dropout = trainer.stream("dropout", phase, epoch).derive(f"rank {self._runtime.rank}")
 
     def run(self, batches: Batches, rows: Tensor, sizes: list[int], total: int, bar: Bar) -> tuple[Tensor, float]:
