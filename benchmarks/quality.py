@@ -27,10 +27,13 @@ from antibackdoor.console import ConsoleProgress
 from antibackdoor.data.sources import Loaded, load
 from antibackdoor.demo import demo_config
 from antibackdoor.evaluation import evaluate
+from antibackdoor.isolation import SIGNALS, Evidence, isolate
 from antibackdoor.models import builder_from
-from antibackdoor.pipeline import limited, plant, run, versions
+from antibackdoor.ops.metrics import isolation_quality
+from antibackdoor.pipeline import Result, limited, plant, run, versions
 from antibackdoor.seeds import Seeds
 from antibackdoor.training import Runtime
+from antibackdoor.types import Metrics
 
 # SIG poisons 80 % of the target class, a tenth of the images: 8 % of the set.
 ATTACKS = {"badnets": 0.1, "blend": 0.1, "sig": 0.08}
@@ -58,28 +61,50 @@ def config_for(row: str, attack: str, defence: str, seed: int, arguments: argpar
     return config.model_copy(update={"attack": None}) if defence == "control" else config
 
 
-def measure(
-    row: str, attack: str, defence: str, seed: int, data: Loaded, arguments: argparse.Namespace
-) -> dict[str, object]:
-    """Run one cell and return its figures."""
-    config = config_for(row, attack, defence, seed, arguments)
-    started = time.perf_counter()
-    result = run(config, data=data, progress=ConsoleProgress(quiet=True))
-    seconds = time.perf_counter() - started
-    metrics = result.record.metrics
-    if defence == "control":
-        poisoned = config_for(row, attack, "none", seed, arguments)
-        runtime = Runtime.create(config.device)
-        seeds = Seeds(seed)
-        drawn = limited(data, config.data, seeds)
+class Bench:
+    """Runs cells on one loaded set; the controls, which know no attack, are trained once a seed."""
+
+    def __init__(self, arguments: argparse.Namespace, data: Loaded) -> None:
+        self._arguments, self._data = arguments, data
+        self._controls: dict[int, Result] = {}
+
+    def measure(self, attack: str, defence: str, seed: int) -> dict[str, object]:
+        """Run one cell and return its figures."""
+        config = config_for(self._arguments.row, attack, defence, seed, self._arguments)
+        started = time.perf_counter()
+        cell: dict[str, object] = {"row": self._arguments.row, "attack": attack, "defence": defence, "seed": seed}
+        if defence == "control":
+            metrics = self._control(config, attack, seed)
+        else:
+            result = run(config, data=self._data, progress=ConsoleProgress(quiet=True))
+            metrics = result.record.metrics
+            cell["phases"] = {name: round(value, 1) for name, value in result.record.seconds.items()}
+            cell["precision_by_signal"] = by_signal(result)
+        seconds = round(time.perf_counter() - started, 1)
+        return {**cell, **dataclasses.asdict(metrics), "seconds": seconds}
+
+    def _control(self, config: RunConfig, attack: str, seed: int) -> Metrics:
+        if seed not in self._controls:
+            self._controls[seed] = run(config, data=self._data, progress=ConsoleProgress(quiet=True))
+        poisoned = config_for(self._arguments.row, attack, "none", seed, self._arguments)
+        runtime, seeds = Runtime.create(config.device), Seeds(seed)
+        drawn = limited(self._data, config.data, seeds)
         build_model, _ = builder_from(config.model, drawn.train)
         planted = plant(poisoned.attack, drawn, build_model, runtime, seeds)
-        metrics = evaluate(
-            result.model, runtime, test=drawn.test, triggered=planted.triggered, target=planted.attack.single_target
-        )
-    phases = {name: round(value, 1) for name, value in result.record.seconds.items()}
-    cell = {"row": row, "attack": attack, "defence": defence, "seed": seed}
-    return {**cell, **dataclasses.asdict(metrics), "seconds": round(seconds, 1), "phases": phases}
+        target = planted.attack.single_target
+        model = self._controls[seed].model
+        return evaluate(model, runtime, test=drawn.test, triggered=planted.triggered, target=target)
+
+
+def by_signal(result: Result) -> dict[str, float | None]:
+    """Return the precision that every signal would have had on the losses of the first phase, at 1 % of the set."""
+    evidence = Evidence.of(result.outcome.histories[0], result.data.labels, result.data.num_classes)
+    precision = {}
+    for signal in SIGNALS:
+        found = isolate(evidence, signal=signal)
+        quality = isolation_quality(found.scores, found.flagged, result.truth.poison, result.truth.cover)
+        precision[signal] = quality["precision"]
+    return precision
 
 
 def summarise(cells: list[dict[str, object]]) -> list[dict[str, object]]:
@@ -116,11 +141,12 @@ def main() -> None:
         parser.error("cifar10 needs --data DIR")
     attacks = arguments.attacks or (["badnets"] if arguments.row == "demo" else list(ATTACKS))
     data = load("embedded" if arguments.row == "demo" else str(arguments.data))
+    bench = Bench(arguments, data)
     cells: list[dict[str, object]] = []
     for seed in arguments.seeds:
         for attack in attacks:
             for defence in arguments.defences:
-                cell = measure(arguments.row, attack, defence, seed, data, arguments)
+                cell = bench.measure(attack, defence, seed)
                 cells.append(cell)
                 figures = " ".join(
                     f"{key} {100 * cell[key]:5.1f}" for key in ("ca", "asr", "ra", "precision") if cell[key] is not None

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from antibackdoor.errors import RunExistsError, StorageError
+from antibackdoor.isolation import most_suspect_first
 from antibackdoor.models import ModelSpec, rebuild
 from antibackdoor.stored import StoredRun
 from antibackdoor.types import History, ImageSet, Isolation, Json, Metrics, PoisonedSet, RunRecord
@@ -108,7 +109,7 @@ def save_run(
             for name, value in model.state_dict().items()
         }
         _replace(out / _WEIGHTS, lambda partial: save_file(weights, partial))
-    order = isolation.scores.argsort(descending=True, stable=True)
+    order = most_suspect_first(isolation.scores)
     _save_arrays(out / _HISTORY, _history_arrays(data, isolation, histories, truth))
     top = order[:GALLERY]
     _save_arrays(out / _GALLERY, {"index": top.numpy(), "images": data.images[top].permute(0, 2, 3, 1).numpy()})

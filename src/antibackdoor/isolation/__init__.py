@@ -1,6 +1,6 @@
 """Isolation: signals (evidence -> scores) and decisions (scores -> flagged images)."""
 
-from antibackdoor.isolation.decide import Scope, flag_share, rank_within_classes
+from antibackdoor.isolation.decide import Scope, flag_share, most_suspect_first, rank_within_classes
 from antibackdoor.isolation.evidence import Evidence
 from antibackdoor.isolation.recorder import LossRecorder, isolate
 from antibackdoor.isolation.signals import SIGNALS, Loss, LossDrop, Signal, Trajectory
@@ -16,5 +16,6 @@ __all__ = [
     "Trajectory",
     "flag_share",
     "isolate",
+    "most_suspect_first",
     "rank_within_classes",
 ]
