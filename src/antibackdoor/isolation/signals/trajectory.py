@@ -26,10 +26,10 @@ _VOTERS = 0.01
 class Trajectory(Signal):
     """Inside each class, two Gaussian components of the standardised log-loss trajectories.
 
-    Every class is cut in two whether or not it holds poison, so an image scores high only if two things are true: it is
-    in the suspect component, and two components describe its class much better than one (the gain in BIC per image).
-    The suspect component is the one that holds more of the images whose loss fell furthest, of the whole set; it may
-    be the smaller or the larger one. Needs a few epochs after the backdoor was learned. Classes under 20 images score
+    Every class is cut in two whether or not it holds poison, so an image scores high only if three things are true: it
+    is in the suspect component, two components describe its class much better than one (the gain in BIC per image),
+    and the class holds many of the images whose loss fell furthest, of the whole set. These images also decide which
+    component is suspect; it may be the smaller or the larger one. Needs a few epochs after the backdoor was learned. Classes under 20 images score
     zero.
 
     Attributes:
@@ -47,7 +47,7 @@ class Trajectory(Signal):
             raise ConfigError(f"components: must be at least 1, got {self.components}")
 
     def scores(self, evidence: Evidence) -> Tensor:
-        """Return the responsibility of the suspect component, times the class's gain in BIC per image."""
+        """Return the responsibility of the suspect component, times the class's gain in BIC per image and its votes."""
         logs = evidence.losses.clamp_min(_FLOOR).log().double()
         part = max(1, len(logs) // 3)
         drop = (logs[:part].mean(0) - logs[-part:].mean(0)).numpy()
@@ -61,7 +61,9 @@ class Trajectory(Signal):
                 responsibility, gain = self._cut(
                     logs[:, rows].T.numpy(), drop[rows.numpy()], furthest[rows.numpy()], fitted
                 )
-                scores[rows] = torch.from_numpy(responsibility * max(gain, 0.0)).float()
+                # One vote more for every class, so that none scores zero for want of voters.
+                standing = (furthest[rows.numpy()].sum() + 1) / (furthest.sum() + evidence.num_classes)
+                scores[rows] = torch.from_numpy(responsibility * max(gain, 0.0) * standing).float()
         return scores
 
     def _cut(
