@@ -29,8 +29,8 @@ class Trajectory(Signal):
     Every class is cut in two whether or not it holds poison, so an image scores high only if three things are true: it
     is in the suspect component, two components describe its class much better than one (the gain in BIC per image),
     and the class holds many of the images whose loss fell furthest, of the whole set. These images also decide which
-    component is suspect; it may be the smaller or the larger one. Needs a few epochs after the backdoor was learned. Classes under 20 images score
-    zero.
+    component is suspect; it may be the smaller or the larger one. Needs a few epochs after the backdoor was learned.
+    Classes under 20 images score zero.
 
     Attributes:
         components: Principal components that the mixture sees, at most the number of epochs.
