@@ -40,7 +40,7 @@ class _Abl(Defence):
             "trajectory"; see ``isolation.signals``.
         scope: Rank over the whole "set" (the paper's rule) or within each "class".
         isolation_lr: Constant learning rate of stage one.
-        cap: Loss, in nats, at which ascent on an image stops; 2 log K, twice the loss of a blind guess, if None.
+        cap: Loss, in nats, at which ascent on an image stops; four times log K, the loss of a blind guess, if None.
     """
 
     gamma: float = 0.5
@@ -60,7 +60,7 @@ class _Abl(Defence):
         if not 0 < self.share < 1:
             raise ConfigError(f"share: must be above 0 and below 1, got {self.share}")
         if self.cap is not None and not (math.isfinite(self.cap) and self.cap > 0):
-            raise ConfigError(f"cap: must be a finite number above 0, or null for 2 log K, got {self.cap}")
+            raise ConfigError(f"cap: must be a finite number above 0, or null for 4 log K, got {self.cap}")
 
     @abstractmethod
     def _stage_one_epochs(self, plan: TrainPlan) -> int:
@@ -84,7 +84,7 @@ class _Abl(Defence):
         return flood(step.losses.mean(), self.gamma)
 
     def _cap(self, data: ImageSet) -> float:
-        return 2 * math.log(data.num_classes) if self.cap is None else self.cap
+        return 4 * math.log(data.num_classes) if self.cap is None else self.cap
 
 
 @dataclass(frozen=True)
