@@ -40,6 +40,20 @@ def quality(content: dict[str, object]) -> list[str]:
     return lines
 
 
+def signals(content: dict[str, object]) -> list[str]:
+    """Return precision of 1 % by signal, on the first stage of the defences that were run, mean over seeds."""
+    cells = [cell for cell in content["cells"] if cell.get("precision_by_signal")]
+    names = list(dict.fromkeys(name for cell in cells for name in cell["precision_by_signal"]))
+    lines = [f"| attack | losses of | n | {' | '.join(names)} |", "|---|---|---|" + "---|" * len(names)]
+    for attack, defence in dict.fromkeys((cell["attack"], cell["defence"]) for cell in cells):
+        group = [
+            cell["precision_by_signal"] for cell in cells if (cell["attack"], cell["defence"]) == (attack, defence)
+        ]
+        shown = [f"{100 * sum(cell[name] for cell in group) / len(group):.0f} %" for name in names]
+        lines.append(f"| {attack} | {defence} | {len(group)} | {' | '.join(shown)} |")
+    return lines if cells else []
+
+
 def isolation(content: dict[str, object]) -> list[str]:
     """Return the table of benchmarks/isolation.py: precision by signal, a column an attack and rule."""
     columns = list(dict.fromkeys((row["attack"], row["rule"]) for row in content["summary"]))
@@ -64,6 +78,8 @@ def main() -> None:
         device = content["device"]
         print(f"`{content['command']}`; {device['name']}, {device['precision']}, {device['threads']} threads\n")
         print("\n".join(table(content)), end="\n\n")
+        if table is quality:
+            print("\n".join(signals(content)), end="\n\n")
 
 
 if __name__ == "__main__":
