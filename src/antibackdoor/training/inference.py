@@ -14,7 +14,7 @@ __all__ = ["logits_of"]
 
 @torch.no_grad()
 def logits_of(
-    model: nn.Module, data: ImageSet, runtime: Runtime, *, index: Tensor | None = None, batch_size: int = 512
+    model: nn.Module, data: ImageSet, runtime: Runtime, *, index: Tensor | None = None, batch_size: int | None = None
 ) -> Tensor:
     """Return the logits of every image, or of some.
 
@@ -23,12 +23,14 @@ def logits_of(
         data: The images.
         runtime: Device and precision.
         index: int64 (M,), rows to compute; all by default.
-        batch_size: Images in one pass.
+        batch_size: Images in one pass; by default 1,024, and 128 on a CPU, where the activations of more leave the cache.
 
     Returns:
         float32 (M, K) on the CPU, in the order of ``index``.
     """
     rows = torch.arange(len(data)) if index is None else index
+    if batch_size is None:
+        batch_size = 128 if runtime.device.type == "cpu" else 1024
     batches = Batches(data, runtime.device, resident=runtime.device.type == "cpu")
     was_training = model.training
     model.eval()
