@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from antibackdoor.config import RunConfig
+from antibackdoor.data.arrays import fit_shape, with_classes
 from antibackdoor.data.dataset import Items
 from antibackdoor.data.sources import Loaded, from_arrays, from_dataset
 from antibackdoor.errors import ConfigError
@@ -107,9 +108,17 @@ def _run(
         given = dict(section) if isinstance(section, Mapping) else {}
         sections["data"] = {"source": str(data), "test": None if test is None else str(test), **given}
     else:
-        loaded = Loaded(
-            _image_set(data, "train", progress), None if test is None else _image_set(test, "test", progress)
-        )
+        trained_on = _image_set(data, "train", progress, training=True)
+        measured_on = None
+        if test is not None:
+            measured_on = with_classes(_image_set(test, "test", progress, training=False), trained_on.classes)
+            measured_on = fit_shape(measured_on, trained_on.shape, progress)
+        loaded = Loaded(trained_on, measured_on)
+        section = sections.get("data", {})
+        if isinstance(section, Mapping):
+            sections["data"] = {**section, "source": f"(given in Python: {trained_on.name})", "test": None}
+    if isinstance(model, str) and model != "auto":
+        sections["model"] = model
     return run(
         RunConfig.parse(sections),
         out=None if out is None else Path(out),
@@ -117,17 +126,17 @@ def _run(
         resume=resume,
         overwrite=overwrite,
         data=loaded,
-        model=model,
+        model=None if isinstance(model, str) else model,
         progress=progress,
     )
 
 
-def _image_set(data: Data, name: str, progress: Progress) -> ImageSet:
+def _image_set(data: Data, name: str, progress: Progress, *, training: bool) -> ImageSet:
     if isinstance(data, ImageSet):
         return data
     if isinstance(data, str | Path):
         raise ConfigError("data and test must both be paths, or both be arrays, Datasets or ImageSets")
     if isinstance(data, tuple):
         images, labels = data
-        return from_arrays(images, labels, name=name)
-    return from_dataset(data, name=name, progress=progress)
+        return from_arrays(images, labels, name=name, training=training)
+    return from_dataset(data, name=name, training=training, progress=progress)

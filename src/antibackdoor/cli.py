@@ -180,7 +180,7 @@ def poison(
     quiet: Quiet = False,
 ) -> None:
     """Plant an attack in a set of images, for experiments: writes PNG folders and a manifest of the truth."""
-    from antibackdoor.exporting import export_poisoned
+    from antibackdoor.exporting import export_poisoned, refuse_out
     from antibackdoor.pipeline import prepare_poison
 
     values = {
@@ -194,6 +194,7 @@ def poison(
         "device": device,
     }
     progress = _progress(quiet)
+    refuse_out(out, data, overwrite=overwrite)
     planted = prepare_poison(_config(None, values, settings), progress)
     export_poisoned(out, planted.train, planted.triggered, overwrite=overwrite, progress=progress)
     count, total = int(planted.train.poison.sum()), len(planted.train.observed)
@@ -342,8 +343,13 @@ def _fail(message: str, code: int) -> NoReturn:
 
 def main() -> None:
     """Run the command; every way out has its exit code (see the module's constants)."""
+    if any(given == "" or given in {"--out=", "--test=", "--config="} for given in sys.argv[1:]):
+        _fail("an argument is empty; was a shell variable not set?", EXIT_USER)
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = app(standalone_mode=False) or 0
+        if code == EXIT_INTERRUPTED:  # typer turns an interrupt into this code
+            raise KeyboardInterrupt
+        sys.exit(code)
     except UsageError as error:
         message = error.format_message()  # type: ignore[attr-defined]
         _fail(f"{message}{'' if message.endswith(('.', '?')) else '.'} Try --help", EXIT_USER)
@@ -352,8 +358,11 @@ def main() -> None:
     except AntiBackdoorError as error:
         _fail(str(error), EXIT_USER)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; give --resume to go on from the last epoch", EXIT_INTERRUPTED)
+        _fail("interrupted; `train` and `scan` go on from the last epoch with --resume", EXIT_INTERRUPTED)
     except OSError as error:
+        if error.errno == errno.EPIPE:  # the reader, such as `head`, has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
         if error.errno == errno.ENOSPC:
             _fail(f"the disk is full ({error.filename or 'no file named'})", EXIT_USER)
         _ours(error)

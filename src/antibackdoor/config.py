@@ -130,6 +130,8 @@ class RunConfig(_Section):
             path = ".".join(str(part) for part in first["loc"])
             if first["type"] == "extra_forbidden":
                 raise _unknown_key(first["loc"]) from None
+            if first["type"] == "missing":
+                raise ConfigError(f"{path}: missing; give it, such as --set {path}=NAME") from None
             raise ConfigError(f"{path}: {first['msg']}, got {first['input']!r}") from None
 
     @staticmethod

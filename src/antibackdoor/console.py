@@ -1,4 +1,7 @@
-"""How the command shows work: bars on a terminal, plain lines elsewhere; everything on standard error."""
+"""How the command shows work: bars on a terminal, plain lines elsewhere.
+
+It goes to standard output, so that standard error holds nothing but what goes wrong.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,7 @@ class ConsoleProgress:
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._console = Console(stderr=True, quiet=quiet)
+        self._console = Console(quiet=quiet)
 
     @contextmanager
     def bar(self, title: str, total: int, unit: str) -> Iterator[Bar]:

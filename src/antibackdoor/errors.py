@@ -33,6 +33,9 @@ __all__ = [
 ]
 
 
+_SHOWN = 40
+
+
 class AntiBackdoorError(Exception):
     """The root: says what was given, what was expected, and what to do."""
 
@@ -46,9 +49,11 @@ class UnknownNameError(ConfigError):
 
     def __init__(self, kind: str, given: str, known: Iterable[str]) -> None:
         names = sorted(known)
-        near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+        lower = {name.casefold(): name for name in names}
+        near = [lower[n] for n in difflib.get_close_matches(given.casefold(), lower, n=1, cutoff=0.5)]
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        super().__init__(f"unknown {kind} {given!r}.{hint} Known: {', '.join(names) or 'none'}")
+        shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+        super().__init__(f"unknown {kind} {given!r}.{hint} Known: {shown or 'none'}")
         self.given = given
         self.nearest = near[0] if near else None
 

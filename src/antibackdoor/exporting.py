@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import os
@@ -11,11 +12,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from antibackdoor.errors import RunExistsError, StorageError
+from antibackdoor.errors import DataError, RunExistsError, StorageError
 from antibackdoor.progress import SILENT, Bar, Progress
 from antibackdoor.types import ImageSet, PoisonedSet
 
-__all__ = ["export_poisoned"]
+__all__ = ["export_poisoned", "refuse_out"]
+
+_PARTS, _PARTIAL = ("train", "triggered_test"), ".partial"
 
 
 def export_poisoned(
@@ -42,9 +45,12 @@ def export_poisoned(
         RunExistsError: The folder holds something.
         StorageError: It cannot be written; nothing is left behind.
     """
-    if out.exists() and any(out.iterdir()) and not overwrite:
-        raise RunExistsError(f"{out} is not empty; give --overwrite to replace the set in it, or another --out")
-    partial = out.with_name(f".{out.name}.partial")
+    refuse_out(out, None, overwrite=overwrite)
+    for name in train.observed.classes:
+        if not name or name.startswith(".") or set(name) & set("/\\\0"):
+            raise DataError(f"class {name!r} cannot be written as a folder; rename it")
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    partial = out / _PARTIAL
     total = len(train.observed) + (len(triggered.observed) if triggered else 0)
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -63,6 +69,32 @@ def export_poisoned(
         raise StorageError(f"cannot write {out}: {error.strerror or error}{full}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        for folder in made:
+            with contextlib.suppress(OSError):  # not empty: the set is in it
+                folder.rmdir()
+
+
+def refuse_out(out: Path, source: str | None, *, overwrite: bool) -> None:
+    """Check that a poisoned set may be written to ``out``.
+
+    Args:
+        out: The folder.
+        source: What is poisoned, which must not be overwritten or written into; None where it is no path.
+        overwrite: Replace a set that is there.
+
+    Raises:
+        RunExistsError: It holds something, or it is where the images come from.
+        StorageError: It is a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise StorageError(f"{out} is a file; --out is a folder")
+    if source is not None and Path(source).is_dir():
+        read = Path(source).resolve()
+        for part in ((out / name).resolve() for name in _PARTS):
+            if part == read or read in part.parents or part in read.parents:
+                raise RunExistsError(f"{out} would be written over the images of {source}; give another --out")
+    if out.exists() and not overwrite and any(path.name != _PARTIAL for path in out.iterdir()):
+        raise RunExistsError(f"{out} is not empty; give --overwrite to replace the set in it, or another --out")
 
 
 def _write_images(root: Path, data: ImageSet, labels: list[int], bar: Bar) -> list[str]:

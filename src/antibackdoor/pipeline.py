@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import time
 from collections.abc import Callable
@@ -109,7 +110,7 @@ def run(
     checkpoints = None
     if out is not None:
         if runtime.rank == 0:
-            settings = resolved | {"scan_only": scan_only}
+            settings = resolved | {"scan_only": scan_only, "data content": _digest(observed)}
             storage.claim(out, settings, resume=resume, overwrite=overwrite)
         runtime.wait()
         checkpoints = Checkpoints(out / "checkpoints", resume=resume, writes=runtime.rank == 0)
@@ -311,6 +312,15 @@ def _remarks(outcome: Outcome, held_out: Tensor | None) -> list[str]:
             "may be poisoned too."
         )
     return remarks
+
+
+def _digest(data: ImageSet) -> str:
+    """Return a hash of pixels and labels: a run must not be continued on data that changed."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (data.images, data.labels):
+        for rows in part.split(4096):
+            digest.update(rows.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _describe(data: ImageSet, test: ImageSet | None, held_out: Tensor | None) -> dict[str, Json]:

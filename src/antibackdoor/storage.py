@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from antibackdoor.errors import RunExistsError, StorageError
+from antibackdoor.errors import ConfigError, RunExistsError, StorageError
 from antibackdoor.isolation import most_suspect_first
 from antibackdoor.models import ModelSpec, rebuild
 from antibackdoor.stored import StoredRun
@@ -79,6 +79,10 @@ def refuse_other_run(out: Path, *, resume: bool, overwrite: bool) -> list[str]:
     Raises:
         RunExistsError: There are, and neither to resume nor to overwrite was asked for.
     """
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite exclude each other")
+    if out.exists() and not out.is_dir():
+        raise StorageError(f"{out} is a file; --out is a folder")
     held = [name for name in (*_OURS, _CHECKPOINTS) if (out / name).exists()]
     if held and not resume and not overwrite:
         raise RunExistsError(
@@ -221,7 +225,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         StorageError: It cannot be written.
     """
-    _replace(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    _replace(path, lambda partial: partial.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def write_json(path: Path, values: object) -> None:
@@ -261,6 +265,8 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    if path.is_dir():
+        raise StorageError(f"cannot write {path}: it is a folder")
     partial = path.with_name(f".{path.name}.partial")
     with _writing(path):
         try:

@@ -48,6 +48,13 @@ def _describe(flagged: Tensor, evidence: Evidence, share: float, scope: Scope) -
     )
 
 
+def _integers(values: Tensor | Sequence[int], name: str) -> Tensor:
+    given = torch.as_tensor(values).detach().cpu()
+    if given.numel() and (given.is_floating_point() or given.dtype == torch.bool):
+        raise ConfigError(f"{name}: must be integers, got {str(given.dtype).removeprefix('torch.')}")
+    return given.to(torch.int64)
+
+
 class LossRecorder:
     """Collects the losses that a training loop computes anyway, and isolates at the end.
 
@@ -66,7 +73,7 @@ class LossRecorder:
     """
 
     def __init__(self, labels: Tensor | Sequence[int]) -> None:
-        self._labels = torch.as_tensor(labels, dtype=torch.int64).cpu()
+        self._labels = _integers(labels, "labels")
         self._epochs: list[Tensor] = []
         self._current = self._fresh()
 
@@ -83,7 +90,7 @@ class LossRecorder:
         Raises:
             ConfigError: The two do not match, or an index is out of range.
         """
-        rows = torch.as_tensor(indices, dtype=torch.int64).detach().cpu()
+        rows = _integers(indices, "indices")
         values = torch.as_tensor(losses, dtype=torch.float32).detach().cpu()
         if rows.shape != values.shape or rows.ndim != 1:
             raise ConfigError(

@@ -122,7 +122,8 @@ def builder_from(model: str | nn.Module | Callable[[], nn.Module], data: ImageSe
 
     if isinstance(model, str):
         name = choose_model(data) if model == "auto" else model
-        _body(name, channels, data.num_classes)  # An unknown name fails here, before any work.
+        with torch.random.fork_rng(devices=[]):  # Drawing weights must not move the caller's random state.
+            _body(name, channels, data.num_classes)  # An unknown name fails here, before any work.
 
         def build() -> nn.Module:
             return Normalised(_body(name, channels, data.num_classes), mean, std)
@@ -139,8 +140,8 @@ def builder_from(model: str | nn.Module | Callable[[], nn.Module], data: ImageSe
                     reset()
             return fresh
 
-        return _seeded(renewed), spec("custom")
-    return _seeded(model), spec("custom")
+        return _checked(_seeded(renewed), data), spec("custom")
+    return _checked(_seeded(model), data), spec("custom")
 
 
 def rebuild(spec: ModelSpec) -> nn.Module:
@@ -152,7 +153,26 @@ def rebuild(spec: ModelSpec) -> nn.Module:
     if spec.name == "custom":
         raise ConfigError("model: this run trained a network of your own; build it in Python and load the weights")
     ones = torch.ones(spec.channels)
-    return Normalised(_body(spec.name, spec.channels, spec.num_classes), ones * 0, ones)
+    with torch.random.fork_rng(devices=[]):
+        return Normalised(_body(spec.name, spec.channels, spec.num_classes), ones * 0, ones)
+
+
+def _checked(build: BuildModel, data: ImageSet) -> BuildModel:
+    """Try a network of the user's on two images, so that what does not fit is said before any work.
+
+    Raises:
+        ConfigError: It cannot take the images, or does not give one logit a class.
+    """
+    model = build(torch.Generator()).cpu().eval()
+    try:
+        with torch.no_grad():
+            logits = model(data.images[:2].float() / 255)
+    except Exception as error:
+        raise ConfigError(f"model: it cannot take float images of shape {(2, *data.shape)}: {error}") from error
+    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if shape != (2, data.num_classes):
+        raise ConfigError(f"model: for 2 images it gives {shape}, expected logits of shape {(2, data.num_classes)}")
+    return build
 
 
 def _seeded(build: Callable[[], nn.Module]) -> BuildModel:

@@ -23,7 +23,7 @@ def logits_of(
         data: The images.
         runtime: Device and precision.
         index: int64 (M,), rows to compute; all by default.
-        batch_size: Images in one pass; by default 1,024, and 128 on a CPU, where the activations of more leave the cache.
+        batch_size: Images in one pass; by default 1,024, and 128 on a CPU, where more activations leave the cache.
 
     Returns:
         float32 (M, K) on the CPU, in the order of ``index``.
