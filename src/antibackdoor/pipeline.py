@@ -93,6 +93,8 @@ def run(
     if out is not None:
         storage.refuse_other_run(out, resume=resume, overwrite=overwrite)
     defence = DEFENCES.build(config.defence.name, config.defence.params)
+    if config.attack is not None:
+        ATTACKS.get(config.attack.name)  # An unknown name fails before the data are read.
     runtime = Runtime.create(config.device, config.train.precision, config.train.compile)
     progress.say(f"device: {runtime.device}, {runtime.reason}")
     seeds = Seeds(config.seed)
@@ -119,7 +121,7 @@ def run(
     try:
         outcome = method(observed, build_model=build_model, fit=trainer.fit, plan=plan, seeds=seeds)
     except NonFiniteLossError as error:
-        kept = "no epoch was finished"
+        kept = "nothing was kept"
         if out is not None and (out / "checkpoints").exists():
             kept = f"the last good checkpoint is in {out / 'checkpoints'}"
         raise NonFiniteLossError(f"{error} ({kept})") from None

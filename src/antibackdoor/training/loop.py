@@ -178,7 +178,7 @@ class Trainer:
                     last_good.restore(model, optimizer)
                     message = f"phase {phase.name!r}, epoch {epoch + 1}: {problem}"
                     if not phase.stop_on_nonfinite:
-                        raise NonFiniteLossError(f"{message}; try a lower train.lr")
+                        raise NonFiniteLossError(f"{message}; try a lower learning rate")
                     history = replace(history, stopped=message)
                     break
                 losses[~_union(trained, watched)] = float("nan")
