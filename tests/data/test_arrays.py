@@ -116,9 +116,7 @@ def test_npz(save, read, images):
 
 
 def test_npz_classes_are_sorted_and_labels_follow(save, read):
-    path = save(
-        classes=np.array(["zebra", "ant"]), test_images=np.ones((1, 9, 10, 3), np.uint8), test_labels=[0]
-    )
+    path = save(classes=np.array(["zebra", "ant"]), test_images=np.ones((1, 9, 10, 3), np.uint8), test_labels=[0])
     loaded = read(path)
     assert loaded.train.classes == ("ant", "zebra")
     assert loaded.train.labels.tolist() == [1, 0, 1, 0]

@@ -133,9 +133,7 @@ def test_orientation_six_is_a_quarter_turn_clockwise(tmp_path):
 
 
 def test_damaged_exif_leaves_the_image_upright(tmp_path, noise):
-    Image.fromarray(noise(HEIGHT, WIDTH, 3)).save(
-        tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff junk"
-    )
+    Image.fromarray(noise(HEIGHT, WIDTH, 3)).save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff junk")
     with quiet():
         assert inspect(tmp_path / "a.jpg") == (WIDTH, HEIGHT, False)
         assert rgb(tmp_path / "a.jpg").shape == (HEIGHT, WIDTH, 3)

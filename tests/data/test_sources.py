@@ -117,9 +117,7 @@ def hub(monkeypatch, noise):
             "coarse": ClassLabel(["pet"]),
             "kind": ClassLabel(["dog", "cat"]),
         }
-        return FakeSplit(
-            features, {"photo": pictures, "coarse": [0] * count, "kind": [i % 2 for i in range(count)]}
-        )
+        return FakeSplit(features, {"photo": pictures, "coarse": [0] * count, "kind": [i % 2 for i in range(count)]})
 
     sets = {"pets": {"train": split(4, 0), "validation": split(3, 10)}}
 

@@ -1,0 +1,216 @@
+"""What holds for every defence of the table; a new entry is tested by existing."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+
+import numpy as np
+import pytest
+import torch
+
+from antibackdoor.attacks import BadNets, poison
+from antibackdoor.defences import DEFENCES, Defence
+from antibackdoor.errors import ConfigError, UnknownNameError
+from antibackdoor.registry import parameters_of
+from antibackdoor.seeds import Seeds
+from antibackdoor.training import Phase, Trainer, TrainPlan
+from antibackdoor.types import ImageSet, Verdict
+
+every_defence = pytest.mark.parametrize("name", list(DEFENCES))
+both_verbs = pytest.mark.parametrize("verb", ["run", "scan"])
+VERDICTS = set(typing.get_args(Verdict))
+PLAN = TrainPlan(epochs=4, batch_size=32, lr=0.05, schedule="onecycle", augment=("flip",))
+# Stages that would be longer than the test needs.
+SHORTER = {"isolation_epochs": 3, "unlearn_epochs": 1}
+
+
+def build(name: str, **params: object) -> Defence:
+    known = {field.name for field in dataclasses.fields(DEFENCES.get(name))}
+    return DEFENCES.build(name, {key: value for key, value in {**SHORTER, **params}.items() if key in known})
+
+
+@pytest.fixture
+def poisoned(blobs):
+    data = blobs(120, 4, channels=1, height=16, width=16)
+    return poison(data, BadNets(target=1), rate=0.1, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def defend(runtime, tiny):
+    def call(defence, data, verb="run", held_out=None, seed=0):
+        seeds = Seeds(seed)
+        trainer = Trainer(runtime, seeds, held_out=held_out)
+        phases = []
+
+        def fit(model, data, phase, **rest):
+            assert isinstance(phase, Phase)
+            phases.append(phase.name)
+            return trainer.fit(model, data, phase, **rest)
+
+        outcome = getattr(defence, verb)(data, build_model=tiny(data), fit=fit, plan=PLAN, seeds=seeds)
+        return outcome, phases
+
+    return call
+
+
+@every_defence
+@both_verbs
+def test_an_outcome_has_the_right_shapes(name, verb, defend, poisoned):
+    data = poisoned.observed
+    outcome, phases = defend(build(name), data, verb)
+    isolation = outcome.isolation
+    assert (isolation.scores.shape, isolation.scores.dtype) == ((120,), torch.float32)
+    assert bool(isolation.scores.isfinite().all())
+    assert (isolation.flagged.shape, isolation.flagged.dtype) == ((120,), torch.bool)
+    assert isolation.verdict in VERDICTS
+    assert isolation.evidence
+    assert all(isinstance(sentence, str) and sentence.endswith(".") for sentence in isolation.evidence)
+    assert phases
+    assert len(set(phases)) == len(phases), "a checkpoint finds its phase by its name"
+    assert [history.phase for history in outcome.histories] == phases
+    for history in outcome.histories:
+        assert history.losses.shape == (len(history.seconds), 120)
+    if verb == "run":
+        assert outcome.model is not None
+    if outcome.model is not None:
+        with torch.no_grad():
+            logits = outcome.model.eval()(data.images[:5].float() / 255)
+        assert logits.shape == (5, 4)
+        assert bool(logits.isfinite().all())
+
+
+@every_defence
+@both_verbs
+def test_the_data_is_not_changed(name, verb, defend, poisoned):
+    data = poisoned.observed
+    images, labels = data.images.clone(), data.labels.clone()
+    defend(build(name), data, verb)
+    assert torch.equal(data.images, images)
+    assert torch.equal(data.labels, labels)
+
+
+@every_defence
+def test_a_defence_is_given_what_is_observed_and_nothing_else(name):
+    for verb in ("run", "scan"):
+        signature = inspect.signature(getattr(DEFENCES.get(name), verb))
+        assert list(signature.parameters) == ["self", "data", "build_model", "fit", "plan", "seeds"]
+    assert {field.name for field in dataclasses.fields(ImageSet)} == {
+        "images",
+        "labels",
+        "classes",
+        "ids",
+        "name",
+        "skipped",
+    }
+
+
+@every_defence
+def test_names_tell_a_defence_nothing(name, defend, poisoned):
+    data = poisoned.observed
+    renamed = dataclasses.replace(data, ids=tuple(f"poison/{i}" for i in range(120)), name="other")
+    first, _ = defend(build(name), data)
+    second, _ = defend(build(name), renamed)
+    assert torch.equal(first.isolation.scores, second.isolation.scores)
+    assert torch.equal(first.isolation.flagged, second.isolation.flagged)
+
+
+@every_defence
+@both_verbs
+def test_a_seed_decides_everything(name, verb, defend, poisoned):
+    first, again, other = (defend(build(name), poisoned.observed, verb, seed=seed)[0] for seed in (0, 0, 1))
+    assert torch.equal(first.isolation.scores, again.isolation.scores)
+    assert torch.equal(first.isolation.flagged, again.isolation.flagged)
+    assert not torch.equal(first.isolation.scores, other.isolation.scores)
+    for one, two in zip(first.histories, again.histories, strict=True):
+        assert np.array_equal(one.losses, two.losses, equal_nan=True)
+    if first.model is not None:
+        weights = first.model.state_dict(), again.model.state_dict()
+        assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+@every_defence
+@both_verbs
+def test_held_out_images_are_scored_and_not_trained_on(name, verb, defend, poisoned, runtime, tiny):
+    held_out = torch.zeros(120, dtype=torch.bool)
+    held_out[::10] = True
+    outcome, _ = defend(build(name), poisoned.observed, verb, held_out=held_out)
+    assert bool(outcome.isolation.scores.isfinite().all())
+    for history in outcome.histories:
+        assert np.isfinite(history.losses[:, held_out.numpy()]).all()
+
+
+@every_defence
+def test_the_scan_finds_what_the_run_finds(name, defend, poisoned):
+    by_scan, _ = defend(build(name), poisoned.observed, "scan")
+    by_run, _ = defend(build(name), poisoned.observed, "run")
+    assert torch.equal(by_scan.isolation.flagged, by_run.isolation.flagged)
+
+
+WITH_SHARE = [name for name in DEFENCES if "share" in {f.name for f in dataclasses.fields(DEFENCES.get(name))}]
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.25])
+@pytest.mark.parametrize("name", WITH_SHARE)
+def test_the_share_that_is_flagged(name, share, defend, poisoned):
+    outcome, _ = defend(build(name, share=share), poisoned.observed, "scan")
+    assert int(outcome.isolation.flagged.sum()) == -int(-share * 120 // 1)
+    kept = outcome.isolation.scores[~outcome.isolation.flagged]
+    assert outcome.isolation.scores[outcome.isolation.flagged].min() >= kept.max()
+    assert outcome.isolation.verdict == "undecided"
+
+
+def test_no_defence_flags_nothing(defend, poisoned):
+    outcome, phases = defend(build("none"), poisoned.observed)
+    assert not bool(outcome.isolation.flagged.any())
+    assert outcome.isolation.verdict != "poisoned"
+    assert phases == ["train"]
+
+
+@pytest.mark.parametrize("name", WITH_SHARE)
+def test_isolated_images_are_left_out_of_the_training_that_follows(name, defend, poisoned):
+    outcome, _ = defend(build(name, share=0.1), poisoned.observed)
+    by_name = {history.phase: history for history in outcome.histories}
+    if "fine-tune" in by_name:
+        missing = torch.from_numpy(by_name["fine-tune"].losses[0]).isnan()
+        assert torch.equal(missing, outcome.isolation.flagged)
+
+
+@every_defence
+def test_parameters_go_round_through_the_registry(name):
+    defence = DEFENCES.build(name, {})
+    assert DEFENCES.build(name, parameters_of(defence)) == defence
+    assert hash(defence) == hash(DEFENCES.build(name, {}))
+    with pytest.raises(UnknownNameError):
+        DEFENCES.build(name, {"nonsense": 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        ("abl", {"gamma": 0.0}),
+        ("abl", {"gamma": float("nan")}),
+        ("abl", {"share": 0.0}),
+        ("abl", {"share": 1.0}),
+        ("abl", {"isolation_lr": -1.0}),
+        ("abl", {"cap": 0.0}),
+        ("abl", {"isolation_epochs": 0}),
+        ("abl", {"unlearn_epochs": -1}),
+        ("abl", {"unlearn_lr": 0.0}),
+        ("abl", {"anchors": -1}),
+        ("abl", {"reduction": "mean"}),
+        ("abl", {"scope": "all"}),
+        ("abl-paper", {"turning": 0.0}),
+        ("abl-paper", {"turning": 1.0}),
+        ("abl-paper", {"gamma": float("inf")}),
+    ],
+)
+def test_values_outside_their_range(name, params):
+    with pytest.raises(ConfigError, match=rf"^defence\.{next(iter(params))}: "):
+        DEFENCES.build(name, params)
+
+
+def test_an_unknown_signal_is_named_when_the_defence_is_built():
+    with pytest.raises(UnknownNameError, match=r"'trajectori'\. Did you mean 'trajectory'"):
+        DEFENCES.build("abl", {"signal": "trajectori"})

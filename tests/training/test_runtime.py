@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from antibackdoor.errors import DeviceError
+from antibackdoor.seeds import Seeds
+from antibackdoor.training import Phase, Runtime, Trainer, runtime
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cuda:97", r"'cuda:97' is not there.*--device auto"),
+        ("nonsense", "'nonsense' is not a device name; use auto, cpu, cuda"),
+        ("", "is not a device name"),
+        ("meta", "'meta' is not supported"),
+    ],
+)
+def test_a_device_that_is_not_there(name, message):
+    with pytest.raises(DeviceError, match=message):
+        Runtime.create(name)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_is_not_there():
+    for name in ("cuda", "cuda:7"):
+        with pytest.raises(DeviceError, match="shows 0 CUDA devices"):
+            Runtime.create(name)
+    assert Runtime.create("auto").device.type == "cpu"
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_a_precision_that_is_asked_for(precision, dtype):
+    made = Runtime.create("cpu", precision)
+    assert made.dtype == dtype
+    assert made.reason.endswith("as asked")
+
+
+@pytest.mark.parametrize(
+    ("flags", "level", "dtype", "reason"),
+    [
+        ({"avx2"}, "AVX2", torch.float32, "no bfloat16 instructions"),
+        ({"avx512f"}, "AVX512", torch.float32, "no bfloat16 instructions"),
+        ({"avx512_bf16"}, "AVX512", torch.bfloat16, "AVX512-BF16"),
+        ({"avx512_bf16", "amx_bf16"}, "AVX512_VNNI", torch.bfloat16, "AMX"),
+        ({"avx512_bf16"}, "DEFAULT", torch.float32, "no bfloat16 instructions"),
+        (set(), "AVX512", torch.float32, "no bfloat16 instructions"),
+    ],
+)
+def test_the_precision_of_a_cpu_follows_its_instructions(monkeypatch, flags, level, dtype, reason):
+    monkeypatch.setattr(runtime, "_cpu_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: level)
+    made = Runtime.create("cpu")
+    assert made.dtype == dtype
+    assert reason in made.reason
+
+
+def test_a_record_says_where_and_why():
+    made = Runtime.create("cpu", "fp32", "off")
+    told = made.describe()
+    assert told["type"] == "cpu"
+    assert told["precision"] == "float32"
+    assert told["reason"] == made.reason
+    assert told["processes"] == 1
+    assert told["threads"] == torch.get_num_threads()
+    assert told["name"]
+
+
+def test_alone_there_is_nothing_to_sum_or_to_agree_on():
+    made = Runtime.create("cpu", "fp32")
+    tensor, model = torch.rand(3), nn.BatchNorm2d(2)
+    before = model.running_var.clone()
+    assert made.sum(tensor) is tensor
+    made.agree(model)
+    made.wait()
+    assert torch.equal(model.running_var, before)
+    assert (made.rank, made.world) == (0, 1)
+    assert made.parallel(model) is model
+
+
+@pytest.mark.parametrize(
+    ("mode", "images", "expected"), [("on", 1, True), ("off", 10**9, False), ("auto", 10**9, False)]
+)
+def test_when_to_compile_on_a_cpu(mode, images, expected):
+    assert Runtime.create("cpu", "fp32", mode).compiles(images) is expected
+
+
+def test_bfloat16_trains_with_float32_weights_and_losses(blobs, tiny, plan):
+    data = blobs(64)
+    model = tiny(data)(Seeds(0).generator("init"))
+    history = Trainer(Runtime.create("cpu", "bf16", "off"), Seeds(0)).fit(model, data, Phase("train", plan))
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert history.losses.dtype == "float32"
+    assert history.losses[-1].mean() < history.losses[0].mean()
