@@ -25,7 +25,7 @@ from antibackdoor.seeds import Seeds
 from antibackdoor.training import Fit, Phase, TrainPlan
 from antibackdoor.types import ImageSet
 
-__all__ = ["artefact_key", "cached", "device_of", "features", "train_surrogate"]
+__all__ = ["architecture_of", "artefact_key", "cached", "device_of", "features", "head_of", "train_surrogate"]
 
 # Raise it when an attack's optimisation changes, so that nothing made by the code before is used.
 _VERSION = 1
@@ -47,6 +47,19 @@ def artefact_key(kind: str, clean: ImageSet, params: Mapping[str, object], seeds
     for part in clean.images.split(4096):
         digest.update(part.contiguous().numpy().tobytes())
     return f"{kind}-{digest.hexdigest()[:32]}"
+
+
+def architecture_of(build_model: BuildModel) -> str:
+    """Return a description of the networks that ``build_model`` makes, for :func:`artefact_key`.
+
+    Args:
+        build_model: Builds a fresh network.
+
+    Returns:
+        Its layers with their settings, and the shape of every weight; nothing of their values.
+    """
+    model = build_model(torch.Generator().manual_seed(0))
+    return f"{model!r} {[(name, tuple(value.shape)) for name, value in model.state_dict().items()]}"
 
 
 def cached(key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -101,14 +114,15 @@ def train_surrogate(
         The network in evaluation mode with frozen weights, on the device that ``fit`` trains on.
     """
     model = build_model(seeds.generator(f"{name} init"))
-    shapes = [(key, tuple(value.shape)) for key, value in model.state_dict().items()]
-    key = artefact_key(name, clean, {"epochs": epochs, "model": shapes}, seeds)
+    key = artefact_key(name, clean, {"epochs": epochs, "model": architecture_of(build_model)}, seeds)
 
     def make() -> dict[str, Tensor]:
         fit(model, clean, Phase(name, TrainPlan(epochs=epochs)))
         return dict(model.state_dict())
 
     model.load_state_dict(cached(key, make))
+    # The memory format that training leaves behind, so that a network from the cache computes the same bits.
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.eval().requires_grad_(False)
 
 
@@ -139,13 +153,22 @@ def features(model: nn.Module, images: Tensor) -> Tensor:
     Raises:
         ConfigError: The network has no linear layer.
     """
+    store: list[Tensor] = []
+    with _captured(head_of(model), store):
+        model(images)
+    return store[-1].flatten(1)
+
+
+def head_of(model: nn.Module) -> nn.Linear:
+    """Return the network's last linear layer; its weight is (K, D).
+
+    Raises:
+        ConfigError: The network has none.
+    """
     heads = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if not heads:
         raise ConfigError("model: an attack that works on features needs a network whose last layer is nn.Linear")
-    store: list[Tensor] = []
-    with _captured(heads[-1], store):
-        model(images)
-    return store[-1].flatten(1)
+    return heads[-1]
 
 
 def _remove(path: Path) -> None:
