@@ -46,7 +46,7 @@ def config_for(row: str, attack: str, defence: str, seed: int, arguments: argpar
     else:
         small = DataConfig(source=str(arguments.data), limit=6000, limit_test=2000)
         full = DataConfig(source=str(arguments.data))
-        train = TrainConfig(epochs=20)
+        train = TrainConfig(epochs=15)
         if arguments.full:
             train = TrainConfig(epochs=100, batch_size=arguments.batch_size, lr=0.1 * arguments.batch_size / 128)
         config = RunConfig(

@@ -1,5 +1,7 @@
 """Attacks, one file each. To add one: its file, and its line in ``ATTACKS``."""
 
+from antibackdoor.attacks.adap_blend import AdapBlend
+from antibackdoor.attacks.adap_patch import AdapPatch
 from antibackdoor.attacks.badnets import BadNets
 from antibackdoor.attacks.base import (
     Attack,
@@ -10,20 +12,40 @@ from antibackdoor.attacks.base import (
     triggered_test,
 )
 from antibackdoor.attacks.blend import Blend
+from antibackdoor.attacks.bpp import Bpp
 from antibackdoor.attacks.sig import Sig
+from antibackdoor.attacks.tact import TaCT
+from antibackdoor.attacks.wanet import WaNet
 from antibackdoor.registry import Registry
 
 __all__ = [
     "ATTACKS",
+    "AdapBlend",
+    "AdapPatch",
     "Attack",
     "BadNets",
     "Blend",
+    "Bpp",
     "CleanLabelAttack",
     "DirtyLabelAttack",
     "RateOf",
     "Sig",
+    "TaCT",
+    "WaNet",
     "poison",
     "triggered_test",
 ]
 
-ATTACKS: Registry[Attack] = Registry("attack", {"badnets": BadNets, "blend": Blend, "sig": Sig})
+ATTACKS: Registry[Attack] = Registry(
+    "attack",
+    {
+        "adap-blend": AdapBlend,
+        "adap-patch": AdapPatch,
+        "badnets": BadNets,
+        "blend": Blend,
+        "bpp": Bpp,
+        "sig": Sig,
+        "tact": TaCT,
+        "wanet": WaNet,
+    },
+)
