@@ -5,26 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from antibackdoor.models.blocks import PreActBlock
+
 __all__ = ["WideResNet"]
-
-
-class _Block(nn.Module):
-    """Pre-activation basic block; the shortcut of a widening block starts after the first activation."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.norm1 = nn.BatchNorm2d(inputs)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        widens = inputs != outputs or stride != 1
-        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, 0, bias=False) if widens else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        active = F.relu(self.norm1(x))
-        kept = x if self.shortcut is None else self.shortcut(active)
-        out: Tensor = self.conv2(F.relu(self.norm2(self.conv1(active))))
-        return out + kept
 
 
 class WideResNet(nn.Module):
@@ -50,7 +33,7 @@ class WideResNet(nn.Module):
         inputs = 16
         for group, outputs in enumerate((16 * width, 32 * width, 64 * width)):
             for block in range(blocks):
-                layers.append(_Block(inputs, outputs, 2 if group and not block else 1))
+                layers.append(PreActBlock(inputs, outputs, 2 if group and not block else 1))
                 inputs = outputs
         self.blocks = nn.Sequential(*layers)
         self.norm = nn.BatchNorm2d(inputs)
