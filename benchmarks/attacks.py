@@ -15,8 +15,9 @@ train/ and test/, one folder a class. Figures of a cell:
   batches of 1,024 floats, best of three rounds.
 * psnr (dB), ssim, linf (steps of 255): stored poisoned training images against the clean ones, the mean over images;
   psnr_test and so on: triggered test images. Images that the attack leaves as they are (n_unchanged) are left out.
-  SSIM is that of Wang et al. 2004: an 11x11 Gaussian window with sigma 1.5, K1 = 0.01, K2 = 0.03, the mean over all
-  windows inside the image and over channels.
+  SSIM is that of Wang et al. 2004: an 11x11 Gaussian window with sigma 1.5, K1 = 0.01, K2 = 0.03, the mean over one
+  window a pixel and over channels. Images are mirrored at their edges; with windows inside the image alone a patch in
+  the corner hardly counts (BadNets had an SSIM of 1.0 at a PSNR of 23 dB).
 
 `--epochs 0` trains no victim: the counts, the speed, the visibility and the sheets alone. Sheets that are kept in this
 project are made from `embedded`; the licences of CIFAR-10, GTSRB and ImageNet do not let a project hold their images.
@@ -102,7 +103,7 @@ def ssim_of(images: Tensor, others: Tensor) -> Tensor:
     """Return the structural similarity of each pair, float (N,); see the head of this file for the window.
 
     Args:
-        images: float (N, C, H, W) in [0, 1], sides of at least 11.
+        images: float (N, C, H, W) in [0, 1], sides of at least 6.
         others: The same.
     """
     offsets = torch.arange(11, dtype=torch.float64) - 5
@@ -111,7 +112,8 @@ def ssim_of(images: Tensor, others: Tensor) -> Tensor:
 
     def local_mean(values: Tensor) -> Tensor:
         count, channels, height, width = values.shape
-        return F.conv2d(values.reshape(count * channels, 1, height, width), window[None, None])
+        mirrored = F.pad(values.reshape(count * channels, 1, height, width), (5, 5, 5, 5), mode="reflect")
+        return F.conv2d(mirrored, window[None, None])
 
     x, y = images.double(), others.double()
     mean_x, mean_y = local_mean(x), local_mean(y)
@@ -335,12 +337,15 @@ def main() -> None:
 
 def _write(arguments: argparse.Namespace, cells: list[dict[str, object]]) -> None:
     source = "embedded" if arguments.data == "embedded" else Path(arguments.data).name
+    config = config_for(arguments.seeds[0], arguments).dump() | {"data": source}
+    if not arguments.epochs:
+        config["train"] = None
     content = {
         "command": " ".join(["python", *_relative(sys.argv)]),
         "device": Runtime.create(arguments.device).describe(),
         "platform": platform.platform(),
         "versions": versions(),
-        "config": config_for(arguments.seeds[0], arguments).dump() | {"data": source},
+        "config": config,
         "summary": summarise(cells),
         "cells": cells,
     }

@@ -212,8 +212,9 @@ def plant(
     if config is None:
         return None
     params = dict(config.params)
-    if "target" in params:
-        params["target"] = class_index(loaded.train.classes, params["target"], "attack.target")
+    for name in ("target", "source"):
+        if params.get(name) is not None:
+            params[name] = class_index(loaded.train.classes, params[name], f"attack.{name}")
     streams = Seeds(seeds.seed if config.seed is None else config.seed)
     trainer = Trainer(runtime, streams.child("surrogate"), progress=progress)
     attack = ATTACKS.build(config.name, params).prepare(
@@ -303,7 +304,10 @@ def _resolve(config: RunConfig, spec: ModelSpec, defence: Defence, planted: Plan
 
 def _plain(params: dict[str, object]) -> dict[str, Json]:
     simple = (str, int, float, bool, type(None))
-    return {key: value if isinstance(value, simple) else str(value) for key, value in params.items()}
+    return {
+        key: value if isinstance(value, simple) else list(value) if isinstance(value, tuple) else str(value)
+        for key, value in params.items()
+    }
 
 
 def _remarks(outcome: Outcome, held_out: Tensor | None) -> list[str]:

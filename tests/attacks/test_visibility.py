@@ -22,18 +22,20 @@ def benchmark():
 
 def pair():
     generator = torch.Generator().manual_seed(0)
-    one = torch.rand(2, 3, 14, 12, generator=generator)
+    one = torch.rand(2, 3, 8, 9, generator=generator)
     return one, (one + 0.1 * torch.randn(one.shape, generator=generator)).clamp(0, 1)
 
 
 def slow_ssim(x, y):
-    """Wang et al. 2004, one window at a time, for one channel."""
+    """Wang et al. 2004, one window a pixel, for one channel mirrored at its edges."""
     offsets = range(-5, 6)
     weights = torch.tensor([[math.exp(-(a * a + b * b) / 4.5) for b in offsets] for a in offsets], dtype=torch.float64)
     weights /= weights.sum()
     values = []
-    for row in range(x.shape[0] - 10):
-        for column in range(x.shape[1] - 10):
+    height, width = x.shape
+    x, y = (torch.nn.functional.pad(z[None, None], (5, 5, 5, 5), mode="reflect")[0, 0] for z in (x, y))
+    for row in range(height):
+        for column in range(width):
             p, q = (z[row : row + 11, column : column + 11].double() for z in (x, y))
             mp, mq = (weights * p).sum(), (weights * q).sum()
             vp, vq = (weights * (p - mp) ** 2).sum(), (weights * (q - mq) ** 2).sum()
@@ -48,6 +50,13 @@ def test_ssim(benchmark):
     expected = [sum(slow_ssim(x[n, c], y[n, c]) for c in range(3)) / 3 for n in range(2)]
     assert benchmark.ssim_of(x, y).tolist() == pytest.approx(expected, abs=1e-9)
     assert benchmark.ssim_of(x, x).tolist() == pytest.approx([1, 1])
+
+
+def test_ssim_sees_a_patch_in_the_corner(benchmark):
+    grey = torch.full((1, 1, 32, 32), 0.5)
+    patched = grey.clone()
+    patched[:, :, 29:, 29:] = 1
+    assert float(benchmark.ssim_of(grey, patched)) < 0.97
 
 
 def test_psnr(benchmark):

@@ -37,8 +37,8 @@ class WaNet(DirtyLabelAttack):
 
     Source:
         Nguyen and Tran, WaNet, ICLR 2021, equations 3 to 5, with cover_ratio 2. There the attacker runs the training
-        and warps anew in every batch; here it hands over a fixed set, on which the paper's warp is weak, so the default
-        is stronger (docs/attacks/static.md has both).
+        and warps anew in every batch; here it hands over a fixed set, for which others report the paper's warp as weak,
+        so the default is stronger (docs/attacks/static.md says what was measured).
     """
 
     s: float = 1.0
