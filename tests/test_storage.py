@@ -90,8 +90,7 @@ def claim(out, config=CONFIG, *, resume=False, overwrite=False):
     storage.claim(out, config, resume=resume, overwrite=overwrite)
 
 
-@pytest.mark.parametrize("resume", [False, True])
-@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(("resume", "overwrite"), [(False, False), (True, False), (False, True)])
 def test_a_new_folder_is_made(tmp_path, resume, overwrite):
     out = tmp_path / "a" / "run"
     claim(out, resume=resume, overwrite=overwrite)

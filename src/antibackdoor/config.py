@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -131,7 +132,7 @@ class RunConfig(_Section):
             if first["type"] == "extra_forbidden":
                 raise _unknown_key(first["loc"]) from None
             if first["type"] == "missing":
-                raise ConfigError(f"{path}: missing; give it, such as --set {path}=NAME") from None
+                raise ConfigError(f"{path}: missing; got no name, give one such as --set {path}=NAME") from None
             raise ConfigError(f"{path}: {first['msg']}, got {first['input']!r}") from None
 
     @staticmethod
@@ -168,8 +169,9 @@ def _unknown_key(location: Iterable[int | str]) -> UnknownNameError:
     section: type[BaseModel] = RunConfig
     for parent in parents:
         annotation = section.model_fields[parent].annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            section = annotation
+        for option in get_args(annotation) or (annotation,):  # "PoisonConfig | None" is two options
+            if isinstance(option, type) and issubclass(option, BaseModel):
+                section = option
     return UnknownNameError(
         "setting", ".".join([*parents, key]), [".".join([*parents, k]) for k in section.model_fields]
     )
@@ -185,7 +187,7 @@ def apply_settings(values: Mapping[str, object], settings: Iterable[str]) -> dic
     Raises:
         ConfigError: A setting without "=", or with an unreadable value.
     """
-    merged: dict[str, object] = {key: dict(item) if isinstance(item, Mapping) else item for key, item in values.items()}
+    merged = copy.deepcopy(dict(values))
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals or not all(path.strip().split(".")):

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 GALLERY = 40
+_FORMAT = 1
 _CONFIG, _RECORD, _HISTORY, _WEIGHTS = "config.json", "run.json", "history.npz", "model.safetensors"
 _SUSPECTS, _GALLERY, _CHECKPOINTS, _REPORT = "suspects.csv", "gallery.npz", "checkpoints", "report.html"
 _OURS = (_CONFIG, _RECORD, _HISTORY, _WEIGHTS, _SUSPECTS, _GALLERY, _REPORT)
@@ -82,7 +84,7 @@ def refuse_other_run(out: Path, *, resume: bool, overwrite: bool) -> list[str]:
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other")
     if out.exists() and not out.is_dir():
-        raise StorageError(f"{out} is a file; --out is a folder")
+        raise StorageError(f"cannot write {out}: it is a file; --out is a folder")
     held = [name for name in (*_OURS, _CHECKPOINTS) if (out / name).exists()]
     if held and not resume and not overwrite:
         raise RunExistsError(
@@ -162,7 +164,8 @@ def read_record(run: Path) -> RunRecord:
         raise StorageError(f"{run} holds no finished run (no {_RECORD}); if training was interrupted, use --resume")
     values = _read_json(run / _RECORD)
     try:
-        values.pop("format")
+        if values.pop("format") != _FORMAT:
+            raise TypeError(f"it is not of format {_FORMAT}")
         metrics = Metrics(**values.pop("metrics"))  # type: ignore[arg-type]
         evidence = tuple(str(sentence) for sentence in values.pop("evidence"))  # type: ignore[union-attr]
         return RunRecord(metrics=metrics, evidence=evidence, **values)  # type: ignore[arg-type]
@@ -240,7 +243,7 @@ def _record_to_json(record: RunRecord) -> dict[str, object]:
         "model": dict(record.model),
         "data": dict(record.data),
     }
-    return {"format": 1, **values}
+    return {"format": _FORMAT, **values}
 
 
 def _read_json(path: Path) -> dict[str, Json]:
@@ -290,7 +293,7 @@ def _load_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
         file: IO[bytes]
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
-    except (OSError, ValueError, EOFError, KeyError) as error:
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise StorageError(f"{path} is missing or damaged: {error}") from None
 
 

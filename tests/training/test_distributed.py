@@ -95,7 +95,9 @@ def test_without_drawing_two_processes_do_what_one_does(saved):
 def test_two_processes_learn_as_well_as_one(saved):
     one, two = saved[1, 0], saved[2, 0]
     assert two["losses third"][-1].mean() < 0.7 * two["losses first"][0].mean()
-    assert two["accuracy third"][-1] > one["accuracy third"][-1] - 0.15
+    # Two shares of 93 images each differ by chance: three standard deviations of the difference.
+    chance = 3 * np.sqrt(2 * 0.25 / 93)
+    assert two["accuracy third"][-1] > one["accuracy third"][-1] - chance
 
 
 def test_isolation_is_as_precise_with_two_processes(saved):

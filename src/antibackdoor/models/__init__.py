@@ -164,14 +164,16 @@ def _checked(build: BuildModel, data: ImageSet) -> BuildModel:
         ConfigError: It cannot take the images, or does not give one logit a class.
     """
     model = build(torch.Generator()).cpu().eval()
+    sample = data.images[:2].float() / 255
     try:
         with torch.no_grad():
-            logits = model(data.images[:2].float() / 255)
+            logits = model(sample)
     except Exception as error:
-        raise ConfigError(f"model: it cannot take float images of shape {(2, *data.shape)}: {error}") from error
+        raise ConfigError(f"model: it cannot take float images of shape {tuple(sample.shape)}: {error}") from error
     shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-    if shape != (2, data.num_classes):
-        raise ConfigError(f"model: for 2 images it gives {shape}, expected logits of shape {(2, data.num_classes)}")
+    expected = (len(sample), data.num_classes)
+    if shape != expected:
+        raise ConfigError(f"model: for {len(sample)} images it gives {shape}, expected logits of shape {expected}")
     return build
 
 

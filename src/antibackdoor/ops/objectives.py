@@ -82,5 +82,6 @@ def complement(loss: Tensor) -> Tensor:
         float, the shape of ``loss``, >= 0. Its gradient in the label's logit is ``p``: it fades as the label is
         forgotten, where that of ``-loss`` grows.
     """
-    # 1 - exp(-loss), exact near zero; the floor bounds the loss of a fully certain network at about 13.8.
-    return -torch.log(-torch.expm1(-loss) + 1e-6)
+    # 1 - exp(-loss), exact near zero; epsilon bounds the loss of a fully certain network at about 13.8.
+    epsilon = 1e-6
+    return -torch.log((-torch.expm1(-loss) + epsilon) / (1 + epsilon)).clamp_min(0)

@@ -106,7 +106,7 @@ def metric_rows(metrics: Metrics, sizes: dict[str, int] | None = None) -> list[M
     n_clean = sizes["clean"] if sizes else None
     if n_clean is None and metrics.n_train is not None and metrics.n_poison is not None:
         n_clean = metrics.n_train - metrics.n_poison - (metrics.n_cover or 0)
-    covers = ", cover images not counted" if metrics.n_cover else ""
+    covers = ", cover images not counted" if (sizes or {}).get("cover") or metrics.n_cover else ""
     shares = (
         ("Clean accuracy", metrics.ca, metrics.n_test, "test images", "Higher is better."),
         (

@@ -5,6 +5,7 @@ One file a phase, replaced whole, so that a kill at any moment leaves either the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass
@@ -116,7 +117,8 @@ class Checkpoints:
             save_file(tensors, partial, metadata=header)
             os.replace(partial, path)
         except (OSError, SafetensorError) as error:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
             raise StorageError(f"cannot write the checkpoint {path}: {error}") from None
 
     def load(self, phase: str) -> PhaseState | None:

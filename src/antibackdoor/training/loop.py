@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from antibackdoor.data.batches import Batches
-from antibackdoor.errors import NonFiniteLossError
+from antibackdoor.errors import NonFiniteLossError, StorageError
 from antibackdoor.ops.augment import augment
 from antibackdoor.ops.objectives import ce
 from antibackdoor.progress import SILENT, Bar, Progress
@@ -138,6 +138,7 @@ class Trainer:
             Per-sample losses of every epoch, recorded while training, at no extra pass.
 
         Raises:
+            StorageError: The checkpoint to resume is of other images or another network.
             NonFiniteLossError: A loss became infinite or not a number and the phase does not stop on that; the
                 network holds the weights of the last good epoch.
         """
@@ -156,6 +157,11 @@ class Trainer:
         )
         state = self._checkpoints.load(phase.name) if self._checkpoints else None
         if state is not None:
+            if state.history.losses.shape[1] != len(data):
+                raise StorageError(
+                    f"the checkpoint of phase {phase.name!r} is of {state.history.losses.shape[1]:,} images, but there are "
+                    f"{len(data):,}; start again with --overwrite"
+                )
             state.restore(model, optimizer)
             history = replace(state.history, held_out=history.held_out)
             if state.done:
@@ -178,7 +184,9 @@ class Trainer:
                     last_good.restore(model, optimizer)
                     message = f"phase {phase.name!r}, epoch {epoch + 1}: {problem}"
                     if not phase.stop_on_nonfinite:
-                        raise NonFiniteLossError(f"{message}; try a lower learning rate")
+                        raise NonFiniteLossError(
+                            f"{message}; try a lower learning rate (train.lr, or the defence's own)"
+                        )
                     history = replace(history, stopped=message)
                     break
                 losses[~_union(trained, watched)] = float("nan")
