@@ -37,6 +37,9 @@ from antibackdoor.types import Metrics
 
 # SIG poisons 80 % of the target class, a tenth of the images: 8 % of the set.
 ATTACKS = {"badnets": 0.1, "blend": 0.1, "sig": 0.08}
+# Where the victim crops, a patch in one corner stays whole in under a third of the crops, and 6,000 images do not teach it
+# (undefended attack success 13 % after 15 epochs, seed 0): it goes into the four corners.
+PARAMS = {"badnets": {"corner": "all"}, "blend": {}, "sig": {}}
 
 
 def config_for(row: str, attack: str, defence: str, seed: int, arguments: argparse.Namespace) -> RunConfig:
@@ -52,7 +55,7 @@ def config_for(row: str, attack: str, defence: str, seed: int, arguments: argpar
         config = RunConfig(
             data=full if arguments.full else small,
             model="wrn-16-1",
-            attack=PoisonConfig(name=attack, rate=ATTACKS[attack]),
+            attack=PoisonConfig(name=attack, rate=ATTACKS[attack], params=PARAMS[attack]),
             defence=Choice(name="none" if defence == "control" else defence),
             train=train,
             seed=seed,

@@ -159,8 +159,8 @@ class Trainer:
         if state is not None:
             if state.history.losses.shape[1] != len(data):
                 raise StorageError(
-                    f"the checkpoint of phase {phase.name!r} is of {state.history.losses.shape[1]:,} images, but there are "
-                    f"{len(data):,}; start again with --overwrite"
+                    f"the checkpoint of phase {phase.name!r} is of {state.history.losses.shape[1]:,} images, but there "
+                    f"are {len(data):,}; start again with --overwrite"
                 )
             state.restore(model, optimizer)
             history = replace(state.history, held_out=history.held_out)
