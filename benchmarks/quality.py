@@ -37,7 +37,7 @@ from antibackdoor.types import Metrics
 
 # SIG poisons 80 % of the target class, a tenth of the images: 8 % of the set.
 ATTACKS = {"badnets": 0.1, "blend": 0.1, "sig": 0.08}
-# Where the victim crops, a patch in one corner stays whole in under a third of the crops, and 6,000 images do not teach it
+# Where the victim crops, a patch in one corner stays whole in under a third of the crops; 6,000 images do not teach it
 # (undefended attack success 13 % after 15 epochs, seed 0): it goes into the four corners.
 PARAMS = {"badnets": {"corner": "all"}, "blend": {}, "sig": {}}
 
