@@ -1,8 +1,11 @@
 """Anti-Backdoor Learning (Li et al., NeurIPS 2021), as its released code does it and as its paper states it.
 
 Both isolate a fixed share in a first stage that keeps losses from falling below gamma, and both then make the network
-forget what was isolated by gradient ascent. Ascent is bounded here: each isolated image counts ``min(loss, cap)``, so
-it no longer matters once its loss reaches the cap; a loss that is not finite ends the phase with the last good weights.
+forget what was isolated. Forgetting is bounded here, in one of two ways. "ascent" is the paper's gradient ascent, but
+each isolated image counts ``min(loss, cap)``, so it no longer matters once its loss reaches the cap. "complement"
+minimises ``-log(1 - p)`` of the isolated label instead, which cannot fall below zero and has its full gradient where
+the network is certain: there ascent has none, and a backdoor is what a network is most certain of (docs/log.md). A loss
+that is not finite ends the phase with the last good weights.
 """
 
 from __future__ import annotations
@@ -17,9 +20,9 @@ from torch import Tensor, nn
 
 from antibackdoor.defences.base import Defence
 from antibackdoor.errors import ConfigError
-from antibackdoor.isolation import SIGNALS, Evidence, Scope, isolate
+from antibackdoor.isolation import SIGNALS, Evidence, Scope, isolate, rank_within_classes
 from antibackdoor.models import BuildModel
-from antibackdoor.ops.objectives import capped, flood, lga
+from antibackdoor.ops.objectives import capped, complement, flood, lga
 from antibackdoor.seeds import Seeds
 from antibackdoor.training import Fit, Objective, Phase, Step, TrainPlan
 from antibackdoor.types import History, ImageSet, Isolation, Outcome
@@ -40,6 +43,7 @@ class _Abl(Defence):
             "trajectory"; see ``isolation.signals``.
         scope: Rank over the whole "set" (the paper's rule) or within each "class".
         isolation_lr: Constant learning rate of stage one.
+        forget: "ascent" or "complement"; see above.
         cap: Loss, in nats, at which ascent on an image stops; four times log K, the loss of a blind guess, if None.
     """
 
@@ -49,6 +53,7 @@ class _Abl(Defence):
     signal: str = "trajectory"
     scope: Scope = "set"
     isolation_lr: float = 0.1
+    forget: Literal["ascent", "complement"] = "complement"
     cap: float | None = None
 
     def __post_init__(self) -> None:
@@ -83,8 +88,25 @@ class _Abl(Defence):
             return lga(step.losses, self.gamma).mean()
         return flood(step.losses.mean(), self.gamma)
 
-    def _cap(self, data: ImageSet) -> float:
-        return 4 * math.log(data.num_classes) if self.cap is None else self.cap
+    def _forgetting(self, isolated: Tensor, data: ImageSet) -> Objective:
+        """Return the objective of one batch: learn the rest, forget the isolated."""
+        cap = 4 * math.log(data.num_classes) if self.cap is None else self.cap
+        masks: dict[torch.device, Tensor] = {}
+
+        def objective(step: Step) -> Tensor:
+            device = step.losses.device
+            if device not in masks:
+                masks[device] = isolated.to(device)
+            chosen = masks[device][step.index].float()
+            rest = 1 - chosen
+            if self.forget == "ascent":
+                forgetting = -capped(step.losses, cap)
+            else:
+                forgetting = complement(step.logits, step.labels)
+            learnt = (step.losses * rest).sum() / rest.sum().clamp_min(1)
+            return learnt + (forgetting * chosen).sum() / chosen.sum().clamp_min(1)
+
+        return objective
 
 
 @dataclass(frozen=True)
@@ -101,7 +123,8 @@ class AblReleased(_Abl):
         unlearn_epochs: Passes over the isolated images; 0 leaves the ascent out.
         unlearn_lr: Learning rate of the ascent at its start; it falls to zero along a cosine.
         unlearn_batch_size: Images in one update of the ascent, anchors included.
-        anchors: Images of the rest for each isolated one in the ascent; 0 is the original's ascent alone.
+        anchors: Images of the rest for each isolated one in the ascent, from the less suspect half of every class; 0 is
+            the original's ascent alone.
 
     Source:
         github.com/bboylyg/ABL; stage lengths there are 10, 60 and 5 epochs, learning rate of the ascent 5e-4.
@@ -132,13 +155,16 @@ class AblReleased(_Abl):
         isolated = isolation.flagged
         histories = [stage_one, fit(model, data, Phase("fine-tune", plan), subset=~isolated)]
         if self.unlearn_epochs:
-            histories.append(self._unlearn(model, data, isolated, fit, plan, seeds))
+            histories.append(self._unlearn(model, data, isolation, fit, plan, seeds))
         return Outcome(model, isolation, tuple(histories))
 
     def _unlearn(
-        self, model: nn.Module, data: ImageSet, isolated: Tensor, fit: Fit, plan: TrainPlan, seeds: Seeds
+        self, model: nn.Module, data: ImageSet, isolation: Isolation, fit: Fit, plan: TrainPlan, seeds: Seeds
     ) -> History:
-        rest = (~isolated).nonzero().squeeze(1)
+        isolated = isolation.flagged
+        # Most of the poison is not isolated; as an anchor it would teach again what the ascent unlearns.
+        calm = rank_within_classes(isolation.scores, data.labels) <= 0.5
+        rest = (calm & ~isolated).nonzero().squeeze(1)
         count = min(len(rest), self.anchors * int(isolated.sum()))
         subset = isolated.clone()
         subset[rest[torch.randperm(len(rest), generator=seeds.generator("anchors"))[:count]]] = True
@@ -151,8 +177,7 @@ class AblReleased(_Abl):
             weight_decay=0.0,
         )
         phase = Phase("unlearn", ascent, freeze_norm=True, clip_norm=1.0, stop_on_nonfinite=True)
-        objective = _rest_minus_isolated(isolated, self._cap(data))
-        return fit(model, data, phase, objective=objective, subset=subset)
+        return fit(model, data, phase, objective=self._forgetting(isolated, data), subset=subset)
 
 
 @dataclass(frozen=True)
@@ -170,6 +195,7 @@ class AblPaper(_Abl):
 
     reduction: Literal["batch", "sample"] = "sample"
     signal: str = "loss"
+    forget: Literal["ascent", "complement"] = "ascent"
     turning: float = 0.2
 
     def __post_init__(self) -> None:
@@ -186,22 +212,5 @@ class AblPaper(_Abl):
         isolation, stage_one = self._isolate(model, data, fit, plan)
         left = max(1, plan.epochs - self._stage_one_epochs(plan))
         phase = Phase("joint", plan.but(epochs=left), stop_on_nonfinite=True)
-        objective = _rest_minus_isolated(isolation.flagged, self._cap(data))
+        objective = self._forgetting(isolation.flagged, data)
         return Outcome(model, isolation, (stage_one, fit(model, data, phase, objective=objective)))
-
-
-def _rest_minus_isolated(isolated: Tensor, cap: float) -> Objective:
-    """Return the objective ``mean of the rest - mean of min(loss, cap) of the isolated``, over one batch."""
-    masks: dict[torch.device, Tensor] = {}
-
-    def objective(step: Step) -> Tensor:
-        device = step.losses.device
-        if device not in masks:
-            masks[device] = isolated.to(device)
-        ascends = masks[device][step.index].float()
-        descends = 1 - ascends
-        rest = (step.losses * descends).sum() / descends.sum().clamp_min(1)
-        forget = (capped(step.losses, cap) * ascends).sum() / ascends.sum().clamp_min(1)
-        return rest - forget
-
-    return objective
