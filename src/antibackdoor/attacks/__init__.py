@@ -1,7 +1,7 @@
 """Attacks, one file each. To add one: its file, and its line in ``ATTACKS``.
 
-The files of the optimised attacks (cba, cl, dfst, dynamic, fc, flip, lba, lf, narcissus, ssba, trojan) are here but not in
-the table yet: their mechanisms are tested, their strength against a trained victim is still to be measured.
+The files of the optimised attacks (cba, cl, dfst, dynamic, fc, flip, lba, lf, narcissus, ssba, trojan) are here but not
+in the table yet: their mechanisms are tested, their strength against a trained victim is still to be measured.
 """
 
 from antibackdoor.attacks.adap_blend import AdapBlend
