@@ -47,3 +47,10 @@ def test_paste_mix_covers_the_piece_and_nothing_else():
         wanted = base[n].clone()
         wanted[:, top[n] : top[n] + 4, left[n] : left[n] + 5] = piece[n]
         assert torch.equal(mixed[n], wanted)
+
+
+def test_no_images_give_no_images():
+    none, rows = torch.rand(0, 3, 8, 8), torch.zeros(0, dtype=torch.int64)
+    mixed = half_mix(none, none, upright=rows.bool(), cut=rows, start_first=rows, start_second=rows)
+    assert mixed.shape == (0, 3, 8, 8)
+    assert paste_mix(none, none[:, :, :4, :4], top=rows, left=rows).shape == (0, 3, 8, 8)
