@@ -189,7 +189,7 @@ def prepared(
     attack = ATTACKS.build(choice.name, choice.params)
     with _empty_cache():
         started = time.perf_counter()
-        ready = attack.prepare(clean, build_model=build_model, fit=trainer.fit, seeds=seeds.child("attack"))
+        ready = attack.prepare(clean, build_model=build_model, fit=trainer, seeds=seeds.child("attack"))
         return ready, round(time.perf_counter() - started, 3)
 
 

@@ -119,7 +119,7 @@ def run(
     trainer = Trainer(runtime, seeds, held_out=held_out, checkpoints=checkpoints, progress=progress)
     method = defence.scan if scan_only else defence.run
     try:
-        outcome = method(observed, build_model=build_model, fit=trainer.fit, plan=plan, seeds=seeds)
+        outcome = method(observed, build_model=build_model, fit=trainer, plan=plan, seeds=seeds)
     except NonFiniteLossError as error:
         kept = "nothing was kept"
         if out is not None and (out / "checkpoints").exists():
@@ -218,7 +218,7 @@ def plant(
     streams = Seeds(seeds.seed if config.seed is None else config.seed)
     trainer = Trainer(runtime, streams.child("surrogate"), progress=progress)
     attack = ATTACKS.build(config.name, params).prepare(
-        loaded.train, build_model=build_model, fit=trainer.fit, seeds=streams.child("attack")
+        loaded.train, build_model=build_model, fit=trainer, seeds=streams.child("attack")
     )
     poisoned = poison(
         loaded.train,

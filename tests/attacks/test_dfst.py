@@ -25,7 +25,7 @@ def prepare(blobs, tiny, runtime):
     def run(attack, data=None, seed=0):
         data = data or blobs(64, height=16, width=20)
         seeds = Seeds(seed)
-        return attack.prepare(data, build_model=tiny(data), fit=Trainer(runtime, seeds).fit, seeds=seeds)
+        return attack.prepare(data, build_model=tiny(data), fit=Trainer(runtime, seeds), seeds=seeds)
 
     return run
 

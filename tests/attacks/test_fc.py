@@ -18,7 +18,7 @@ FAST = {"steps": 25, "surrogate_epochs": 2}
 @pytest.fixture
 def make(tiny, runtime):
     def prepare(data, attack):
-        fit = Trainer(runtime, Seeds(1)).fit
+        fit = Trainer(runtime, Seeds(1))
         return attack.prepare(data, build_model=tiny(data), fit=fit, seeds=Seeds(2))
 
     return prepare
@@ -46,9 +46,7 @@ def test_poison_collides_within_its_bound_and_keeps_its_label(blobs, make, tiny,
     mixes = 0.8 * base[:, None] + 0.2 * victims[None]
     away = (stamped[:, None] - mixes).abs().flatten(2).amax(2).min(1).values
     assert away.max() <= (24 + 0.5 + 1e-3) / 255
-    network = train_surrogate(
-        data, build_model=tiny(data), fit=Trainer(runtime, Seeds(1)).fit, seeds=Seeds(2), epochs=2
-    )
+    network = train_surrogate(data, build_model=tiny(data), fit=Trainer(runtime, Seeds(1)), seeds=Seeds(2), epochs=2)
     start = mixes[torch.arange(8), (stamped[:, None] - mixes).abs().flatten(2).amax(2).argmin(1)]
     assert nearest_distance(network, stamped, victims).mean() < 0.5 * nearest_distance(network, start, victims).mean()
 

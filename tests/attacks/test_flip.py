@@ -18,7 +18,7 @@ FAST = {"experts": 1, "expert_epochs": 2, "checkpoints": 3, "passes": 2}
 @pytest.fixture
 def make(tiny, runtime):
     def prepare(data, **settings):
-        fit = Trainer(runtime, Seeds(1)).fit
+        fit = Trainer(runtime, Seeds(1))
         return Flip(**(FAST | settings)).prepare(data, build_model=tiny(data), fit=fit, seeds=Seeds(2))
 
     return prepare
@@ -77,12 +77,10 @@ def test_the_trigger_is_seen_at_test_alone(blobs, make, trigger):
 
 def test_matching_lowers_the_comparison(blobs, make, tiny, runtime):
     data = blobs(120, height=16, width=16)
-    attack = Flip(**FAST, lr=20.0).prepare(
-        data, build_model=tiny(data), fit=Trainer(runtime, Seeds(1)).fit, seeds=Seeds(2)
-    )
+    attack = Flip(**FAST, lr=20.0).prepare(data, build_model=tiny(data), fit=Trainer(runtime, Seeds(1)), seeds=Seeds(2))
     network = tiny(data)(Seeds(0).generator("init"))
     copied = attack._copies(data, torch.Generator().manual_seed(0))
-    weights = attack._train_expert(network, data, copied, Trainer(runtime, Seeds(5)).fit, "expert")
+    weights = attack._train_expert(network, data, copied, Trainer(runtime, Seeds(5)), "expert")
     assert len(weights) == 2  # Before the second of two updates, and after it.
     start = 5 * F.one_hot(data.labels, 10).float()
     moved = attack._match(network, weights, data, copied, start, torch.Generator().manual_seed(0))

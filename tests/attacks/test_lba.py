@@ -19,7 +19,7 @@ SHORT = {"steps": 60, "batch_size": 32, "surrogate_epochs": 20}
 def prepared(blobs, tiny, runtime):
     def make(data=None, **params):
         data = blobs(80, 4, height=32, width=32) if data is None else data
-        kit = {"build_model": tiny(data), "fit": Trainer(runtime, Seeds(1)).fit, "seeds": Seeds(2)}
+        kit = {"build_model": tiny(data), "fit": Trainer(runtime, Seeds(1)), "seeds": Seeds(2)}
         return data, LatentBackdoor(target=1, **{**SHORT, **params}).prepare(data, **kit), kit
 
     return make

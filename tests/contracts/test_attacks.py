@@ -32,6 +32,13 @@ every_attack = pytest.mark.parametrize("name", NAMES)
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
 
 
+class OneEpoch(Trainer):
+    """A surrogate need not be good here."""
+
+    def fit(self, model, data, phase, **rest):
+        return super().fit(model, data, Phase(phase.name, phase.plan.but(epochs=1)), **rest)
+
+
 @pytest.fixture
 def ready(runtime, tiny):
     """Builds an attack and prepares it for a set."""
@@ -40,13 +47,7 @@ def ready(runtime, tiny):
         # Sets this small have no room for one cover or two for every poisoned image.
         has_covers = any(field.name == "cover_ratio" for field in dataclasses.fields(ATTACKS.get(name)))
         attack = ATTACKS.build(name, {"target": TARGET, **({"cover_ratio": 0.5} if has_covers else {}), **params})
-        trainer = Trainer(runtime, Seeds(0))
-
-        def fit(model, data, phase, **rest):
-            # A surrogate need not be good here.
-            return trainer.fit(model, data, Phase(phase.name, phase.plan.but(epochs=1)), **rest)
-
-        return attack.prepare(data, build_model=tiny(data), fit=fit, seeds=Seeds(0))
+        return attack.prepare(data, build_model=tiny(data), fit=OneEpoch(runtime, Seeds(0)), seeds=Seeds(0))
 
     return make
 

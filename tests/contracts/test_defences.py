@@ -37,20 +37,24 @@ def poisoned(blobs):
     return poison(data, BadNets(target=1), rate=0.1, generator=torch.Generator().manual_seed(0))
 
 
+class Noting(Trainer):
+    def __init__(self, *args, **rest):
+        super().__init__(*args, **rest)
+        self.phases = []
+
+    def fit(self, model, data, phase, **rest):
+        assert isinstance(phase, Phase)
+        self.phases.append(phase.name)
+        return super().fit(model, data, phase, **rest)
+
+
 @pytest.fixture
 def defend(runtime, tiny):
     def call(defence, data, verb="run", held_out=None, seed=0):
         seeds = Seeds(seed)
-        trainer = Trainer(runtime, seeds, held_out=held_out)
-        phases = []
-
-        def fit(model, data, phase, **rest):
-            assert isinstance(phase, Phase)
-            phases.append(phase.name)
-            return trainer.fit(model, data, phase, **rest)
-
-        outcome = getattr(defence, verb)(data, build_model=tiny(data), fit=fit, plan=PLAN, seeds=seeds)
-        return outcome, phases
+        trainer = Noting(runtime, seeds, held_out=held_out)
+        outcome = getattr(defence, verb)(data, build_model=tiny(data), fit=trainer, plan=PLAN, seeds=seeds)
+        return outcome, trainer.phases
 
     return call
 

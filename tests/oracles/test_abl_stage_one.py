@@ -121,7 +121,7 @@ def test_the_defences_use_the_rule_they_are_named_for(setting, defence, reductio
     else:
         defence = AblPaper(isolation_lr=PLAN.lr, gamma=GAMMA)
     weights, losses = transcribed(weights_of(model), images, data.labels.tolist(), orders, reduction)
-    outcome = defence.scan(data, build_model=lambda generator: model, fit=trainer.fit, plan=plan, seeds=Seeds(11))
+    outcome = defence.scan(data, build_model=lambda generator: model, fit=trainer, plan=plan, seeds=Seeds(11))
     assert np.allclose(outcome.histories[0].losses, losses, atol=1e-4)
     for got, wanted in zip(weights_of(model), weights, strict=True):
         assert np.allclose(got, wanted, atol=1e-4)

@@ -74,7 +74,7 @@ def main(out: Path) -> None:
         outcome = defence.scan(
             planted.observed,
             build_model=build,
-            fit=Trainer(runtime, Seeds(seed)).fit,
+            fit=Trainer(runtime, Seeds(seed)),
             plan=PLAN.but(batch_size=32),
             seeds=Seeds(seed),
         )

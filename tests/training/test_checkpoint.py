@@ -78,7 +78,7 @@ class Setting:
             self.runtime, seeds, held_out=self.held_out, checkpoints=checkpoints, progress=progress or Silent()
         )
         defence = DEFENCES.build(name, PARAMS[name])
-        return defence.run(self.data, build_model=self.build, fit=trainer.fit, plan=PLAN, seeds=seeds)
+        return defence.run(self.data, build_model=self.build, fit=trainer, plan=PLAN, seeds=seeds)
 
 
 @pytest.fixture

@@ -121,9 +121,8 @@ def train_surrogate(
         return dict(model.state_dict())
 
     model.load_state_dict(cached(key, make))
-    # The memory format that training leaves behind, so that a network from the cache computes the same bits.
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model.eval().requires_grad_(False)
+    # Where and how training leaves it, so that a network from the cache computes the same bits.
+    return fit.runtime.place(model).eval().requires_grad_(False)
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -2,8 +2,9 @@
 
 from antibackdoor.isolation.decide import Scope, flag_share, most_suspect_first, rank_within_classes
 from antibackdoor.isolation.evidence import Evidence
+from antibackdoor.isolation.network import Measure, Network
 from antibackdoor.isolation.recorder import LossRecorder, isolate
-from antibackdoor.isolation.signals import SIGNALS, Loss, LossDrop, Signal, Trajectory
+from antibackdoor.isolation.signals import SIGNALS, Loss, LossDrop, NetworkSignal, Signal, Trajectory, measured
 
 __all__ = [
     "SIGNALS",
@@ -11,11 +12,15 @@ __all__ = [
     "Loss",
     "LossDrop",
     "LossRecorder",
+    "Measure",
+    "Network",
+    "NetworkSignal",
     "Scope",
     "Signal",
     "Trajectory",
     "flag_share",
     "isolate",
+    "measured",
     "most_suspect_first",
     "rank_within_classes",
 ]

@@ -54,7 +54,11 @@ def mean_loss(step: Step) -> Tensor:
 
 
 class Fit(Protocol):
-    """How methods call the training loop."""
+    """How methods call the training loop, and where it computes; a :class:`Trainer` is one."""
+
+    @property
+    def runtime(self) -> Runtime:
+        """Device, precision, processes; forward passes of a method's own run there too."""
 
     def __call__(
         self,
@@ -108,12 +112,29 @@ class Trainer:
         checkpoints: Checkpoints | None = None,
         progress: Progress = SILENT,
     ) -> None:
-        self.runtime = runtime
+        self._runtime = runtime
         self._seeds = seeds
         self._held_out = held_out
         self._checkpoints = checkpoints
         self._progress = progress
         self._batches: tuple[ImageSet, Batches] | None = None
+
+    @property
+    def runtime(self) -> Runtime:
+        """Device, precision, processes."""
+        return self._runtime
+
+    def __call__(
+        self,
+        model: nn.Module,
+        data: ImageSet,
+        phase: Phase,
+        *,
+        objective: Objective = mean_loss,
+        subset: Tensor | None = None,
+    ) -> History:
+        """Train; see :meth:`fit`."""
+        return self.fit(model, data, phase, objective=objective, subset=subset)
 
     def fit(
         self,
