@@ -1,18 +1,20 @@
 """How strong and how visible every attack is: undefended victims beside a clean control, over seeds; one JSON.
 
-    python benchmarks/attacks.py --data DIR --attacks badnets wanet wanet:s=0.5,k=4 --rate 0.1 --json FILE
+    python benchmarks/attacks.py --data DIR --attacks badnets@0.05 wanet@0.1:s=0.5,k=4 --json FILE
     python benchmarks/attacks.py --data embedded --json FILE --sheets docs/attacks
 
-An attack is a name of the table, with hyper-parameters after a colon where they differ from its defaults. DIR holds
-train/ and test/, one folder a class. Figures of a cell:
+An attack is a name of the table, with the share of the set to poison after an @ (that of its paper by default) and
+hyper-parameters after a colon where they differ from its defaults. DIR holds train/ and test/, one folder a class.
+Figures of a cell:
 
 * ca, asr, ra: of a network trained on the poisoned set without a defence; control_ca, control_asr, control_ra: of one
   trained on the same images before poisoning, with the same seed, on the same triggered test images (one control for
   all attacks of a seed).
 * cover_asr, cover_ra: the same two of test images stamped as covers are, of the classes that covers come from and that
   the attack would change; what covers are for is that the trigger does not fire here. None without covers.
-* n_poison, n_cover, n_triggered; seconds_prepare, with an empty cache; images_per_second of stamping, on the CPU, in
-  batches of 1,024 floats, best of three rounds.
+* n_poison, n_cover, n_triggered; seconds_prepare, with an empty cache but for the surrogate that several attacks share
+  (seconds_surrogate, once a seed); images_per_second of stamping, on the CPU, in batches of 1,024 floats, best of
+  three rounds.
 * psnr (dB), ssim, linf (steps of 255): stored poisoned training images against the clean ones, the mean over images;
   psnr_test and so on: triggered test images. Images that the attack leaves as they are (n_unchanged) are left out.
   SSIM is that of Wang et al. 2004: an 11x11 Gaussian window with sigma 1.5, K1 = 0.01, K2 = 0.03, the mean over one
@@ -44,6 +46,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from antibackdoor.attacks import ATTACKS, Attack, CleanLabelAttack, poison, triggered_test
+from antibackdoor.attacks.surrogate import train_surrogate
 from antibackdoor.config import Choice, DataConfig, PoisonConfig, RunConfig, TrainConfig
 from antibackdoor.console import ConsoleProgress
 from antibackdoor.data.sources import Loaded, load
@@ -71,22 +74,16 @@ Stamp = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def read_attack(text: str) -> PoisonConfig:
-    """Return the attack named by ``name`` or ``name:key=value,key=value``; values are read as YAML."""
-    name, _, rest = text.partition(":")
+    """Return the attack named by ``name``, ``name@rate`` or ``name@rate:key=value,key=value``; values are YAML."""
+    head, _, rest = text.partition(":")
+    name, _, rate = head.partition("@")
     params: dict[str, object] = {}
     for item in re.split(r",(?=\w+=)", rest) if rest else []:
         key, _, value = item.partition("=")
         params[key] = yaml.safe_load(value)
     ATTACKS.build(name, params)  # An unknown name or value fails here, before any work.
-    return PoisonConfig(name=name, params=params)
-
-
-def rate_of(name: str, given: float | None) -> float:
-    """Return the share of the set to poison."""
-    if given is not None:
-        return given
-    clean_label = issubclass(ATTACKS.get(name), CleanLabelAttack)
-    return RATES.get(name, CLEAN_LABEL_RATE if clean_label else RATE)
+    default = CLEAN_LABEL_RATE if issubclass(ATTACKS.get(name), CleanLabelAttack) else RATE
+    return PoisonConfig(name=name, rate=float(rate) if rate else RATES.get(name, default), params=params)
 
 
 def psnr_of(images: Tensor, others: Tensor) -> Tensor:
@@ -187,10 +184,19 @@ def prepared(
     """Return the attack ready for use, with the streams that ``pipeline.plant`` gives it, and the seconds it took."""
     trainer = Trainer(runtime, seeds.child("surrogate"), progress=ConsoleProgress(quiet=True))
     attack = ATTACKS.build(choice.name, choice.params)
-    with _empty_cache():
-        started = time.perf_counter()
-        ready = attack.prepare(clean, build_model=build_model, fit=trainer, seeds=seeds.child("attack"))
-        return ready, round(time.perf_counter() - started, 3)
+    started = time.perf_counter()
+    ready = attack.prepare(clean, build_model=build_model, fit=trainer, seeds=seeds.child("attack"))
+    return ready, round(time.perf_counter() - started, 3)
+
+
+def shared_surrogate(clean: ImageSet, seed: int, arguments: argparse.Namespace) -> float:
+    """Put the surrogate that attacks train by default into the cache; return the seconds it took."""
+    runtime, seeds = Runtime.create(arguments.device), Seeds(seed)
+    build_model, _ = builder_from(arguments.model, clean)
+    trainer = Trainer(runtime, seeds.child("surrogate"), progress=ConsoleProgress(quiet=True))
+    started = time.perf_counter()
+    train_surrogate(clean, build_model=build_model, fit=trainer, seeds=seeds.child("attack"))
+    return round(time.perf_counter() - started, 3)
 
 
 def contact_sheet(attack: Attack, data: ImageSet, planted: PoisonedSet, test: ImageSet, path: Path) -> None:
@@ -230,21 +236,21 @@ def measure(
     runtime, seeds = Runtime.create(arguments.device), Seeds(seed)
     build_model, _ = builder_from(arguments.model, drawn.train)
     attack, seconds_prepare = prepared(choice, drawn.train, build_model, runtime, seeds)
-    rate = rate_of(choice.name, arguments.rate)
-    planted = poison(drawn.train, attack, rate=rate, generator=seeds.generator("poison"))
+    planted = poison(drawn.train, attack, rate=choice.rate, generator=seeds.generator("poison"))
     triggered = triggered_test(drawn.test, attack)
     chosen = planted.poison.nonzero().squeeze(1)
     tested = attack.test_candidates(drawn.test.labels).nonzero().squeeze(1)
     cell: dict[str, object] = {
         "attack": text,
         "seed": seed,
-        "rate": rate,
+        "rate": choice.rate,
         "n_train": len(drawn.train),
         "n_test": len(drawn.test),
         "n_poison": len(chosen),
         "n_cover": int(planted.cover.sum()),
         "n_triggered": len(triggered.observed),
         "seconds_prepare": seconds_prepare,
+        "seconds_surrogate": arguments.seconds_surrogate,
         "images_per_second": stamping_speed(attack, drawn.train, chosen),
         **visibility(drawn.train.images[chosen], planted.observed.images[chosen]),
     }
@@ -307,9 +313,8 @@ def main() -> None:
     """Run every attack with every seed, printing a line a cell, and write the JSON after every cell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder with train/ and test/, or the word embedded")
-    parser.add_argument("--attacks", nargs="+", default=list(ATTACKS), metavar="NAME[:KEY=VALUE,...]")
+    parser.add_argument("--attacks", nargs="+", default=list(ATTACKS), metavar="NAME[@RATE][:KEY=VALUE,...]")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rate", type=float, help="share of the set to poison; that of its paper by default")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--limit", type=int, default=6000, help="training images; 0 takes all")
     parser.add_argument("--limit-test", type=int, default=2000, help="test images; 0 takes all")
@@ -326,13 +331,17 @@ def main() -> None:
         if drawn.test is None:
             parser.error(f"--data {arguments.data} has no test images")
         control = trained(drawn.train, drawn, seed, arguments) if arguments.epochs else None
-        for text, choice in choices.items():
-            cell = measure(text, choice, seed, drawn, control, arguments)
-            cells.append(cell)
-            names = ("ca", "control_ca", "asr", "control_asr", "cover_asr")
-            shares = " ".join(f"{n} {100 * cell[n]:5.1f}" for n in names if cell.get(n) is not None)
-            print(f"{text:24s} seed {seed}: {shares} psnr {cell['psnr']} {cell['images_per_second']}/s", flush=True)
-            _write(arguments, cells)
+        with _empty_cache():
+            optimised = any(hasattr(ATTACKS.get(choice.name), "surrogate_epochs") for choice in choices.values())
+            arguments.seconds_surrogate = shared_surrogate(drawn.train, seed, arguments) if optimised else None
+            for text, choice in choices.items():
+                cell = measure(text, choice, seed, drawn, control, arguments)
+                cells.append(cell)
+                names = ("ca", "control_ca", "asr", "control_asr", "cover_asr")
+                shares = " ".join(f"{n} {100 * cell[n]:5.1f}" for n in names if cell.get(n) is not None)
+                seconds = f"{cell['seconds_prepare']} s, {cell['images_per_second']}/s"
+                print(f"{text:24s} seed {seed}: {shares} psnr {cell['psnr']} {seconds}", flush=True)
+                _write(arguments, cells)
 
 
 def _write(arguments: argparse.Namespace, cells: list[dict[str, object]]) -> None:
@@ -358,7 +367,7 @@ def _difference(before: Tensor, after: Tensor) -> Tensor:
 
 
 class _empty_cache:
-    """Lets a preparation find nothing made before, so that its seconds are those of making it."""
+    """A cache of its own, so that the seconds of a preparation are those of making it."""
 
     def __enter__(self) -> None:
         self._before = os.environ.get("ANTIBACKDOOR_CACHE")

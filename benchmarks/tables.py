@@ -1,14 +1,21 @@
 """Print the tables of the README and docs/log.md from the JSON files in benchmarks/results.
 
-python benchmarks/tables.py benchmarks/results/demo.json benchmarks/results/isolation_cifar10.json
+    python benchmarks/tables.py benchmarks/results/demo.json benchmarks/results/isolation_cifar10.json
+    python benchmarks/tables.py benchmarks/results/attacks_cifar10_cpu.json --only badnets blend sig
+
+`--only` keeps the rows of some attacks.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
+import re
+from collections.abc import Callable
 from pathlib import Path
 
+# Attack success under which an attack is left out of comparisons at the size it was measured at.
+WEAK = 0.7
 QUALITY = {
     "ca": "clean accuracy",
     "asr": "attack success",
@@ -70,11 +77,52 @@ def isolation(content: dict[str, object]) -> list[str]:
     return lines
 
 
+def strength(content: dict[str, object]) -> list[str]:
+    """Return the tables of benchmarks/attacks.py: how strong, and how visible and fast; one row an attack."""
+    rows = content["summary"]
+    head = ["attack", "poison (covers)", "clean accuracy", "control", "attack success", "control", "of covers", ""]
+    lines = [f"| {' | '.join(head)} |", "|---|" + "---|" * (len(head) - 1)] if "asr" in rows[0] else []
+    for row in rows if lines else []:
+        covers = f" ({row['n_cover']:.0f})" if row["n_cover"] else ""
+        note = "" if row["asr"] >= WEAK else "too weak at this size"
+        figures = [share(row, key) for key in ("ca", "control_ca", "asr", "control_asr", "cover_asr")]
+        lines.append(f"| {row['attack']} | {row['n_poison']:.0f}{covers} | {' | '.join(figures)} | {note} |")
+    seen = ["attack", "PSNR, dB", "SSIM", "L-inf, of 255", "PSNR of test images", "s to prepare", "images/s stamped"]
+    lines += ["", f"| {' | '.join(seen)} |", "|---|" + "---|" * (len(seen) - 1)]
+    for row in rows:
+        stealth = [
+            figure(row, key, digits) for key, digits in (("psnr", 1), ("ssim", 3), ("linf", 0), ("psnr_test", 1))
+        ]
+        speed = [figure(row, "seconds_prepare", 1), figure(row, "images_per_second", 0)]
+        lines.append(f"| {row['attack']} | {' | '.join(stealth + speed)} |")
+    return lines
+
+
+def figure(row: dict[str, object], key: str, digits: int) -> str:
+    """Return a number, or a dash where there is none."""
+    value = row.get(key)
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def kind_of(content: dict[str, object]) -> Callable[[dict[str, object]], list[str]]:
+    """Return the function that knows the file."""
+    row = content["summary"][0]
+    if "signal" in row:
+        return isolation
+    return strength if "images_per_second" in row or "control_asr" in row else quality
+
+
 def main() -> None:
     """Print one table a file."""
-    for name in sys.argv[1:]:
-        content = json.loads(Path(name).read_text(encoding="utf-8"))
-        table = isolation if "signal" in content["summary"][0] else quality
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", type=Path, nargs="+")
+    parser.add_argument("--only", nargs="+", default=None, metavar="ATTACK", help="attacks by name, without settings")
+    arguments = parser.parse_args()
+    for path in arguments.files:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if arguments.only:
+            content["summary"] = [r for r in content["summary"] if re.split("[@:]", r["attack"])[0] in arguments.only]
+        table = kind_of(content)
         device = content["device"]
         print(f"`{content['command']}`; {device['name']}, {device['precision']}, {device['threads']} threads\n")
         print("\n".join(table(content)), end="\n\n")

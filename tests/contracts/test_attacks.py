@@ -32,6 +32,15 @@ every_attack = pytest.mark.parametrize("name", NAMES)
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
 
 
+# Optimised in a moment; and sets this small have no room for one cover or two for every poisoned image.
+SMALL = {
+    **dict.fromkeys(("cover_ratio", "cover_share", "covers"), 0.5),
+    **dict.fromkeys(("surrogate_epochs", "detox_epochs", "expert_epochs", "experts", "rounds", "passes"), 1),
+    **dict.fromkeys(("steps", "mask_steps", "injector_steps"), 3),
+    **{"backgrounds": 4, "batch_size": 16, "checkpoints": 2, "width": 4},
+}
+
+
 class OneEpoch(Trainer):
     """A surrogate need not be good here."""
 
@@ -44,9 +53,9 @@ def ready(runtime, tiny):
     """Builds an attack and prepares it for a set."""
 
     def make(name, data, **params):
-        # Sets this small have no room for one cover or two for every poisoned image.
-        has_covers = any(field.name == "cover_ratio" for field in dataclasses.fields(ATTACKS.get(name)))
-        attack = ATTACKS.build(name, {"target": TARGET, **({"cover_ratio": 0.5} if has_covers else {}), **params})
+        known = {field.name for field in dataclasses.fields(ATTACKS.get(name))}
+        small = {key: value for key, value in SMALL.items() if key in known}
+        attack = ATTACKS.build(name, {"target": TARGET, **small, **params})
         return attack.prepare(data, build_model=tiny(data), fit=OneEpoch(runtime, Seeds(0)), seeds=Seeds(0))
 
     return make

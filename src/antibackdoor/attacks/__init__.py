@@ -1,8 +1,4 @@
-"""Attacks, one file each. To add one: its file, and its line in ``ATTACKS``.
-
-The files of the optimised attacks (cba, cl, dfst, dynamic, fc, flip, lba, lf, narcissus, ssba, trojan) are here but not
-in the table yet: their mechanisms are tested, their strength against a trained victim is still to be measured.
-"""
+"""Attacks, one file each. To add one: its file, and its line in ``ATTACKS``."""
 
 from antibackdoor.attacks.adap_blend import AdapBlend
 from antibackdoor.attacks.adap_patch import AdapPatch
@@ -17,8 +13,19 @@ from antibackdoor.attacks.base import (
 )
 from antibackdoor.attacks.blend import Blend
 from antibackdoor.attacks.bpp import Bpp
+from antibackdoor.attacks.cba import Composite
+from antibackdoor.attacks.cl import LabelConsistent
+from antibackdoor.attacks.dfst import Dfst
+from antibackdoor.attacks.dynamic import Dynamic
+from antibackdoor.attacks.fc import FeatureCollision
+from antibackdoor.attacks.flip import Flip
+from antibackdoor.attacks.lba import LatentBackdoor
+from antibackdoor.attacks.lf import LowFrequency
+from antibackdoor.attacks.narcissus import Narcissus
 from antibackdoor.attacks.sig import Sig
+from antibackdoor.attacks.ssba import Ssba
 from antibackdoor.attacks.tact import TaCT
+from antibackdoor.attacks.trojan import Trojan
 from antibackdoor.attacks.wanet import WaNet
 from antibackdoor.registry import Registry
 
@@ -31,10 +38,21 @@ __all__ = [
     "Blend",
     "Bpp",
     "CleanLabelAttack",
+    "Composite",
+    "Dfst",
     "DirtyLabelAttack",
+    "Dynamic",
+    "FeatureCollision",
+    "Flip",
+    "LabelConsistent",
+    "LatentBackdoor",
+    "LowFrequency",
+    "Narcissus",
     "RateOf",
     "Sig",
+    "Ssba",
     "TaCT",
+    "Trojan",
     "WaNet",
     "poison",
     "triggered_test",
@@ -48,8 +66,19 @@ ATTACKS: Registry[Attack] = Registry(
         "badnets": BadNets,
         "blend": Blend,
         "bpp": Bpp,
+        "cba": Composite,
+        "cl": LabelConsistent,
+        "dfst": Dfst,
+        "dynamic": Dynamic,
+        "fc": FeatureCollision,
+        "flip": Flip,
+        "lba": LatentBackdoor,
+        "lf": LowFrequency,
+        "narcissus": Narcissus,
         "sig": Sig,
+        "ssba": Ssba,
         "tact": TaCT,
+        "trojan": Trojan,
         "wanet": WaNet,
     },
 )
