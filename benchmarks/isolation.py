@@ -19,7 +19,7 @@ import torch
 from antibackdoor.config import Choice, DataConfig, PoisonConfig, RunConfig
 from antibackdoor.console import ConsoleProgress
 from antibackdoor.data.sources import load
-from antibackdoor.isolation import SIGNALS, Evidence, isolate
+from antibackdoor.isolation import SIGNALS, Evidence, NetworkSignal, isolate
 from antibackdoor.ops.metrics import isolation_quality
 from antibackdoor.pipeline import run, versions
 from antibackdoor.training import Runtime
@@ -56,7 +56,7 @@ def main() -> None:
                 result = run(config, data=data, scan_only=True, progress=ConsoleProgress(quiet=True))
                 cell: dict[str, object] = {"attack": attack, "seed": seed, "rule": rule}
                 evidence = Evidence.of(result.outcome.histories[0], result.data.labels, result.data.num_classes)
-                for signal in SIGNALS:
+                for signal in (name for name in SIGNALS if not issubclass(SIGNALS.get(name), NetworkSignal)):
                     for scope in ("set", "class"):
                         found = isolate(evidence, signal=signal, scope=scope)
                         quality = isolation_quality(

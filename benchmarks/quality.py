@@ -27,7 +27,7 @@ from antibackdoor.console import ConsoleProgress
 from antibackdoor.data.sources import Loaded, load
 from antibackdoor.demo import demo_config
 from antibackdoor.evaluation import evaluate
-from antibackdoor.isolation import SIGNALS, Evidence, isolate
+from antibackdoor.isolation import SIGNALS, Evidence, NetworkSignal, isolate
 from antibackdoor.models import builder_from
 from antibackdoor.ops.metrics import isolation_quality
 from antibackdoor.pipeline import Result, limited, plant, run, versions
@@ -100,10 +100,12 @@ class Bench:
 
 
 def by_signal(result: Result) -> dict[str, float | None]:
-    """Return the precision that every signal would have had on the losses of the first phase, at 1 % of the set."""
+    """Return the precision that every signal of losses would have had on those of the first phase, at 1 % of the set."""
     evidence = Evidence.of(result.outcome.histories[0], result.data.labels, result.data.num_classes)
     precision = {}
     for signal in SIGNALS:
+        if issubclass(SIGNALS.get(signal), NetworkSignal):
+            continue
         found = isolate(evidence, signal=signal)
         quality = isolation_quality(found.scores, found.flagged, result.truth.poison, result.truth.cover)
         precision[signal] = quality["precision"]

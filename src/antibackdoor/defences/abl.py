@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from antibackdoor.defences.base import Defence
 from antibackdoor.errors import ConfigError
-from antibackdoor.isolation import SIGNALS, Evidence, Scope, isolate, rank_within_classes
+from antibackdoor.isolation import SIGNALS, Evidence, Network, Scope, isolate, rank_within_classes
 from antibackdoor.models import BuildModel
 from antibackdoor.ops.objectives import capped, complement, flood, lga
 from antibackdoor.seeds import Seeds
@@ -37,7 +37,7 @@ class _Abl(Defence):
     Attributes:
         gamma: The level, in nats, at which stage one holds the loss.
         reduction: "sample" applies the rule to every image (the paper's equation), "batch" to the mean of a batch
-            (every published code).
+            (every published code). With several processes that mean, and so the sign, is of each process's own share.
         share: Share to isolate, 0..1.
         signal: What ranks the images: "loss" of the last epoch (the paper's rule), "loss-drop" or
             "trajectory"; see ``isolation.signals``.
@@ -80,7 +80,8 @@ class _Abl(Defence):
     def _isolate(self, model: nn.Module, data: ImageSet, fit: Fit, plan: TrainPlan) -> tuple[Isolation, History]:
         stage_one = plan.but(epochs=self._stage_one_epochs(plan), lr=self.isolation_lr, schedule="constant", augment=())
         history = fit(model, data, Phase("isolate", stage_one), objective=self._held_at_gamma)
-        evidence = Evidence.of(history, data.labels, data.num_classes)
+        network = Network(model, data, fit.runtime)
+        evidence = Evidence.of(history, data.labels, data.num_classes, network)
         return isolate(evidence, signal=self.signal, share=self.share, scope=self.scope), history
 
     def _held_at_gamma(self, step: Step) -> Tensor:
