@@ -100,7 +100,7 @@ class Bench:
 
 
 def by_signal(result: Result) -> dict[str, float | None]:
-    """Return the precision that every signal of losses would have had on those of the first phase, at 1 % of the set."""
+    """Return the precision that every signal of losses would have had in the first phase, at 1 % of the set."""
     evidence = Evidence.of(result.outcome.histories[0], result.data.labels, result.data.num_classes)
     precision = {}
     for signal in SIGNALS:
