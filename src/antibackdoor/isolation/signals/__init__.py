@@ -1,11 +1,38 @@
 """Signals, one file each. To add one: its file, and its line in ``SIGNALS``."""
 
+from antibackdoor.isolation.signals.activation_clusters import ActivationClusters
 from antibackdoor.isolation.signals.base import NetworkSignal, Signal, measured
+from antibackdoor.isolation.signals.ibd_psc import IbdPsc
 from antibackdoor.isolation.signals.loss import Loss
 from antibackdoor.isolation.signals.loss_drop import LossDrop
+from antibackdoor.isolation.signals.scale_up import ScaleUp
+from antibackdoor.isolation.signals.spectral import Spectral
 from antibackdoor.isolation.signals.trajectory import Trajectory
 from antibackdoor.registry import Registry
 
-__all__ = ["SIGNALS", "Loss", "LossDrop", "NetworkSignal", "Signal", "Trajectory", "measured"]
+__all__ = [
+    "SIGNALS",
+    "ActivationClusters",
+    "IbdPsc",
+    "Loss",
+    "LossDrop",
+    "NetworkSignal",
+    "ScaleUp",
+    "Signal",
+    "Spectral",
+    "Trajectory",
+    "measured",
+]
 
-SIGNALS: Registry[Signal] = Registry("signal", {"loss": Loss, "loss-drop": LossDrop, "trajectory": Trajectory})
+SIGNALS: Registry[Signal] = Registry(
+    "signal",
+    {
+        "activation-clusters": ActivationClusters,
+        "ibd-psc": IbdPsc,
+        "loss": Loss,
+        "loss-drop": LossDrop,
+        "scale-up": ScaleUp,
+        "spectral": Spectral,
+        "trajectory": Trajectory,
+    },
+)

@@ -1,0 +1,78 @@
+"""What signals that look inside the network share: layers, what goes through them, and evaluation mode."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from antibackdoor.errors import ConfigError
+from antibackdoor.isolation.network import Measure, Network
+
+__all__ = ["evaluating", "penultimate", "watched"]
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Keep the network in evaluation mode for as long as the context lasts.
+
+    Args:
+        model: Left in the mode it was in.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def watched(
+    network: Network, layers: Sequence[nn.Module], keep: Callable[[nn.Module, Tensor, Tensor], Tensor]
+) -> Measure:
+    """Return a measure that keeps something of each of these layers.
+
+    Args:
+        network: The network.
+        layers: Some of its modules; one that a forward pass does not use is left out.
+        keep: From a layer, its input and its output to what is kept of every image, (B, anything).
+
+    Returns:
+        A measure: what was kept, float32, the layers side by side in the given order.
+    """
+
+    def measure(images: Tensor) -> Tensor:
+        kept: dict[int, Tensor] = {}
+
+        def hook_of(place: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+            def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+                kept[place] = keep(layer, inputs[0], output).float().flatten(1)
+
+            return hook
+
+        hooks = [layer.register_forward_hook(hook_of(place)) for place, layer in enumerate(layers)]
+        try:
+            network.forward(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.cat([kept[place] for place in sorted(kept)], 1)
+
+    return measure
+
+
+def penultimate(network: Network) -> Measure:
+    """Return the measure of the penultimate features: what goes into the last linear layer, (B, D).
+
+    Args:
+        network: The network.
+
+    Raises:
+        ConfigError: The network has no linear layer.
+    """
+    heads = [module for module in network.model.modules() if isinstance(module, nn.Linear)]
+    if not heads:
+        raise ConfigError("isolation: a signal that works on features needs a network whose last layer is nn.Linear")
+    return watched(network, heads[-1:], lambda _, inputs, __: inputs)

@@ -1,0 +1,218 @@
+"""Signals that look at the network, transcribed slowly: one image at a time, numpy in float64, on random networks."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from antibackdoor.isolation import SIGNALS, Evidence, Network
+from antibackdoor.types import ImageSet
+
+SIDE, CLASSES, COUNT = 10, 3, 90
+
+
+class Small(nn.Module):
+    """Four batch normalisations, one of them in a branch."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 6, 3, 1, 1)
+        self.norm1 = nn.BatchNorm2d(6)
+        self.conv = nn.Conv2d(6, 8, 3, 2, 1)
+        self.norm2 = nn.BatchNorm2d(8)
+        self.branch = nn.Sequential(nn.Conv2d(6, 8, 1, 2), nn.BatchNorm2d(8))
+        self.last = nn.Conv2d(8, 8, 3, 1, 1)
+        self.norm3 = nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, images):
+        x = torch.relu(self.norm1(self.stem(images)))
+        x = torch.relu(self.norm2(self.conv(x)) + self.branch(x))
+        return self.head(torch.relu(self.norm3(self.last(x))).mean((2, 3)))
+
+
+@pytest.fixture
+def evidence(runtime):
+    """A network with random layers and a fitted head, two kinds of images in each class, some labelled otherwise."""
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.arange(COUNT) % CLASSES
+    kinds = 2 * labels + (torch.arange(COUNT) % 4 == 0)
+    patterns = torch.rand((2 * CLASSES, 1, SIDE, SIDE), generator=generator)
+    noise = torch.rand((COUNT, 1, SIDE, SIDE), generator=generator)
+    images = ((0.7 * patterns[kinds] + 0.3 * noise) * 160).round().to(torch.uint8)
+    state = torch.get_rng_state()
+    torch.manual_seed(4)
+    model = Small()
+    torch.set_rng_state(state)
+    for norm in (model.norm1, model.norm2, model.norm3, model.branch[1]):
+        norm.momentum = 1.0
+        norm.weight.data.uniform_(0.5, 1.5, generator=generator)
+        norm.bias.data.uniform_(-0.5, 0.5, generator=generator)
+    seen = []
+    hook = model.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        model(images.float() / 255)
+        hook.remove()
+        found = torch.cat([seen[0], torch.ones(COUNT, 1)], 1)
+        fit = torch.linalg.lstsq(found, 5 * nn.functional.one_hot(labels).float()).solution
+    model.head.weight.data, model.head.bias.data = fit[:-1].T.contiguous(), fit[-1]
+    data = ImageSet(images, labels, ("a", "b", "c"), tuple(map(str, range(COUNT))))
+    observed = torch.where(torch.arange(COUNT) % 17 == 5, (labels + 1) % CLASSES, labels)
+    losses = torch.rand((12, COUNT), generator=generator).cumsum(0).flip(0) ** 2
+    held_out = torch.arange(COUNT) % 10 == 4
+    return Evidence(losses, observed, CLASSES, held_out, Network(model, data, runtime))
+
+
+def pixels(evidence, i):
+    return evidence.network.data.images[i].double().numpy() / 255
+
+
+def exact(model):
+    """A copy in float64, in evaluation mode."""
+    return copy.deepcopy(model).double().eval()
+
+
+def shares(model, image):
+    """The softmax of one image."""
+    with torch.no_grad():
+        logits = model(torch.from_numpy(image)[None])[0].numpy()
+    powers = np.exp(logits - logits.max())
+    return powers / powers.sum()
+
+
+def seen_by(model, layer, image, what):
+    """The input or output of a layer for one image, without the batch dimension."""
+    seen = []
+    hook = model.get_submodule(layer).register_forward_hook(
+        lambda _, inputs, output: seen.append((inputs[0] if what == "input" else output)[0].numpy().copy())
+    )
+    with torch.no_grad():
+        model(torch.from_numpy(image)[None])
+    hook.remove()
+    return seen[0]
+
+
+def scores_of(name, evidence, **params):
+    return SIGNALS.build(name, params).scores(evidence).double().numpy()
+
+
+def test_scale_up(evidence):
+    scales, model = (1.2, 1.5, 1.8), exact(evidence.network.model)
+    wanted = []
+    for i in range(COUNT):
+        image = pixels(evidence, i)
+        own = int(np.argmax(shares(model, image)))
+        agree, confidence = 0, 0.0
+        for scale in scales:
+            changed = shares(model, np.minimum(image * scale, 1))
+            agree += int(np.argmax(changed)) == own
+            confidence += changed[own] / len(scales)
+        wanted.append((agree + confidence) / (len(scales) + 1) if own == int(evidence.labels[i]) else 0.0)
+    assert len(np.unique(np.round(wanted, 3))) > 20
+    assert np.allclose(scores_of("scale-up", evidence, scales=scales), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("error", [0.0, 0.3, 0.6, 1.0])
+def test_ibd_psc(evidence, error):
+    networks, factor = 2, 1.5
+    order = ["norm3", "branch.1", "norm2", "norm1"]
+
+    def amplified(count):
+        model = exact(evidence.network.model)
+        for name in order[:count]:
+            layer = model.get_submodule(name)
+            layer.weight.data = layer.weight.data * factor
+            layer.bias.data = layer.bias.data * factor
+        return model
+
+    start = len(order) - networks
+    for count in range(len(order) - networks, 0, -1):
+        rows = [i for i in range(COUNT) if not evidence.held_out[i]]
+        model = amplified(count)
+        wrong = [int(np.argmax(shares(model, pixels(evidence, i)))) != int(evidence.labels[i]) for i in rows]
+        if np.mean(wrong) > error:
+            start = count
+    plain = amplified(0)
+    models = [amplified(start + extra) for extra in range(1, networks + 1)]
+    wanted = []
+    for i in range(COUNT):
+        own = int(np.argmax(shares(plain, pixels(evidence, i))))
+        mean = np.mean([shares(model, pixels(evidence, i))[own] for model in models])
+        wanted.append(mean if own == int(evidence.labels[i]) else 0.0)
+    assert np.allclose(scores_of("ibd-psc", evidence, networks=networks, error=error), wanted, atol=1e-5)
+
+
+def features(evidence, label):
+    """Penultimate features of one class, its rows, and which of them were trained on."""
+    rows = [i for i in range(COUNT) if int(evidence.labels[i]) == label]
+    model = exact(evidence.network.model)
+    found = np.stack([seen_by(model, "head", pixels(evidence, i), "input") for i in rows])
+    return found, rows, [j for j, i in enumerate(rows) if not evidence.held_out[i]]
+
+
+def test_spectral(evidence):
+    wanted = np.zeros(COUNT)
+    for label in range(CLASSES):
+        found, rows, fitted = features(evidence, label)
+        mean = np.zeros(found.shape[1])
+        for j in fitted:
+            mean += found[j] / len(fitted)
+        spread = np.zeros((found.shape[1],) * 2)
+        for j in fitted:
+            spread += np.outer(found[j] - mean, found[j] - mean)
+        _, vectors = np.linalg.eigh(spread)
+        for j, i in enumerate(rows):
+            wanted[i] = float(vectors[:, -1] @ (found[j] - mean)) ** 2
+    assert np.allclose(scores_of("spectral", evidence), wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_the_features_are_not_centred_to_begin_with(evidence):
+    # Or the error that spectral signatures are known for would go unnoticed above.
+    found, _, fitted = features(evidence, 0)
+    centred = found - found[fitted].mean(0)
+    top = np.linalg.svd(centred[fitted])[2][0]
+    assert np.abs((found @ top) ** 2 - (centred @ top) ** 2).max() > 0.1
+
+
+def two_means(points):
+    """The best of many two-means by plain iteration; returns the cluster of each point."""
+    best, best_cost = None, np.inf
+    for start in range(15):
+        rng = np.random.default_rng(start)
+        centres = points[rng.choice(len(points), 2, replace=False)]
+        for _ in range(100):
+            nearest = np.array([int(np.argmin([np.sum((p - c) ** 2) for c in centres])) for p in points])
+            if len(set(nearest)) < 2:
+                break
+            centres = np.stack([points[nearest == k].mean(0) for k in range(2)])
+        cost = sum(np.sum((p - centres[k]) ** 2) for p, k in zip(points, nearest, strict=True))
+        if cost < best_cost and len(set(nearest)) == 2:
+            best, best_cost = nearest, cost
+    return best
+
+
+@pytest.mark.parametrize("largest", [0.2, 0.5])
+def test_activation_clusters(evidence, largest):
+    wanted = np.zeros(COUNT)
+    for label in range(CLASSES):
+        found, rows, fitted = features(evidence, label)
+        centred = found - found[fitted].mean(0)
+        basis = np.linalg.svd(centred[fitted], full_matrices=False)[2][:3]
+        points = centred @ basis.T
+        cluster = two_means(points[fitted])
+        small = 0 if (cluster == 0).sum() < (cluster == 1).sum() else 1
+        centre = {k: points[fitted][cluster == k].mean(0) for k in (0, 1)}
+        places, silhouettes = [], []
+        for j in range(len(rows)):
+            to_small, to_large = (np.linalg.norm(points[j] - centre[k]) for k in (small, 1 - small))
+            places.append((to_large - to_small) / np.linalg.norm(centre[0] - centre[1]))
+            if j in fitted:
+                silhouettes.append(abs(to_small - to_large) / max(to_small, to_large))
+        for place, i in zip(places, rows, strict=True):
+            accused = (cluster == small).mean() < largest
+            wanted[i] = place * np.mean(silhouettes) if accused else -2 + (1 + place) / 2
+    assert np.allclose(scores_of("activation-clusters", evidence, components=3, largest=largest), wanted, atol=1e-3)
