@@ -216,3 +216,120 @@ def test_activation_clusters(evidence, largest):
             accused = (cluster == small).mean() < largest
             wanted[i] = place * np.mean(silhouettes) if accused else -2 + (1 + place) / 2
     assert np.allclose(scores_of("activation-clusters", evidence, components=3, largest=largest), wanted, atol=1e-3)
+
+
+def test_flare(evidence):
+    model = exact(evidence.network.model)
+    names = ["norm1", "norm2", "branch.1", "norm3"]
+    lows = np.zeros((COUNT, len(names)))
+    for i in range(COUNT):
+        for place, name in enumerate(names):
+            layer = model.get_submodule(name)
+            mean, var = layer.running_mean.numpy(), layer.running_var.numpy() + layer.eps
+            inputs = seen_by(model, name, pixels(evidence, i), "input")
+            lows[i, place] = min(
+                -((x - mean[c]) ** 2) / (2 * var[c]) - np.log(np.sqrt(2 * np.pi * var[c]))
+                for c in range(len(mean))
+                for x in inputs[c].ravel()
+            )
+    trained = [i for i in range(COUNT) if not evidence.held_out[i]]
+    points = np.zeros_like(lows)
+    for place in range(len(names)):
+        tail = np.log(1 + np.maximum(0, lows[trained, place].max() - lows[:, place]))
+        middle = np.sort(tail[trained])[(len(trained) - 1) // 2]
+        away = np.sort(np.abs(tail[trained] - middle))[(len(trained) - 1) // 2]
+        points[:, place] = (tail - middle) / (1.4826 * away)
+    wanted = np.linalg.norm(points, axis=1)
+    for _ in range(10):
+        nearest = sorted(trained, key=lambda i: wanted[i])[: len(trained) // 2 + len(trained) % 2]
+        mean = np.mean([points[i] for i in nearest], axis=0)
+        spread = np.mean([np.outer(points[i] - mean, points[i] - mean) for i in nearest], axis=0)
+        inverse = np.linalg.inv(0.7 * spread + 0.3 * np.trace(spread) / len(names) * np.eye(len(names)))
+        wanted = np.array([np.sqrt((p - mean) @ inverse @ (p - mean)) for p in points])
+    assert np.allclose(scores_of("flare", evidence, shrinkage=0.3), wanted, rtol=2e-3)
+
+
+def two_groups(values):
+    """The break with the least variation inside the groups, by trying all; the lowest value of the upper group."""
+    costs = {}
+    for cut in sorted(set(values))[1:]:
+        groups = [v for v in values if v < cut], [v for v in values if v >= cut]
+        costs[cut] = sum((v - np.mean(group)) ** 2 for group in groups for v in group)
+    return min(costs, key=costs.get)
+
+
+@pytest.mark.parametrize(("quantile", "channels"), [(0.8, 0.3), (1.0, 0.04)])
+def test_pipd(evidence, quantile, channels):
+    model = exact(evidence.network.model)
+    largest = {
+        name: np.array(
+            [[channel.max() for channel in seen_by(model, name, pixels(evidence, i), "output")] for i in range(COUNT)]
+        )
+        for name in ("conv", "branch.0", "last")  # Three quarters of the four.
+    }
+    trained = [i for i in range(COUNT) if not evidence.held_out[i]]
+    by_loss = sorted(trained, key=lambda i: float(evidence.losses[-1, i]))
+    poison, clean = by_loss[: int(np.ceil(0.1 * len(trained)))], set(by_loss[-int(np.ceil(0.2 * len(trained))) :])
+    for _ in range(3):
+        sums, chosen = np.zeros(COUNT), 0
+        for values in largest.values():
+            reference = values[sorted(clean)]
+            mean, deviation = reference.mean(0), reference.std(0)
+            deviation = np.maximum(deviation, np.median(deviation) / 10)
+            excess = []
+            for c in range(values.shape[1]):
+                threshold = mean[c] + 3 * deviation[c]
+                excess.append((np.quantile(values[poison, c], quantile) - threshold) / deviation[c])
+            for c in np.argsort(excess)[::-1][: int(np.ceil(channels * len(excess)))]:
+                sums += (values[:, c] - mean[c]) / deviation[c]
+                chosen += 1
+        wanted = sums / chosen
+        cut = two_groups(wanted[trained])
+        clean |= {i for i in trained if wanted[i] < cut}
+    wanted = [min(value, cut) if i in clean else value for i, value in enumerate(wanted)]
+    scores = scores_of("pipd", evidence, poison=0.1, quantile=quantile, channels=channels, rounds=3)
+    assert np.allclose(scores, wanted, rtol=1e-3, atol=1e-4)
+
+
+def two_gaussians(points):
+    """Expectation-maximisation in one dimension from many starts; weights, means, variances and log-likelihood."""
+    best = None
+    for share in (0.1, 0.2, 0.3, 0.5, 0.7, 0.9):
+        split = np.quantile(points, share)
+        belongs = np.stack([points <= split, points > split], 1).astype(float)
+        for _ in range(1000):
+            weight = belongs.mean(0)
+            mean = (belongs * points[:, None]).sum(0) / belongs.sum(0)
+            variance = (belongs * (points[:, None] - mean) ** 2).sum(0) / belongs.sum(0) + 1e-3
+            density = weight * np.exp(-((points[:, None] - mean) ** 2) / (2 * variance)) / np.sqrt(2 * np.pi * variance)
+            belongs = density / density.sum(1, keepdims=True)
+        fit = weight, mean, variance, float(np.log(density.sum(1)).sum())
+        best = fit if best is None or fit[3] > best[3] else best
+    return best
+
+
+def test_aul():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(160) % 2
+    fast = (labels == 0) & (torch.arange(160) < 50)
+    held_out = torch.arange(160) % 9 == 0
+    level = torch.where(fast, -3.0, 0.0) + 0.4 * torch.randn(160, generator=generator)
+    losses = (level + 0.3 * torch.randn((6, 160), generator=generator)).exp()
+    wanted = np.zeros(160)
+    for label in range(2):
+        rows = [i for i in range(160) if int(labels[i]) == label]
+        areas = np.array([np.mean([np.log(float(loss)) for loss in losses[:, i]]) for i in rows])
+        fitted = [j for j, i in enumerate(rows) if not held_out[i]]
+        points = (areas - areas[fitted].mean()) / areas[fitted].std()
+        weight, mean, variance, likelihood = two_gaussians(points[fitted])
+        variance_of_one = points[fitted].var() + 1e-3
+        alone = sum(-0.5 * (p**2 / variance_of_one + np.log(2 * np.pi * variance_of_one)) for p in points[fitted])
+        # Five parameters against two.
+        gain = (2 * np.log(len(fitted)) - 2 * alone - 5 * np.log(len(fitted)) + 2 * likelihood) / len(fitted)
+        low = int(np.argmin(mean))
+        for p, i in zip(points, rows, strict=True):
+            density = weight * np.exp(-((p - mean) ** 2) / (2 * variance)) / np.sqrt(variance)
+            if p <= mean[1 - low] and gain > 0:
+                wanted[i] = density[low] / density.sum() * gain
+    assert (wanted > 0.5).sum() == int(fast.sum())
+    assert np.allclose(scores_of("aul", Evidence(losses, labels, 2, held_out)), wanted, atol=5e-3)
