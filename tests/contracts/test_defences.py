@@ -23,7 +23,7 @@ both_verbs = pytest.mark.parametrize("verb", ["run", "scan"])
 VERDICTS = set(typing.get_args(Verdict))
 PLAN = TrainPlan(epochs=4, batch_size=32, lr=0.05, schedule="onecycle", augment=("flip",))
 # Stages that would be longer than the test needs.
-SHORTER = {"isolation_epochs": 3, "unlearn_epochs": 1}
+SHORTER = {"isolation_epochs": 3, "unlearn_epochs": 1, "biased_epochs": 2, "scan_epochs": 2, "rounds": 2}
 
 
 def build(name: str, **params: object) -> Defence:
@@ -208,6 +208,21 @@ def test_parameters_go_round_through_the_registry(name):
         ("abl-paper", {"turning": 0.0}),
         ("abl-paper", {"turning": 1.0}),
         ("abl-paper", {"gamma": float("inf")}),
+        ("cbd", {"biased_epochs": 0}),
+        ("cbd", {"scan_epochs": 0}),
+        ("cbd", {"biased_lr": float("inf")}),
+        ("cbd", {"certain_loss": 0.0}),
+        ("cbd", {"certain_share": 0.0}),
+        ("cbd", {"share": 1.0}),
+        ("d-br", {"share": 0.0}),
+        ("d-br", {"clean_share": 1.0}),
+        ("d-br", {"hold_out": 0.0}),
+        ("d-br", {"rounds": 0}),
+        ("d-br", {"unlearn_lr": float("nan")}),
+        ("d-br", {"unlearn_batch_size": 1}),
+        ("d-br", {"relearn_lr": 0.0}),
+        ("d-br", {"learnt": 1.0}),
+        ("d-br", {"scope": "all"}),
     ],
 )
 def test_values_outside_their_range(name, params):

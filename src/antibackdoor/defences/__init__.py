@@ -2,9 +2,20 @@
 
 from antibackdoor.defences.abl import AblPaper, AblReleased
 from antibackdoor.defences.base import Defence
+from antibackdoor.defences.cbd import Cbd
+from antibackdoor.defences.dbr import Dbr
 from antibackdoor.defences.none import NoDefence
 from antibackdoor.registry import Registry
 
-__all__ = ["DEFENCES", "AblPaper", "AblReleased", "Defence", "NoDefence"]
+__all__ = ["DEFENCES", "AblPaper", "AblReleased", "Cbd", "Dbr", "Defence", "NoDefence"]
 
-DEFENCES: Registry[Defence] = Registry("defence", {"abl": AblReleased, "abl-paper": AblPaper, "none": NoDefence})
+DEFENCES: Registry[Defence] = Registry(
+    "defence",
+    {
+        "abl": AblReleased,
+        "abl-paper": AblPaper,
+        "cbd": Cbd,
+        "d-br": Dbr,
+        "none": NoDefence,
+    },
+)
