@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,10 +11,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
-from antibackdoor.errors import NonFiniteLossError
+from antibackdoor.errors import ConfigError, NonFiniteLossError
 from antibackdoor.ops.objectives import ce
 from antibackdoor.seeds import Seeds
-from antibackdoor.training import Phase, Trainer, logits_of, mean_loss
+from antibackdoor.training import Phase, Trainer, TrainPlan, logits_of, mean_loss
 from antibackdoor.training.loop import split_batches
 
 
@@ -73,6 +75,12 @@ def test_batches_add_up_and_none_is_tiny(count, size, world):
 )
 def test_batches_by_hand(count, size, expected):
     assert split_batches(count, size) == expected
+
+
+def test_a_batch_too_small_for_the_processes_is_refused(runtime, model, data, plan):
+    together = dataclasses.replace(runtime, accelerator=SimpleNamespace(num_processes=4, process_index=0))
+    with pytest.raises(ConfigError, match="^batch_size: 7 in phase 'train' .*4 processes.*at least 8"):
+        Trainer(together, Seeds(0)).fit(model, data, Phase("train", plan.but(batch_size=7)))
 
 
 def test_every_image_is_seen_and_scored_once_an_epoch(trainer, model, data, plan):
@@ -275,3 +283,26 @@ def test_a_network_without_normalisation_layers_and_a_batch_of_everything(traine
     linear = nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 10))
     history = trainer.fit(linear, data, Phase("train", plan.but(batch_size=1000)))
     assert history.losses.shape == (3, 70)
+
+
+def test_two_phases_of_one_plan_share_its_learning_rates(runtime, blobs, tiny, monkeypatch):
+    data = blobs(40, 4, height=16, width=16)
+    plan = TrainPlan(epochs=4, batch_size=20, lr=0.1, schedule="onecycle", augment=())
+    rates = []
+    asked = TrainPlan.rate_at
+    monkeypatch.setattr(TrainPlan, "rate_at", lambda self, progress: rates.append(progress) or asked(self, progress))
+    trainer, build = Trainer(runtime, Seeds(0)), tiny(data)
+    model = build(Seeds(0).generator("init"))
+    first = trainer.fit(model, data, Phase("first", plan, last=1))
+    second = trainer.fit(model, data, Phase("second", plan, first=1))
+    halves = rates.copy()
+    rates.clear()
+    trainer.fit(build(Seeds(0).generator("init")), data, Phase("whole", plan))
+    assert halves == rates
+    assert (len(first.losses), len(second.losses)) == (1, 3)
+
+
+@pytest.mark.parametrize(("first", "last"), [(-1, None), (4, None), (2, 2), (0, 5)])
+def test_a_part_that_is_none(first, last):
+    with pytest.raises(ConfigError, match="no part of 4 epochs"):
+        Phase("part", TrainPlan(epochs=4), first=first, last=last)

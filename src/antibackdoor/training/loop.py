@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from antibackdoor.data.batches import Batches
-from antibackdoor.errors import NonFiniteLossError, StorageError
+from antibackdoor.errors import ConfigError, NonFiniteLossError, StorageError
 from antibackdoor.ops.augment import augment
 from antibackdoor.ops.objectives import ce
 from antibackdoor.progress import SILENT, Bar, Progress
@@ -159,11 +159,17 @@ class Trainer:
             Per-sample losses of every epoch, recorded while training, at no extra pass.
 
         Raises:
+            ConfigError: The batches are too small to be shared by the processes.
             StorageError: The checkpoint to resume is of other images or another network.
             NonFiniteLossError: A loss became infinite or not a number and the phase does not stop on that; the
                 network holds the weights of the last good epoch.
         """
         runtime, plan = self.runtime, phase.plan
+        if plan.batch_size < 2 * runtime.world:
+            raise ConfigError(
+                f"batch_size: {plan.batch_size} in phase {phase.name!r} leaves some of the {runtime.world} processes "
+                f"fewer than 2 images a batch; it must be at least {2 * runtime.world}, or start fewer processes"
+            )
         runtime.place(model)
         trained = torch.ones(len(data), dtype=torch.bool) if subset is None else subset.clone()
         watched = torch.empty(0, dtype=torch.int64)
@@ -189,11 +195,11 @@ class Trainer:
                 return history
         net = runtime.parallel(model)
         sizes = split_batches(len(rows), plan.batch_size, runtime.world)
-        compiled = torch.compile(net) if runtime.compiles(len(rows) * plan.epochs) else net
-        done_epochs = len(history.seconds)
+        compiled = torch.compile(net) if runtime.compiles(len(rows) * (phase.end - phase.first)) else net
+        done_epochs = phase.first + len(history.seconds)
         last_good = PhaseState.capture(model, optimizer, history, done=False)
-        with self._progress.bar(phase.name, (plan.epochs - done_epochs) * len(sizes), "batches") as bar:
-            for epoch in range(done_epochs, plan.epochs):
+        with self._progress.bar(phase.name, (phase.end - done_epochs) * len(sizes), "batches") as bar:
+            for epoch in range(done_epochs, phase.end):
                 started = time.perf_counter()
                 worker = _EpochWorker(self, net, compiled, optimizer, phase, objective, epoch)
                 losses, accuracy = worker.run(self._batches_of(data), rows, sizes, len(data), bar)
@@ -212,7 +218,7 @@ class Trainer:
                     break
                 losses[~_union(trained, watched)] = float("nan")
                 history = _extended(history, losses, accuracy, time.perf_counter() - started)
-                last_good = PhaseState.capture(model, optimizer, history, done=epoch + 1 == plan.epochs)
+                last_good = PhaseState.capture(model, optimizer, history, done=epoch + 1 == phase.end)
                 if self._checkpoints:
                     self._checkpoints.save(last_good)
                 loss = float(losses[rows].mean())

@@ -77,6 +77,8 @@ class Phase:
         freeze_norm: Leave batch-normalisation statistics as they are (the network computes in evaluation mode).
         clip_norm: Largest gradient norm of one update, or None.
         stop_on_nonfinite: End the phase with the last good weights, else raise, when a loss is not finite.
+        first: Epochs of the plan that an earlier phase has done; the learning rate goes on from there.
+        last: Epochs of the plan that are done when this phase ends; all if None.
     """
 
     name: str
@@ -84,3 +86,16 @@ class Phase:
     freeze_norm: bool = False
     clip_norm: float | None = None
     stop_on_nonfinite: bool = False
+    first: int = 0
+    last: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.first < self.end <= self.plan.epochs:
+            raise ConfigError(
+                f"phase {self.name!r}: epochs {self.first}..{self.last} are no part of {self.plan.epochs} epochs"
+            )
+
+    @property
+    def end(self) -> int:
+        """Epochs of the plan that are done when this phase ends."""
+        return self.plan.epochs if self.last is None else self.last
