@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -29,6 +31,29 @@ def test_cuda_is_not_there():
         with pytest.raises(DeviceError, match="shows 0 CUDA devices"):
             Runtime.create(name)
     assert Runtime.create("auto").device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("given", "local_rank", "world", "card"),
+    [(None, 0, 1, 0), (None, 3, 4, 3), (0, 1, 1, 0), (0, 0, 4, 0), (2, 0, 1, 2), (1, 1, 4, 1)],
+)
+def test_the_card_is_the_one_given_or_that_of_the_rank(given, local_rank, world, card):
+    assert runtime._card(given, local_rank, world) == card
+
+
+@pytest.mark.parametrize("given", [0, 2])
+def test_one_card_for_several_processes_is_refused(given):
+    with pytest.raises(DeviceError, match=f"'cuda:{given}' is one card, but 4 processes.*use --device cuda$"):
+        runtime._card(given, 1, 4)
+
+
+@pytest.mark.parametrize(("name", "index"), [("auto", 1), ("cuda", 1), ("cuda:0", 0), ("cuda:1", 1)])
+def test_a_card_beside_a_rank(monkeypatch, name, index):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert runtime._resolve_device(name) == torch.device("cuda", index)
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
@@ -78,6 +103,23 @@ def test_alone_there_is_nothing_to_sum_or_to_agree_on():
     assert torch.equal(model.running_var, before)
     assert (made.rank, made.world) == (0, 1)
     assert made.parallel(model) is model
+
+
+def test_only_the_statistics_of_batch_normalisation_are_averaged():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(2)
+            self.register_buffer("step", torch.tensor([7.0]))
+
+    # The other process has the same values and one more.
+    other = SimpleNamespace(num_processes=2, process_index=0, reduce=lambda tensor, reduction: 2 * tensor + 1)
+    model = Net()
+    Runtime(torch.device("cpu"), torch.float32, "", "off", other).agree(model)
+    assert model.norm.running_mean.tolist() == [0.5, 0.5]
+    assert model.norm.running_var.tolist() == [1.5, 1.5]
+    assert int(model.norm.num_batches_tracked) == 0
+    assert model.step.tolist() == [7.0]
 
 
 @pytest.mark.parametrize(

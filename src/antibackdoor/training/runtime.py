@@ -22,10 +22,26 @@ Precision = Literal["auto", "bf16", "fp32"]
 CompileMode = Literal["auto", "off", "on"]
 
 
+_AVERAGED = frozenset({"running_mean", "running_var"})
+
+
+def _card(given: int | None, local_rank: int, world: int) -> int:
+    """Return the index of this process's card: the one that was given, else that of its rank on this machine."""
+    if given is None:
+        return local_rank
+    if world > 1 and given != local_rank:
+        raise DeviceError(
+            f"device 'cuda:{given}' is one card, but {world} processes work together, each on a card of its own; "
+            "use --device cuda"
+        )
+    return given
+
+
 def _resolve_device(name: str) -> torch.device:
+    local_rank, world = (int(os.environ.get(key, other)) for key, other in (("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            return torch.device("cuda", _card(None, local_rank, world))
         return torch.device("cpu")
     try:
         device = torch.device(name)
@@ -37,7 +53,7 @@ def _resolve_device(name: str) -> torch.device:
             raise DeviceError(
                 f"device {name!r} is not there: this machine shows {count} CUDA devices; use --device auto"
             )
-        return torch.device("cuda", device.index or int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cuda", _card(device.index, local_rank, world))
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("device 'mps' is not there: use --device auto")
     if device.type not in {"cpu", "mps"}:
@@ -96,15 +112,19 @@ class Runtime:
 
     @staticmethod
     def create(device: str = "auto", precision: Precision = "auto", compile_mode: CompileMode = "auto") -> Runtime:
-        """Choose device and precision, and join the other processes of an ``accelerate launch``.
+        """Choose device and precision, and join the other processes that a launcher started.
+
+        On GPUs the launcher is ``accelerate launch -m antibackdoor ...``; on a CPU it is ``torchrun --nproc_per_node 2
+        -m antibackdoor ...``, since ``accelerate launch --cpu`` starts one process, whatever their number.
 
         Args:
-            device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+            device: "auto", "cpu", "cuda", "cuda:1" or "mps". Of several processes each takes a card of its own, so an
+                index is for one process alone.
             precision: "auto", "bf16" or "fp32".
             compile_mode: "auto", "on" or "off".
 
         Raises:
-            DeviceError: No such device here.
+            DeviceError: No such device here, or one card for several processes.
         """
         chosen = _resolve_device(device)
         dtype, reason = _resolve_precision(precision, chosen)
@@ -149,11 +169,11 @@ class Runtime:
         return total
 
     def agree(self, model: nn.Module) -> None:
-        """Give every process the mean of the floating-point buffers (batch-normalisation statistics)."""
+        """Give every process the mean of the batch-normalisation statistics; other buffers are left alone."""
         if self.accelerator is None:
             return
-        for buffer in model.buffers():
-            if buffer.is_floating_point():
+        for name, buffer in model.named_buffers():
+            if name.rpartition(".")[2] in _AVERAGED:
                 buffer.copy_(self.sum(buffer) / self.world)
 
     def wait(self) -> None:
