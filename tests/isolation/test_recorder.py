@@ -72,6 +72,8 @@ def test_a_sample_without_a_loss_in_the_first_epoch():
         ([[0, 1]], [[0.5, 0.5]], "one loss a sample"),
         ([0, 4], [0.5, 0.5], r"outside 0\.\.3"),
         ([-1, 0], [0.5, 0.5], r"outside 0\.\.3"),
+        ([1, 3], [0.5, float("nan")], "sample 3 is nan; losses must be finite"),
+        ([1, 3], [float("inf"), 0.5], "sample 1 is inf; losses must be finite"),
     ],
 )
 def test_batches_that_do_not_fit(indices, losses, message):
@@ -92,12 +94,18 @@ def test_isolating_before_the_first_epoch():
         LossRecorder(LABELS).isolate()
 
 
-def test_isolating_losses_that_are_not_finite():
+def test_a_batch_that_is_refused_leaves_what_was_there():
     recorder = LossRecorder(LABELS)
-    recorder.update([0, 1, 2, 3], [0.1, float("inf"), 0.1, 0.1])
+    recorder.update([0, 1, 2, 3], [0.1, 0.2, 0.3, 0.4])
+    with pytest.raises(ConfigError, match="must be finite"):
+        recorder.update([0, 1], [0.9, float("nan")])
     recorder.end_epoch()
-    with pytest.raises(ConfigError, match="not finite"):
-        recorder.isolate()
+    assert recorder.losses.tolist() == [pytest.approx([0.1, 0.2, 0.3, 0.4])]
+
+
+def test_negative_labels():
+    with pytest.raises(ConfigError, match="^labels: must be at least 0, got -1$"):
+        LossRecorder([0, -1, 1])
 
 
 def test_the_lowest_loss_is_isolated():

@@ -61,7 +61,10 @@ class LossRecorder:
     Feed it ``(indices, losses)`` after every forward pass. An epoch ends when :meth:`end_epoch` is called.
 
     Args:
-        labels: N observed labels (int), one a sample; for tasks without classes give zeros.
+        labels: N observed labels (int), one a sample, at least 0; for tasks without classes give zeros.
+
+    Raises:
+        ConfigError: The labels are not integers of at least 0.
 
     Example:
         >>> recorder = LossRecorder(labels=[0, 0, 1, 1])
@@ -74,6 +77,8 @@ class LossRecorder:
 
     def __init__(self, labels: Tensor | Sequence[int]) -> None:
         self._labels = _integers(labels, "labels")
+        if len(self._labels) and int(self._labels.min()) < 0:
+            raise ConfigError(f"labels: must be at least 0, got {int(self._labels.min())}")
         self._epochs: list[Tensor] = []
         self._current = self._fresh()
 
@@ -88,7 +93,7 @@ class LossRecorder:
             losses: B losses, one a sample, not averaged; a second loss of a sample in an epoch replaces the first.
 
         Raises:
-            ConfigError: The two do not match, or an index is out of range.
+            ConfigError: The two do not match, an index is out of range, or a loss is infinite or not a number.
         """
         rows = _integers(indices, "indices")
         values = torch.as_tensor(losses, dtype=torch.float32).detach().cpu()
@@ -99,6 +104,12 @@ class LossRecorder:
             )
         if len(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < len(self._labels)):
             raise ConfigError(f"update: an index is outside 0..{len(self._labels) - 1}")
+        bad = ~torch.isfinite(values)
+        if bool(bad.any()):
+            raise ConfigError(
+                f"update: the loss of sample {int(rows[bad][0])} is {float(values[bad][0])}; losses must be finite, so "
+                "leave such samples out or stop the training"
+            )
         self._current[rows] = values
 
     def end_epoch(self) -> None:
