@@ -126,6 +126,14 @@ def test_an_unknown_key_names_the_nearest(given_values, wrong, nearest):
         ({"defence": ["abl"]}, "defence"),
         ({"defence": {"name": "abl", "params": 3}}, "defence.params"),
         ({"model": 3}, "model"),
+        ({"seed": True}, "seed"),
+        ({"train": {"epochs": True}}, "train.epochs"),
+        ({"train": {"lr": True}}, "train.lr"),
+        ({"train": {"weight_decay": False}}, "train.weight_decay"),
+        ({"data": {"limit": True}}, "data.limit"),
+        ({"data": {"image_size": True}}, "data.image_size"),
+        ({"attack": {"name": "sig", "rate": True}}, "attack.rate"),
+        ({"attack": {"name": "sig", "seed": False}}, "attack.seed"),
     ],
 )
 def test_a_wrong_value_names_its_path(given_values, path):

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from antibackdoor.errors import ConfigError, UnknownNameError
 from antibackdoor.types import Json
@@ -18,6 +19,14 @@ __all__ = ["Choice", "DataConfig", "PoisonConfig", "RunConfig", "TrainConfig", "
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_for_a_number(cls, value: object, info: ValidationInfo) -> object:
+        # Pydantic would count true as 1.
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise PydanticCustomError("no_bool", "Input should not be true or false")
+        return value
 
 
 class Choice(_Section):

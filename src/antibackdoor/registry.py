@@ -77,7 +77,9 @@ def _build_dataclass(cls: type[T], params: Mapping[str, object], path: str) -> T
         if key not in fields:
             raise UnknownNameError(f"setting below {path}:", key, fields)
         try:
-            adapter = TypeAdapter(hints[key], config=ConfigDict(strict=False, arbitrary_types_allowed=True))
+            # Strict for true and false alone, which would count as 1 and 0.
+            strict = isinstance(given, bool)
+            adapter = TypeAdapter(hints[key], config=ConfigDict(strict=strict, arbitrary_types_allowed=True))
             values[key] = adapter.validate_python(given)
         except ValidationError as error:
             raise ConfigError(f"{path}.{key}: {error.errors()[0]['msg']}, got {given!r}") from None
