@@ -110,6 +110,14 @@ def test_noise_fills_the_range_and_follows_its_generator(shape, cells):
     assert not torch.equal(noise(0), noise(1))
 
 
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 28, 28), (1, 1, 1)])
+def test_noise_of_one_cell_is_numbers(shape):
+    noise = smooth_noise(shape, torch.Generator().manual_seed(0), cells=1)
+    assert noise.shape == shape
+    assert bool(((noise >= 0) & (noise <= 1)).all())
+    assert torch.allclose(noise, noise[:, :1, :1].expand(shape), atol=1e-5)
+
+
 def test_fewer_cells_are_smoother():
     def roughness(cells):
         noise = smooth_noise((1, 32, 32), torch.Generator().manual_seed(0), cells=cells)

@@ -58,10 +58,13 @@ def smooth_noise(shape: tuple[int, int, int], generator: torch.Generator, *, cel
     Args:
         shape: C, H, W.
         generator: Source of the cells.
-        cells: Cells along each side; as many as pixels gives white noise.
+        cells: Cells along each side; as many as pixels gives white noise. One cell of one channel is a flat grey, which
+            nothing can stretch.
     """
     channels, height, width = shape
     coarse = torch.rand((1, channels, min(cells, height), min(cells, width)), generator=generator)
+    if coarse.numel() == 1:
+        return coarse[0].expand(shape).clone()
     noise = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic", align_corners=False)[0]
     low, high = noise.amin(), noise.amax()
     return (noise - low) / (high - low)
