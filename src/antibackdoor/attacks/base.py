@@ -189,7 +189,7 @@ def poison(
     Args:
         clean: The set; not changed.
         attack: A prepared attack.
-        rate: Share to poison, 0..1; ``rate * N`` is rounded half up.
+        rate: Share to poison, 0..1; ``rate * N`` is rounded half up. 0 poisons nothing.
         generator: Decides which images.
         rate_of: "dataset" counts the share of all N images, "class" that of the images the attack may poison.
 
@@ -197,13 +197,17 @@ def poison(
         The observed set, in the order of ``clean``, and the truth. Poisoned pixels are rounded to uint8.
 
     Raises:
-        PoisonError: The rate is outside 0..1 or asks for more images than the attack may poison.
+        PoisonError: The rate is outside 0..1, is above 0 but asks for no image, or asks for more than the attack may
+            poison.
     """
     if not 0 <= rate <= 1:
         raise PoisonError(f"poison rate {rate} is outside 0..1")
     allowed = attack.candidates(clean.labels).nonzero().squeeze(1)
     base = len(clean) if rate_of == "dataset" else len(allowed)
     count = int(rate * base + 0.5)
+    if rate > 0 and count == 0:
+        one = f"one image is a rate of {1 / base:.4g}" if base else "none of them may carry this attack"
+        raise PoisonError(f"a rate of {rate} asks for none of {base} images; {one}, and 0 poisons none")
     if count > len(allowed):
         raise PoisonError(
             f"a rate of {rate} asks for {count} poisoned images, but only {len(allowed)} of the {len(clean)} may carry "
@@ -213,7 +217,7 @@ def poison(
     covers = _choose_covers(clean.labels, attack, chosen, generator)
     images, labels = clean.images.clone(), clean.labels.clone()
     for rows, stamp in ((chosen, attack.stamp), (covers, attack.stamp_cover)):
-        for part in rows.split(_CHUNK):
+        for part in _parts(rows):
             images[part] = _to_uint8(stamp(_to_float(clean.images[part]), part, clean.labels[part]))
     labels[chosen] = attack.relabel(clean.labels[chosen], chosen)
     observed = dataclasses.replace(clean, images=images, labels=labels)
@@ -253,11 +257,16 @@ def triggered_test(clean: ImageSet, attack: Attack) -> PoisonedSet:
     rows = attack.test_candidates(clean.labels).nonzero().squeeze(1)
     kept = clean.select(rows)
     images = torch.empty_like(kept.images)
-    for part in torch.arange(len(kept)).split(_CHUNK):
+    for part in _parts(torch.arange(len(kept))):
         images[part] = _to_uint8(attack.stamp_test(_to_float(kept.images[part]), rows[part], kept.labels[part]))
     observed = dataclasses.replace(kept, images=images, labels=attack.target_of(kept.labels))
     everything = torch.ones(len(kept), dtype=torch.bool)
     return PoisonedSet(observed, everything, ~everything, kept.labels, attack.single_target)
+
+
+def _parts(rows: Tensor) -> tuple[Tensor, ...]:
+    # The split of no rows is one part without any, which some networks cannot take.
+    return rows.split(_CHUNK) if len(rows) else ()
 
 
 def _to_float(images: Tensor) -> Tensor:
