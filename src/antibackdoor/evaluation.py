@@ -29,7 +29,7 @@ def evaluate(
         model: The network to judge, or None after a scan.
         runtime: Device and precision.
         test: The clean test set, target class included.
-        triggered: Triggered test images of non-target classes.
+        triggered: Triggered test images of non-target classes, or of all where every class has a target of its own.
         target: The target class, for the accuracy on it alone.
         train: The training data as observed.
         held_out: bool (N,), the part of it that was not trained on.

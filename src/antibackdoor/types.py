@@ -153,7 +153,8 @@ class Metrics:
     Attributes:
         ca: Clean accuracy on the whole clean test set, target class included.
         ca_target: Clean accuracy on the target class alone.
-        asr: Attack success rate, over triggered test images of non-target classes.
+        asr: Attack success rate, over triggered test images of non-target classes, or of all where every class has a
+            target of its own.
         ra: Robust accuracy: the same images predicted as their own class.
         holdout_accuracy: Accuracy on the held-out part of the training data, which may be poisoned too.
         precision: Share of the flagged images that are poison.

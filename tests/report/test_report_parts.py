@@ -10,7 +10,8 @@ import pytest
 from antibackdoor.errors import StorageError
 from antibackdoor.report import StoredRun, render
 from antibackdoor.report.charts import flag_groups, loss_band, phase_spans, phases_fit, truth_groups
-from antibackdoor.report.tables import class_rows, duration, grouped, number, percent
+from antibackdoor.report.tables import class_rows, duration, grouped, metric_rows, number, percent
+from antibackdoor.types import Metrics
 
 Make = Callable[..., StoredRun]
 N, K = 200, 4
@@ -103,3 +104,16 @@ def test_numbers_in_words() -> None:
 def test_parts_that_do_not_fit_are_refused(make: Make, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(StorageError, match=message):
         make(**changes)
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ({"n_triggered": 18, "n_test": 20, "n_test_target": 2}, "of 18 triggered images of non-target classes"),
+        ({"n_triggered": 18}, "of 18 triggered images of non-target classes"),
+        ({"n_triggered": 20, "n_test": 20}, "of 20 triggered images, every test image"),
+    ],
+)
+def test_what_attack_success_is_of(counts: dict[str, int], words: str) -> None:
+    metrics = Metrics(asr=0.5, ra=0.5, **counts)
+    assert [row.of for row in metric_rows(metrics)] == [words, words]

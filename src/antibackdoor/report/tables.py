@@ -106,6 +106,9 @@ def metric_rows(metrics: Metrics, sizes: dict[str, int] | None = None) -> list[M
     n_clean = sizes["clean"] if sizes else None
     if n_clean is None and metrics.n_train is not None and metrics.n_poison is not None:
         n_clean = metrics.n_train - metrics.n_poison - (metrics.n_cover or 0)
+    # The accuracy on the target class is measured beside every test set, unless there is no one target.
+    untargeted = metrics.n_test is not None and metrics.n_test_target is None
+    triggered = "triggered images, every test image" if untargeted else "triggered images of non-target classes"
     covers = ", cover images not counted" if (sizes or {}).get("cover") or metrics.n_cover else ""
     shares = (
         ("Clean accuracy", metrics.ca, metrics.n_test, "test images", "Higher is better."),
@@ -120,14 +123,14 @@ def metric_rows(metrics: Metrics, sizes: dict[str, int] | None = None) -> list[M
             "Attack success",
             metrics.asr,
             metrics.n_triggered,
-            "triggered images of non-target classes",
+            triggered,
             "Lower is better. A network trained on clean data also sends a few per cent there by mistake.",
         ),
         (
             "Robust accuracy",
             metrics.ra,
             metrics.n_triggered,
-            "triggered images of non-target classes",
+            triggered,
             "Predicted as their own class. Higher is better; where attack success and this are both low, "
             "the model is broken, not clean.",
         ),
