@@ -11,7 +11,7 @@ from PIL import Image
 
 from antibackdoor.data import cache, folder
 from antibackdoor.data.cache import default_cache_dir
-from antibackdoor.errors import DataError, StorageError
+from antibackdoor.errors import ConfigError, DataError, StorageError
 from antibackdoor.progress import SILENT
 
 
@@ -227,3 +227,70 @@ def test_default_place(monkeypatch, tmp_path):
     assert default_cache_dir() == tmp_path / "xdg" / "antibackdoor"
     monkeypatch.setenv("ANTIBACKDOOR_CACHE", str(tmp_path / "own"))
     assert default_cache_dir() == tmp_path / "own"
+
+
+META = cache.Meta((1, 1, 1, 1000), (0,), ("a",), ("x",), ())
+KEYS = ["a" * 64, "b" * 64, "c" * 64]
+HOUR, KIB = 3600, 2**-20  # KIB: a KiB in GiB
+
+
+def put(cache_dir, key, *, hours=2.0):
+    """Make an entry of a little more than 1,000 bytes that was last used some hours ago."""
+    cache.store(cache_dir, key, 1000, lambda stream: stream.write(b"\1" * 1000) and META)
+    os.utime(cache_dir / key, (time.time() - hours * HOUR,) * 2)
+
+
+def names(cache_dir):
+    return sorted(path.name for path in cache_dir.iterdir())
+
+
+def test_the_least_recently_used_entries_make_room(cache_dir, monkeypatch):
+    put(cache_dir, KEYS[0], hours=3)
+    put(cache_dir, KEYS[1], hours=4)
+    monkeypatch.setenv("ANTIBACKDOOR_CACHE_GB", str(2.5 * KIB))
+    put(cache_dir, KEYS[2])
+    assert names(cache_dir) == [KEYS[0], KEYS[2]]
+
+
+def test_use_is_what_counts(cache_dir, monkeypatch):
+    put(cache_dir, KEYS[0], hours=4)
+    put(cache_dir, KEYS[1], hours=3)
+    assert cache.fetch(cache_dir, KEYS[0]) is not None
+    monkeypatch.setenv("ANTIBACKDOOR_CACHE_GB", str(2.5 * KIB))
+    put(cache_dir, KEYS[2])
+    assert names(cache_dir) == [KEYS[0], KEYS[2]]
+
+
+def test_an_entry_in_use_stays_whatever_the_limit(cache_dir, monkeypatch):
+    monkeypatch.setenv("ANTIBACKDOOR_CACHE_GB", "0")
+    put(cache_dir, KEYS[0], hours=0.5)
+    put(cache_dir, KEYS[1], hours=0.5)
+    assert names(cache_dir) == KEYS[:2]
+    put(cache_dir, KEYS[0], hours=2)
+    put(cache_dir, KEYS[2])
+    assert names(cache_dir) == KEYS[1:]
+
+
+def test_what_is_not_an_entry_stays(cache_dir, monkeypatch):
+    others = [cache_dir / "photos", cache_dir / ("d" * 63), cache_dir / ("e" * 64)]
+    for other in others:
+        other.mkdir(parents=True)
+        (other / "mine.txt").write_text("mine" * 1000)
+        os.utime(other, (0, 0))
+    monkeypatch.setenv("ANTIBACKDOOR_CACHE_GB", "0")
+    put(cache_dir, KEYS[0])
+    assert all((other / "mine.txt").exists() for other in others)
+
+
+def test_nothing_is_deleted_below_the_limit(cache_dir, monkeypatch):
+    monkeypatch.delenv("ANTIBACKDOOR_CACHE_GB", raising=False)
+    for key in KEYS:
+        put(cache_dir, key, hours=1000)
+    assert names(cache_dir) == KEYS
+
+
+@pytest.mark.parametrize("size", ["many", "-1", "nan"])
+def test_a_limit_that_is_no_size(two_classes, read, monkeypatch, size):
+    monkeypatch.setenv("ANTIBACKDOOR_CACHE_GB", size)
+    with pytest.raises(ConfigError, match=f"ANTIBACKDOOR_CACHE_GB: .*got '{size}'"):
+        read(two_classes)

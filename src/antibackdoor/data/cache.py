@@ -2,7 +2,8 @@
 
 An entry is one folder named by its key: ``images.u8``, the raw uint8 pixels (N, C, H, W), and ``meta.json``.
 It is written under a temporary name and moved into place, so that no kill leaves half an entry; a damaged one
-is rebuilt.
+is rebuilt. Before a new entry is written, the least recently used ones are deleted as far as the cache would exceed
+$ANTIBACKDOOR_CACHE_GB GiB (20 by default), but none that was used in the last hour: a run may still read it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
+import re
 import secrets
 import shutil
 import time
@@ -25,7 +28,7 @@ import torch
 from torch import Tensor
 
 from antibackdoor.data.parallel import map_chunks
-from antibackdoor.errors import StorageError
+from antibackdoor.errors import ConfigError, StorageError
 from antibackdoor.progress import Progress
 
 __all__ = ["Meta", "content_key", "default_cache_dir", "fetch", "store"]
@@ -33,7 +36,10 @@ __all__ = ["Meta", "content_key", "default_cache_dir", "fetch", "store"]
 FORMAT = 1
 IMAGES, META = "images.u8", "meta.json"
 BUILDING = ".building-"
+KEY = re.compile("[0-9a-f]{64}")
 STALE_SECONDS = 24 * 3600  # a half-built entry this old is what a kill left behind
+KEPT_SECONDS = 3600  # an entry used this recently is not deleted for want of space
+LIMIT, LIMIT_GIB = "ANTIBACKDOOR_CACHE_GB", 20.0
 UNREADABLE = b"unreadable"
 
 
@@ -113,6 +119,8 @@ def fetch(cache_dir: Path, key: str) -> tuple[Meta, Tensor] | None:
         images = torch.from_file(str(folder / IMAGES), shared=False, size=size, dtype=torch.uint8)
     except (OSError, ValueError, TypeError, KeyError):
         return None
+    with contextlib.suppress(OSError):  # a cache that may only be read
+        os.utime(folder)
     return meta, images.view(meta.shape)
 
 
@@ -127,12 +135,15 @@ def store(cache_dir: Path, key: str, expected_bytes: int, write: Callable[[Binar
         write: Writes the pixels to the open file and returns the rest. What it raises passes through.
 
     Raises:
+        ConfigError: $ANTIBACKDOOR_CACHE_GB is not a size.
         StorageError: Full disk, or a cache that cannot be written.
     """
+    limit = _limit_bytes()
     temporary: Path | None = None
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         _remove_stale(cache_dir)
+        _prune(cache_dir, limit - expected_bytes)
         if shutil.disk_usage(cache_dir).free < expected_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         temporary = cache_dir / f"{BUILDING}{secrets.token_hex(8)}"
@@ -166,6 +177,36 @@ def _remove_stale(cache_dir: Path) -> None:
         with contextlib.suppress(OSError):  # another process may be removing it too
             if time.time() - left.stat().st_mtime > STALE_SECONDS:
                 shutil.rmtree(left, ignore_errors=True)
+
+
+def _limit_bytes() -> float:
+    given = os.environ.get(LIMIT) or str(LIMIT_GIB)
+    try:
+        size = float(given)
+    except ValueError:
+        size = math.nan
+    if not size >= 0:
+        raise ConfigError(f"{LIMIT}: must be a size in GiB of at least 0, got {given!r}")
+    return size * 2**30
+
+
+def _prune(cache_dir: Path, limit: float) -> None:
+    """Delete the least recently used entries until the rest takes at most ``limit`` bytes, but no recent one."""
+    entries = []
+    for folder in cache_dir.iterdir():
+        with contextlib.suppress(OSError):  # no entry of ours, or another process has just deleted it
+            if KEY.fullmatch(folder.name):
+                size = sum((folder / name).stat().st_size for name in (IMAGES, META))
+                entries.append((folder.stat().st_mtime, size, folder))
+    total = sum(size for _, size, _ in entries)
+    for used, size, folder in sorted(entries):
+        if total <= limit or time.time() - used < KEPT_SECONDS:
+            return
+        condemned = cache_dir / f"{BUILDING}{secrets.token_hex(8)}"
+        with contextlib.suppress(OSError):
+            folder.rename(condemned)  # whole or not at all: nobody finds half an entry
+            shutil.rmtree(condemned, ignore_errors=True)
+        total -= size
 
 
 def _parse(content: dict[str, object]) -> Meta:
