@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -600,6 +601,7 @@ POISON: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "a rate that is not a number": (("--attack", "badnets", "--rate", "nan", "--target", 0), ("nan", "0..1")),
     "a rate in words": (("--attack", "badnets", "--rate", "half", "--target", 0), ("--rate",)),
     "too many": (("--attack", "badnets", "--rate", 0.9, "--target", 0), ("0.9", "40")),
+    "a rate of no image": (("--attack", "badnets", "--rate", 0.001, "--target", 0), ("0.001", "none of 60 images")),
     "no such class": (("--attack", "badnets", "--rate", 0.1, "--target", "bird"), ("'bird'",)),
     "no such index": (("--attack", "badnets", "--rate", 0.1, "--target", 3), ("'3'", "0..2")),
     "a patch larger than the picture": (
@@ -675,6 +677,15 @@ def test_overwrite_replaces_the_run_and_nothing_else(npz: Path, tmp_path: Path) 
     assert not (run / "checkpoints" / "fine-tune.safetensors").exists()
 
 
+def test_overwrite_leaves_a_folder_of_others_alone(npz: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "checkpoints").mkdir(parents=True)
+    for name in ("config.json", "checkpoints/best.safetensors"):
+        (out / name).write_text("{}")
+    assert_refused(invoke("train", npz, "--out", out, "--overwrite", *FAST), str(out), "config.json", "another --out")
+    assert files_below(out) == {"config.json", "checkpoints/best.safetensors"}
+
+
 def test_resume_with_other_settings_is_refused(trained: tuple[Path, Finished], folder: Path) -> None:
     done = invoke("train", folder, "--out", trained[0], "--resume", *FAST, "--seed", 5)
     assert_refused(done, "seed")
@@ -704,6 +715,28 @@ def test_poison_into_a_folder_that_holds_something_is_refused(npz: Path, tmp_pat
     assert files_below(tmp_path) == {"out/mine.txt"}
     assert invoke(*args, "--overwrite").code == 0
     assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("manifest", [None, "id,label\n", b"\xff\xfe"])
+def test_poison_overwrites_no_images_but_a_set_of_its_own(
+    manifest: str | bytes | None, npz: Path, tmp_path: Path
+) -> None:
+    write_folder(tmp_path / "out" / "train", 2)
+    if manifest is not None:
+        content = manifest.encode() if isinstance(manifest, str) else manifest
+        (tmp_path / "out" / "train" / "manifest.csv").write_bytes(content)
+    before = files_below(tmp_path)
+    args = ("poison", npz, "--out", tmp_path / "out", "--attack", "badnets", "--rate", 0.1, "--target", 0)
+    assert_refused(invoke(*args, "--overwrite"), str(tmp_path / "out"), "another --out")
+    assert files_below(tmp_path) == before
+
+
+def test_poison_overwrites_a_set_of_its_own(npz: Path, tmp_path: Path) -> None:
+    args = ("poison", npz, "--out", tmp_path / "out", "--attack", "badnets", "--target", 0, "--overwrite")
+    for rate, count in ((0.1, 6), (0.2, 12)):
+        assert invoke(*args, "--rate", rate).code == 0
+        _, rows = rows_of(tmp_path / "out" / "train" / "manifest.csv")
+        assert sum(row["poisoned"] == "1" for row in rows) == count
 
 
 def test_poison_never_replaces_the_images_it_reads(tmp_path: Path) -> None:
@@ -911,6 +944,18 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
     for name in ("demo", "train", "scan", "poison", "predict", "evaluate", "report", "list", "doctor"):
         assert name in done.stdout
+
+
+def test_the_version_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nsys.argv = ['antibackdoor', '--version']\nfrom antibackdoor.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code\n"
+        "heavy = {'torch', 'numpy', 'sklearn', 'matplotlib', 'accelerate', 'pydantic', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"antibackdoor {version('antibackdoor')}\n"
 
 
 def test_the_installed_command_exits_with_2() -> None:

@@ -16,7 +16,13 @@ from antibackdoor.models import builder_from
 from antibackdoor.seeds import Seeds
 from antibackdoor.types import History, Isolation, Metrics, PoisonedSet, RunRecord
 
-CONFIG = {"defence": {"name": "abl", "gamma": 0.5}, "seed": 3, "train": {"augment": ["crop"]}}
+CONFIG = {
+    "data": {"source": "embedded"},
+    "defence": {"name": "abl", "gamma": 0.5},
+    "model": "wrn-10-1",
+    "seed": 3,
+    "train": {"augment": ["crop"]},
+}
 FILES = ["config.json", "gallery.npz", "history.npz", "model.safetensors", "run.json", "suspects.csv"]
 
 
@@ -116,8 +122,7 @@ def test_a_folder_with_a_run_is_refused(tmp_path, name):
         claim(tmp_path)
     with pytest.raises(RunExistsError):
         storage.refuse_other_run(tmp_path, resume=False, overwrite=False)
-    for allowed in ({"resume": True, "overwrite": False}, {"resume": False, "overwrite": True}):
-        assert storage.refuse_other_run(tmp_path, **allowed) == [name]
+    assert storage.refuse_other_run(tmp_path, resume=True, overwrite=False) == [name]
 
 
 def test_overwriting_removes_the_run(tmp_path):
@@ -126,9 +131,42 @@ def test_overwriting_removes_the_run(tmp_path):
     checkpoints.mkdir()
     (checkpoints / "train.safetensors").write_bytes(b"old")
     (tmp_path / "run.json").write_text("{}")
-    claim(tmp_path, {"seed": 4}, overwrite=True)
+    claim(tmp_path, CONFIG | {"seed": 4}, overwrite=True)
     assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
-    assert json.loads((tmp_path / "config.json").read_text()) == {"seed": 4}
+    assert json.loads((tmp_path / "config.json").read_text()) == CONFIG | {"seed": 4}
+
+
+def test_overwriting_needs_a_record_or_settings_of_ours(tmp_path, parts):
+    storage.save_run(tmp_path, **parts)  # without settings
+    claim(tmp_path, overwrite=True)
+    (tmp_path / "run.json").write_text("{")  # a damaged record beside settings
+    claim(tmp_path, overwrite=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "{", '{"model_type": "bert", "seed": 1}', '{"config": {"seed": 1}}'])
+@pytest.mark.parametrize("name", [*FILES, "report.html", "checkpoints/last.safetensors"])
+def test_overwriting_leaves_a_folder_of_others_alone(tmp_path, name, text):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    for check in (storage.refuse_other_run, lambda out, **given: storage.claim(out, CONFIG, **given)):
+        with pytest.raises(RunExistsError, match=r"no run that antibackdoor wrote.*another --out"):
+            check(tmp_path, resume=False, overwrite=True)
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [path]
+    assert path.read_text() == text
+
+
+def test_overwriting_touches_only_the_files_of_a_run(tmp_path):
+    claim(tmp_path)
+    (tmp_path / "checkpoints" / "deeper").mkdir(parents=True)
+    (tmp_path / "report.html").mkdir()
+    theirs = {"checkpoints/notes.txt", "checkpoints/deeper/a.safetensors", "report.html/mine.txt"}
+    for name in {*theirs, "checkpoints/train.safetensors", "checkpoints/train.partial"}:
+        (tmp_path / name).write_text("mine")
+    claim(tmp_path, overwrite=True)
+    left = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()}
+    assert left == theirs | {"config.json"}
 
 
 def test_resuming_needs_the_same_settings(tmp_path):

@@ -46,7 +46,9 @@ Settings = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Any setting by its path, such as defence.gamma=0.4; repeatable."),
 ]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in the output folder.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the run, or the poisoned set, in the output folder.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable images out, and list them in the record.")]
 ImageSize = Annotated[int | None, typer.Option("--image-size", help="Resize to this side; else chosen by inspection.")]
@@ -54,6 +56,22 @@ Defence = Annotated[str | None, typer.Option("--defence", help="A name from `ant
 Model = Annotated[str | None, typer.Option("--model", help="A name from `antibackdoor list models`.")]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Epochs of ordinary training.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print results only.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"antibackdoor {version('antibackdoor')}")
+        raise typer.Exit
+
+
+Version = Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Say the version.")]
+
+
+@app.callback()
+def _root(version: Version = False) -> None:
+    pass
 
 
 @app.command()

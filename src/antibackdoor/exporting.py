@@ -19,6 +19,7 @@ from antibackdoor.types import ImageSet, PoisonedSet
 __all__ = ["export_poisoned", "refuse_out"]
 
 _PARTS, _PARTIAL = ("train", "triggered_test"), ".partial"
+_MANIFEST, _COLUMNS = "manifest.csv", ("id", "label", "original_label", "poisoned", "cover")
 
 
 def export_poisoned(
@@ -56,7 +57,7 @@ def export_poisoned(
         shutil.rmtree(partial, ignore_errors=True)
         with progress.bar("writing", total, "images") as bar:
             names = _write_images(partial / "train", train.observed, train.observed.labels.tolist(), bar)
-            _write_manifest(partial / "train" / "manifest.csv", train, names)
+            _write_manifest(partial / "train" / _MANIFEST, train, names)
             if triggered is not None:
                 original = triggered.original_labels.tolist()
                 _write_images(partial / "triggered_test", triggered.observed, original, bar)
@@ -83,7 +84,8 @@ def refuse_out(out: Path, source: str | None, *, overwrite: bool) -> None:
         overwrite: Replace a set that is there.
 
     Raises:
-        RunExistsError: It holds something, or it is where the images come from.
+        RunExistsError: It holds something, or images that are no poisoned set of ours, or is where the images come
+            from.
         StorageError: It is a file.
     """
     if out.exists() and not out.is_dir():
@@ -95,6 +97,19 @@ def refuse_out(out: Path, source: str | None, *, overwrite: bool) -> None:
                 raise RunExistsError(f"{out} would be written over the images of {source}; give another --out")
     if out.exists() and not overwrite and any(path.name != _PARTIAL for path in out.iterdir()):
         raise RunExistsError(f"{out} is not empty; give --overwrite to replace the set in it, or another --out")
+    if any((out / part).exists() for part in _PARTS) and not _holds_our_set(out):
+        raise RunExistsError(
+            f"{out} holds {' or '.join(_PARTS)}, but no set that antibackdoor poisoned, so --overwrite leaves it as "
+            "it is; give another --out"
+        )
+
+
+def _holds_our_set(out: Path) -> bool:
+    try:
+        with (out / "train" / _MANIFEST).open(encoding="utf-8") as file:
+            return file.readline().rstrip("\n") == ",".join(_COLUMNS)
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _write_images(root: Path, data: ImageSet, labels: list[int], bar: Bar) -> list[str]:
@@ -115,7 +130,7 @@ def _write_manifest(path: Path, train: PoisonedSet, names: list[str]) -> None:
     classes = train.observed.classes
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["id", "label", "original_label", "poisoned", "cover"])
+        writer.writerow(_COLUMNS)
         rows = zip(
             names,
             train.observed.labels.tolist(),

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
 import json
 import os
-import shutil
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,6 +23,7 @@ from antibackdoor.errors import ConfigError, RunExistsError, StorageError
 from antibackdoor.isolation import most_suspect_first
 from antibackdoor.models import ModelSpec, rebuild
 from antibackdoor.stored import StoredRun
+from antibackdoor.training import Checkpoints
 from antibackdoor.types import History, ImageSet, Isolation, Json, Metrics, PoisonedSet, RunRecord
 
 __all__ = [
@@ -42,6 +42,7 @@ GALLERY = 40
 _FORMAT = 1
 _CONFIG, _RECORD, _HISTORY, _WEIGHTS = "config.json", "run.json", "history.npz", "model.safetensors"
 _SUSPECTS, _GALLERY, _CHECKPOINTS, _REPORT = "suspects.csv", "gallery.npz", "checkpoints", "report.html"
+_SETTINGS = frozenset({"data", "defence", "model", "seed", "train"})  # the settings of a run have at least these
 _OURS = (_CONFIG, _RECORD, _HISTORY, _WEIGHTS, _SUSPECTS, _GALLERY, _REPORT)
 
 
@@ -55,15 +56,16 @@ def claim(out: Path, config: dict[str, Json], *, resume: bool, overwrite: bool) 
         overwrite: Remove the run that is there.
 
     Raises:
-        RunExistsError: It holds a run, and neither was asked for.
+        RunExistsError: It holds a run, and neither was asked for; or files of those names that are not a run's.
         StorageError: The run to resume had another configuration, or the folder cannot be written.
     """
     held = refuse_other_run(out, resume=resume, overwrite=overwrite)
     if held and overwrite:
         with _writing(out):
-            for name in held:
-                path = out / name
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            for path in (out / name for name in _OURS):
+                if path.is_file():
+                    path.unlink()
+            Checkpoints(out / _CHECKPOINTS, resume=False).clear()
     elif held:
         before = _read_json(out / _CONFIG)
         changed = [key for key in {*before, *config} if before.get(key) != config.get(key)]
@@ -79,7 +81,9 @@ def refuse_other_run(out: Path, *, resume: bool, overwrite: bool) -> list[str]:
     """Return which files of a run the folder holds, if there may be any.
 
     Raises:
-        RunExistsError: There are, and neither to resume nor to overwrite was asked for.
+        ConfigError: Both to resume and to overwrite was asked for.
+        RunExistsError: There are, and neither was asked for; or they are to be overwritten, but are not a run of ours.
+        StorageError: It is a file.
     """
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other")
@@ -91,7 +95,23 @@ def refuse_other_run(out: Path, *, resume: bool, overwrite: bool) -> list[str]:
             f"{out} holds another run ({', '.join(held[:3])}); give --resume to continue it, --overwrite to replace "
             "it, or another --out"
         )
+    if held and overwrite and not _holds_our_run(out):
+        raise RunExistsError(
+            f"{out} holds {', '.join(held[:3])}, but no run that antibackdoor wrote, so --overwrite leaves it as it "
+            "is; give another --out"
+        )
     return held
+
+
+def _holds_our_run(out: Path) -> bool:
+    """Say whether a folder holds the record of a finished run, or the settings of one that was interrupted."""
+    for name in (_RECORD, _CONFIG):
+        with contextlib.suppress(StorageError):
+            values = _read_json(out / name)
+            settings = values.get("config") if name == _RECORD else values
+            if isinstance(settings, dict) and settings.keys() >= _SETTINGS:
+                return True
+    return False
 
 
 def save_run(
@@ -250,7 +270,7 @@ def _read_json(path: Path) -> dict[str, Json]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise StorageError(f"{path} is missing, so the run cannot be continued; give --overwrite") from None
+        raise StorageError(f"{path} is missing, so the run cannot be continued; give another --out") from None
     except (OSError, ValueError) as error:
         raise StorageError(f"{path} is damaged: {error}") from None
     if not isinstance(values, dict):
@@ -258,7 +278,7 @@ def _read_json(path: Path) -> dict[str, Json]:
     return values
 
 
-@contextmanager
+@contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
     try:
         yield

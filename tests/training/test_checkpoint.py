@@ -15,7 +15,7 @@ from antibackdoor.errors import StorageError
 from antibackdoor.ops.objectives import ce
 from antibackdoor.progress import Bar, Silent
 from antibackdoor.seeds import Seeds
-from antibackdoor.training import Checkpoints, Phase, Trainer, TrainPlan, logits_of, mean_loss
+from antibackdoor.training import Checkpoints, Phase, Trainer, TrainPlan, checkpoint, logits_of, mean_loss
 
 # 48 images of which 8 are held out, in batches of 8: an epoch has five batches, and its bar a sixth call, for the note.
 CALLS = 6
@@ -285,3 +285,36 @@ def test_a_process_that_does_not_write_writes_nothing(setting):
     model = setting.build(Seeds(0).generator("init"))
     Trainer(setting.runtime, Seeds(0), checkpoints=checkpoints).fit(model, setting.data, Phase("train", PLAN))
     assert not setting.folder.exists()
+
+
+def test_phases_with_dots_in_their_names_are_kept_apart(setting, monkeypatch):
+    partials, save = [], checkpoint.save_file
+
+    def remembering(tensors, path, **rest):
+        partials.append(path)
+        save(tensors, path, **rest)
+
+    monkeypatch.setattr(checkpoint, "save_file", remembering)
+    model = setting.build(Seeds(0).generator("init"))
+    trainer = Trainer(setting.runtime, Seeds(0), checkpoints=Checkpoints(setting.folder, resume=True))
+    for name in ("a.1", "a.2", "a"):
+        trainer.fit(model, setting.data, Phase(name, PLAN.but(epochs=1)))
+    assert len(set(partials)) == 3
+    assert sorted(path.name for path in setting.folder.iterdir()) == [
+        "a.1.safetensors",
+        "a.2.safetensors",
+        "a.safetensors",
+    ]
+
+
+def test_clearing_deletes_checkpoints_alone(tmp_path):
+    folder = tmp_path / "checkpoints"
+    Checkpoints(folder, resume=False).clear()
+    folder.mkdir()
+    for name in ("a.1.safetensors", "a.partial", "notes.txt"):
+        (folder / name).write_text("")
+    Checkpoints(folder, resume=False).clear()
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    (folder / "notes.txt").unlink()
+    Checkpoints(folder, resume=False).clear()
+    assert not folder.exists()

@@ -121,6 +121,13 @@ class Checkpoints:
                 partial.unlink(missing_ok=True)
             raise StorageError(f"cannot write the checkpoint {path}: {error}") from None
 
+    def clear(self) -> None:
+        """Delete the checkpoints; and the folder, if nothing else is in it."""
+        for path in (*self._folder.glob("*.safetensors"), *self._folder.glob("*.partial")):
+            path.unlink()
+        with contextlib.suppress(OSError):
+            self._folder.rmdir()
+
     def load(self, phase: str) -> PhaseState | None:
         """Return the state of a phase, or None where there is none to resume.
 
