@@ -154,6 +154,65 @@ def features(evidence, label):
     return found, rows, [j for j, i in enumerate(rows) if not evidence.held_out[i]]
 
 
+def trained_mask(evidence, model, rows, targets, mask, scales, shift, steps, size, lr, penalty):
+    """Momentum and decay written out; the gradient of one image after another in float64."""
+    speed = np.zeros_like(mask)
+    for step in range(steps):
+        batch = [(step * size + j) % len(rows) for j in range(size)]
+        gradient = penalty * np.sign(mask) + 5e-4 * mask
+        for j in batch:
+            for scale in scales:
+                variable = torch.from_numpy(mask).clone().requires_grad_()
+                changed = torch.clamp(scale * (torch.from_numpy(pixels(evidence, rows[j])) - shift) * variable, 0, 1)
+                shares_after = torch.softmax(model(changed[None])[0], 0)
+                divergence = sum(p * (np.log(p) - shares_after[k].log()) for k, p in enumerate(targets[j]))
+                gradient += torch.autograd.grad(divergence, variable)[0].numpy() / (size * len(scales))
+        speed = 0.9 * speed + gradient
+        mask = np.clip(mask - lr * speed, 0, 1)
+    return mask
+
+
+@pytest.mark.parametrize(("rounds", "sample"), [(1, 30), (2, 30), (2, 1000)])
+def test_mspc(evidence, rounds, sample):
+    scales, shift, steps, size, lr, penalty = (1.1, 1.4), 0.02, 3, 6, 0.5, 0.02
+    model = exact(evidence.network.model)
+    trained = [i for i in range(COUNT) if not evidence.held_out[i]]
+    order = torch.randperm(len(trained), generator=torch.Generator().manual_seed(0)).tolist()
+    rows = [trained[j] for j in order][:sample]
+    mask = np.ones((SIDE, SIDE))
+
+    def look(i, mask):
+        image = pixels(evidence, i)
+        own = int(np.argmax(shares(model, image)))
+        agree, confidence = 0, 0.0
+        for scale in scales:
+            changed = shares(model, np.clip(scale * (image - shift) * mask, 0, 1))
+            agree += 1 if int(np.argmax(changed)) == own else -1
+            confidence += changed[own]
+        return own, agree / len(scales), confidence / len(scales)
+
+    for _ in range(rounds):
+        suspects = []
+        for i in rows:
+            own, agreement, _ = look(i, mask)
+            if agreement > 0 and own == int(evidence.labels[i]):
+                suspects.append(i)
+        assert 0 < len(suspects) < len(rows)
+        targets = [shares(model, pixels(evidence, i)) for i in suspects]
+        mask = trained_mask(
+            evidence, model, suspects, targets, mask, scales, shift, steps, min(size, len(suspects)), lr, penalty
+        )
+    assert mask.std() > 0.01
+    wanted = []
+    for i in range(COUNT):
+        own, agreement, confidence = look(i, mask)
+        # Between two levels of agreement, 2 / 2 apart, so that the sign is that of the paper's score.
+        score = (2 * agreement + 2 * confidence + 2) / 3 - 1
+        wanted.append(score if own == int(evidence.labels[i]) else -1)
+    settings = {"scales": scales, "shift": shift, "steps": steps, "batch_size": size, "lr": lr, "penalty": penalty}
+    assert np.allclose(scores_of("mspc", evidence, rounds=rounds, sample=sample, **settings), wanted, atol=1e-3)
+
+
 def test_spectral(evidence):
     wanted = np.zeros(COUNT)
     for label in range(CLASSES):
@@ -333,3 +392,48 @@ def test_aul():
                 wanted[i] = density[low] / density.sum() * gain
     assert (wanted > 0.5).sum() == int(fast.sum())
     assert np.allclose(scores_of("aul", Evidence(losses, labels, 2, held_out)), wanted, atol=5e-3)
+
+
+def far_apart(points, neighbours=5):
+    """The components of a set whose clusters are far apart: single linkage by mutual reachability, cut in the gap."""
+    count = len(points)
+    distance = [[float(np.linalg.norm(a - b)) for b in points] for a in points]
+    core = [sorted(row)[neighbours - 1] for row in distance]
+    component, joined = list(range(count)), []
+    pairs = sorted((max(distance[i][j], core[i], core[j]), i, j) for i in range(count) for j in range(i))
+    for reach, i, j in pairs:
+        if component[i] != component[j]:
+            joined.append((reach, i, j))
+            component = [component[i] if c == component[j] else c for c in component]
+    heights = [reach for reach, _, _ in joined]
+    gap = int(np.argmax(np.diff(heights)))
+    component = list(range(count))
+    for _, i, j in joined[: gap + 1]:
+        component = [component[i] if c == component[j] else c for c in component]
+    return component
+
+
+def test_telltale():
+    generator = torch.Generator().manual_seed(0)
+    count = 150
+    poison = torch.arange(count) < 12
+    held_out = torch.arange(count) % 8 == 0
+    level = torch.where(poison, -6.0, 0.0) + 0.2 * torch.rand(count, generator=generator)
+    losses = (level + 0.2 * torch.rand((12, count), generator=generator)).exp()
+    logs = np.array([[np.log(float(losses[epoch, i])) for epoch in (9, 10, 11)] for i in range(count)])
+    fitted = [i for i in range(count) if not held_out[i]]
+    standard = (logs - logs[fitted].mean(0)) / logs[fitted].std(0)
+    points = standard @ np.linalg.svd(standard[fitted] - standard[fitted].mean(0))[2][:2].T
+    component = far_apart(points[fitted])
+    largest = max(set(component), key=component.count)
+    members = [i for i, c in zip(fitted, component, strict=True) if c == largest]
+    assert len(members) == int((~poison & ~held_out).sum())
+    mean = points[members].mean(0)
+    spread = np.mean([np.outer(points[i] - mean, points[i] - mean) for i in members], axis=0)
+    inverse = np.linalg.inv(spread + 1e-3 * (np.trace(spread) / 2 + 1e-6) * np.eye(2))
+    wanted = []
+    for i in range(count):
+        distance = np.sqrt((points[i] - mean) @ inverse @ (points[i] - mean))
+        wanted.append(distance / (1 + distance) + (i in fitted and i not in members))
+    evidence = Evidence(losses, torch.arange(count) % 3, 3, held_out)
+    assert np.allclose(scores_of("telltale", evidence, components=2), wanted, atol=1e-4)

@@ -7,9 +7,11 @@ from antibackdoor.isolation.signals.flare import Flare
 from antibackdoor.isolation.signals.ibd_psc import IbdPsc
 from antibackdoor.isolation.signals.loss import Loss
 from antibackdoor.isolation.signals.loss_drop import LossDrop
+from antibackdoor.isolation.signals.mspc import Mspc
 from antibackdoor.isolation.signals.pipd import Pipd
 from antibackdoor.isolation.signals.scale_up import ScaleUp
 from antibackdoor.isolation.signals.spectral import Spectral
+from antibackdoor.isolation.signals.telltale import TellTale
 from antibackdoor.isolation.signals.trajectory import Trajectory
 from antibackdoor.registry import Registry
 
@@ -21,11 +23,13 @@ __all__ = [
     "IbdPsc",
     "Loss",
     "LossDrop",
+    "Mspc",
     "NetworkSignal",
     "Pipd",
     "ScaleUp",
     "Signal",
     "Spectral",
+    "TellTale",
     "Trajectory",
     "measured",
 ]
@@ -39,9 +43,11 @@ SIGNALS: Registry[Signal] = Registry(
         "ibd-psc": IbdPsc,
         "loss": Loss,
         "loss-drop": LossDrop,
+        "mspc": Mspc,
         "pipd": Pipd,
         "scale-up": ScaleUp,
         "spectral": Spectral,
+        "telltale": TellTale,
         "trajectory": Trajectory,
     },
 )
