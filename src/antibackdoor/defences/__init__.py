@@ -4,10 +4,11 @@ from antibackdoor.defences.abl import AblPaper, AblReleased
 from antibackdoor.defences.base import Defence
 from antibackdoor.defences.cbd import Cbd
 from antibackdoor.defences.dbr import Dbr
+from antibackdoor.defences.filter import Filter
 from antibackdoor.defences.none import NoDefence
 from antibackdoor.registry import Registry
 
-__all__ = ["DEFENCES", "AblPaper", "AblReleased", "Cbd", "Dbr", "Defence", "NoDefence"]
+__all__ = ["DEFENCES", "AblPaper", "AblReleased", "Cbd", "Dbr", "Defence", "Filter", "NoDefence"]
 
 DEFENCES: Registry[Defence] = Registry(
     "defence",
@@ -16,6 +17,7 @@ DEFENCES: Registry[Defence] = Registry(
         "abl-paper": AblPaper,
         "cbd": Cbd,
         "d-br": Dbr,
+        "filter": Filter,
         "none": NoDefence,
     },
 )

@@ -57,8 +57,12 @@ class Network:
         return logits.float()
 
     @torch.no_grad()
-    def measure(self, measures: list[Measure]) -> list[Tensor]:
+    def measure(self, measures: list[Measure], rows: Tensor | None = None) -> list[Tensor]:
         """Take every measure of every image, in evaluation mode, in one pass over the set.
+
+        Args:
+            measures: What to take.
+            rows: int64 (N,), which images; all by default.
 
         Returns:
             One float32 (N, M) tensor a measure, on the CPU.
@@ -66,7 +70,7 @@ class Network:
         was_training = self.model.training
         self.model.eval()
         parts: list[list[Tensor]] = [[] for _ in measures]
-        for images, _ in self.batches():
+        for images, _ in self.batches(rows):
             for kept, measure in zip(parts, measures, strict=True):
                 kept.append(measure(images).float().cpu())
         self.model.train(was_training)

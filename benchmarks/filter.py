@@ -1,0 +1,230 @@
+"""How good the filter is, beside no defence, ABL and a control; one JSON with every cell, continued where it stopped.
+
+    python benchmarks/filter.py cifar10 --data DIR --json benchmarks/results/filter_cifar10_cpu.json
+    python benchmarks/filter.py embedded --json benchmarks/results/filter_embedded.json
+    python benchmarks/filter.py cifar10 --data DIR --full --device cuda --batch-size 1024 --json FILE
+
+A row is an attack and a rate; the sets it is planted in are drawn anew with every seed. At the CPU size 6,000 training
+images carry rates of 5 % and more, 20,000 those of 1 % and less, and 2,000 test images measure; `--full` takes all
+images and 100 epochs. Figures of a cell, beside those of ``types.Metrics``:
+
+* excess: attack success minus that of the control, a network trained on the same images before poisoning with the same
+  seed and measured on the same triggered test images.
+* ca_gap: clean accuracy of the control minus that of the cell.
+* verdict, and false_alarm: whether it is "poisoned" without poison.
+* cost: seconds of all phases of training over those of the undefended cell of the same row and seed.
+
+No defence is told the rate, the target or the trigger.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from attacks import read_attack
+from quality import _relative as relative
+
+from antibackdoor.config import Choice, DataConfig, PoisonConfig, RunConfig, TrainConfig
+from antibackdoor.console import ConsoleProgress
+from antibackdoor.data.sources import Loaded, load
+from antibackdoor.evaluation import evaluate
+from antibackdoor.models import builder_from
+from antibackdoor.pipeline import Result, limited, plant, run, versions
+from antibackdoor.seeds import Seeds
+from antibackdoor.training import Runtime
+
+ROWS = {
+    "cifar10": (
+        *("none", "badnets@0.1:corner=all", "badnets@0.05:corner=all", "blend@0.1", "blend@0.05", "sig@0.08"),
+        *("sig@0.05", "trojan@0.1", "lf@0.1", "wanet@0.1", "bpp@0.1", "tact@0.05", "adap-blend@0.05"),
+        "badnets@0.1:corner=all,labelling=all-to-all",
+        *("badnets@0.01:corner=all", "blend@0.01", "sig@0.01", "badnets@0.005:corner=all", "blend@0.005"),
+    ),
+    "embedded": ("none", "badnets@0.1", "blend@0.1", "sig@0.08"),
+    "gtsrb": ("none", "badnets@0.1:corner=all", "blend@0.1", "badnets@0.01:corner=all"),
+    "imagenette": ("none", "badnets@0.1:corner=all", "blend@0.1", "sig@0.08"),
+}
+SMALL, LARGE, TEST = 6000, 20_000, 2000
+EPOCHS = {"cifar10": 20, "embedded": 15, "gtsrb": 20, "imagenette": 20}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One attack at one rate on one set; ``attack`` is None for the clean set."""
+
+    text: str
+    attack: PoisonConfig | None
+
+    @staticmethod
+    def of(text: str) -> Row:
+        """Read a row as benchmarks/attacks.py reads attacks; "none" is the clean set."""
+        return Row(text, None if text == "none" else read_attack(text))
+
+    @property
+    def limit(self) -> int:
+        """Training images at the CPU size."""
+        return LARGE if self.attack is not None and self.attack.rate <= 0.01 else SMALL
+
+
+def config_for(row: Row, defence: str, seed: int, arguments: argparse.Namespace) -> RunConfig:
+    """Return the configuration of one cell; a control is the undefended cell without its attack."""
+    name = arguments.set
+    augment = ("flip",) if name == "embedded" else ("crop",) if name == "gtsrb" else ("crop", "flip")
+    train = TrainConfig(epochs=arguments.epochs or EPOCHS[name], augment=augment)
+    data = DataConfig(limit=row.limit, limit_test=TEST, holdout=0)
+    if name == "embedded":
+        data = DataConfig(holdout=0)
+    if arguments.full:
+        size = arguments.batch_size
+        train = train.model_copy(update={"epochs": 100, "batch_size": size, "lr": 0.1 * size / 128})
+        data = DataConfig(holdout=0)
+    return RunConfig(
+        data=data,
+        model=arguments.model,
+        attack=None if defence == "control" else row.attack,
+        defence=Choice(name="none" if defence == "control" else defence),
+        train=train,
+        seed=seed,
+        device=arguments.device,
+    )
+
+
+class Bench:
+    """Runs the cells of one seed; networks of controls are kept for the rows that share them."""
+
+    def __init__(self, arguments: argparse.Namespace, data: Loaded) -> None:
+        self._arguments, self._data = arguments, data
+        self._controls: dict[tuple[int, int], Result] = {}
+
+    def control(self, row: Row, seed: int) -> Result:
+        """Return the control of a row: the same images before poisoning."""
+        key = (0 if self._arguments.full or self._arguments.set == "embedded" else row.limit, seed)
+        if key not in self._controls:
+            config = config_for(row, "control", seed, self._arguments)
+            self._controls = {key: run(config, data=self._data, progress=ConsoleProgress(quiet=True))}
+        return self._controls[key]
+
+    def measure(self, row: Row, defence: str, seed: int, base: dict[str, object] | None) -> dict[str, object]:
+        """Run one cell.
+
+        Args:
+            row: What is planted.
+            defence: What defends; "none" gives the figures of the control beside its own.
+            seed: Of everything.
+            base: The undefended cell of the same row and seed, None for itself.
+        """
+        config = config_for(row, defence, seed, self._arguments)
+        result = run(config, data=self._data, progress=ConsoleProgress(quiet=True))
+        seconds = sum(float(history.seconds.sum()) for history in result.outcome.histories)
+        cell = {"set": self._arguments.set, "row": row.text, "defence": defence, "seed": seed}
+        cell |= dataclasses.asdict(result.record.metrics)
+        cell |= {"verdict": result.record.verdict, "evidence": list(result.record.evidence)}
+        cell |= {"seconds": round(seconds, 1), "phases": dict(result.record.seconds)}
+        if base is None:
+            ca, asr = self._of_control(row, seed, config)
+            cell |= {"control_ca": ca, "control_asr": asr}
+            base = cell
+        cell |= {"control_ca": base["control_ca"], "control_asr": base["control_asr"]}
+        cell["ca_gap"] = cell["control_ca"] - cell["ca"]
+        cell["excess"] = None if cell["asr"] is None else cell["asr"] - cell["control_asr"]
+        cell["cost"] = round(seconds / base["seconds"], 3)
+        cell["flagged_share"] = cell["n_flagged"] / cell["n_train"]
+        cell["false_alarm"] = None if row.attack else float(cell["verdict"] == "poisoned")
+        cell["alarm"] = float(cell["verdict"] == "poisoned") if row.attack else None
+        return cell
+
+    def _of_control(self, row: Row, seed: int, config: RunConfig) -> tuple[float, float | None]:
+        runtime, seeds = Runtime.create(config.device), Seeds(seed)
+        drawn = limited(self._data, config.data, seeds)
+        build_model, _ = builder_from(config.model, drawn.train)
+        planted = plant(row.attack, drawn, build_model, runtime, seeds)
+        triggered = planted.triggered if planted else None
+        figures = evaluate(self.control(row, seed).model, runtime, test=drawn.test, triggered=triggered)
+        return figures.ca, figures.asr
+
+
+FIGURES = (
+    *("ca", "asr", "ra", "ca_gap", "excess", "precision", "recall", "fpr", "auroc", "flagged_share", "false_alarm"),
+    *("alarm", "cost", "control_ca", "control_asr", "n_poison", "n_cover", "n_train"),
+)
+
+
+def summarise(cells: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Return mean, spread (standard deviation) and worst over seeds of every row and defence."""
+    rows = []
+    for text, defence in dict.fromkeys((cell["row"], cell["defence"]) for cell in cells):
+        group = [cell for cell in cells if (cell["row"], cell["defence"]) == (text, defence)]
+        row: dict[str, object] = {"row": text, "defence": defence, "n": len(group)}
+        row["verdicts"] = [cell["verdict"] for cell in group]
+        for key in FIGURES:
+            values = [cell[key] for cell in group if cell[key] is not None]
+            if values:
+                tensor = torch.tensor(values, dtype=torch.float64)
+                row[key] = round(float(tensor.mean()), 4)
+                row[f"{key}_sd"] = round(float(tensor.std(correction=1)), 4) if len(values) > 1 else None
+                row[f"{key}_max"] = round(float(tensor.max()), 4)
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    """Run the cells that the JSON lacks, printing a line a cell, and write it after every cell."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("set", choices=list(ROWS))
+    parser.add_argument("--data", help="folder with train/ and test/; not for embedded")
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rows", nargs="+", metavar="ATTACK@RATE[:KEY=VALUE,...]", help="all of the set by default")
+    parser.add_argument("--defences", nargs="+", default=["abl", "filter"])
+    parser.add_argument("--epochs", type=int, default=0, help="of ordinary training; that of the set by default")
+    parser.add_argument("--model", default="wrn-16-1")
+    parser.add_argument("--full", action="store_true", help="all images, 100 epochs")
+    parser.add_argument("--batch-size", type=int, default=1024, help="with --full")
+    parser.add_argument("--device", default="auto")
+    arguments = parser.parse_args()
+    if arguments.set != "embedded" and not arguments.data:
+        parser.error(f"{arguments.set} needs --data DIR")
+    cells: list[dict[str, object]] = []
+    if arguments.json.exists():
+        cells = json.loads(arguments.json.read_text(encoding="utf-8"))["cells"]
+    done = {(cell["row"], cell["defence"], cell["seed"]): cell for cell in cells}
+    rows = [Row.of(text) for text in arguments.rows or ROWS[arguments.set]]
+    bench = Bench(arguments, load(arguments.data or "embedded"))
+    for seed in arguments.seeds:
+        for row in sorted(rows, key=lambda row: row.limit):
+            for defence in ("none", *arguments.defences):
+                if (row.text, defence, seed) in done:
+                    continue
+                cell = bench.measure(row, defence, seed, done.get((row.text, "none", seed)))
+                done[row.text, defence, seed] = cell
+                cells.append(cell)
+                keys = ("ca", "ca_gap", "asr", "excess", "recall", "fpr")
+                shown = " ".join(f"{key} {100 * cell[key]:5.1f}" for key in keys if cell[key] is not None)
+                print(f"{row.text:28s} {defence:8s} {seed}: {shown} cost {cell['cost']} {cell['verdict']}", flush=True)
+                _write(arguments, cells, rows[0])
+
+
+def _write(arguments: argparse.Namespace, cells: list[dict[str, object]], row: Row) -> None:
+    config = config_for(row, "none", arguments.seeds[0], arguments).dump()
+    content = {
+        "command": " ".join(["python", *relative(sys.argv)]),
+        "device": Runtime.create(arguments.device).describe(),
+        "platform": platform.platform(),
+        "versions": versions(),
+        "config": {**config, "attack": None, "data": {**config["data"], "source": arguments.set}},
+        "summary": summarise(cells),
+        "cells": cells,
+    }
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

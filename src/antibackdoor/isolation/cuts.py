@@ -1,0 +1,132 @@
+"""Cutting every class in two by how its losses went, and sharpening a cut by what the network sees."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from antibackdoor.isolation.evidence import Evidence
+
+__all__ = ["Cut", "cut_classes", "sharpened"]
+
+# A loss below this is a matter of rounding, so its logarithm says nothing more.
+_FLOOR = 1e-6
+_SMALLEST_CLASS = 20
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """One class in two parts: the images whose losses fell further, and the rest.
+
+    Attributes:
+        label: The class.
+        rows: int64 (n,), its images.
+        suspicion: float64 (n,), responsibility of the part that fell further, 0..1.
+        gain: How much better two Gaussians describe the class than one: the gain in BIC per image.
+        lead: How much further the mean log-loss of that part fell than that of the rest, in nats of log.
+    """
+
+    label: int
+    rows: Tensor
+    suspicion: Tensor
+    gain: float
+    lead: float
+
+    @property
+    def strength(self) -> float:
+        """How clearly the class holds two kinds of images, one of them learned all at once: gain times lead."""
+        return max(self.gain, 0.0) * max(self.lead, 0.0)
+
+    @property
+    def members(self) -> Tensor:
+        """int64, the rows of the part that fell further."""
+        return self.rows[self.suspicion > 0.5]
+
+
+def cut_classes(evidence: Evidence, *, stretches: int = 5) -> list[Cut]:
+    """Cut every class that has 20 trained images or more.
+
+    Args:
+        evidence: Losses of all epochs, and labels; held-out images are cut with the others but not fitted to.
+        stretches: Parts of the training over which log-losses are averaged. A single epoch's loss is noisy, the more so
+            with augmentation, and skewed; averages are nearer to the Gaussians that are fitted.
+
+    Returns:
+        One cut a class, in the order of labels.
+
+    Source:
+        Ours; see ``signals.trajectory`` for others that cluster loss trajectories. A clean class has easy and hard
+        images too, which is why two components are hardly better than one there, and a share of poison learned as one
+        thing makes them much better (docs/log.md).
+    """
+    logs = evidence.losses.clamp_min(_FLOOR).log().double()
+    parts = torch.tensor_split(logs, min(stretches, len(logs)))
+    means = torch.stack([part.mean(0) for part in parts], 1)
+    trained = evidence.trained
+    cuts = []
+    for label in range(evidence.num_classes):
+        rows = (evidence.labels == label).nonzero().squeeze(1)
+        fitted = trained[rows].numpy()
+        if fitted.sum() >= _SMALLEST_CLASS:
+            cuts.append(_cut(label, rows, means[rows].numpy(), fitted))
+    return cuts
+
+
+def _cut(label: int, rows: Tensor, points: NDArray[np.float64], fitted: NDArray[np.bool_]) -> Cut:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
+    own = points[fitted]
+    spread = own.std(0)
+    if not (spread > _FLOOR).all():
+        return Cut(label, rows, torch.zeros(len(rows), dtype=torch.float64), 0.0, 0.0)
+    standard = (points - own.mean(0)) / spread
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        two = GaussianMixture(2, n_init=5, random_state=0, reg_covar=1e-3).fit(standard[fitted])
+        one = GaussianMixture(1, random_state=0, reg_covar=1e-3).fit(standard[fitted])
+    share = two.predict_proba(standard)
+    weights = share[fitted]
+    falls = (weights * (own[:, :1] - own[:, -1:])).sum(0) / np.maximum(weights.sum(0), _FLOOR)
+    suspect = int(falls.argmax())
+    gain = (one.bic(standard[fitted]) - two.bic(standard[fitted])) / fitted.sum()
+    return Cut(
+        label, rows, torch.from_numpy(share[:, suspect].copy()), float(gain), float(falls[suspect] - falls[1 - suspect])
+    )
+
+
+def sharpened(features: Tensor, members: Tensor, *, passes: int = 2) -> Tensor:
+    """Return which images of a class look to the network like the suspects of it.
+
+    A linear classifier learns to tell the suspects from the rest and is asked about images that it was not fitted to;
+    what it answers takes the place of the suspects, and again. A trigger gives the images that carry it a feature in
+    common, so those that the losses missed are found, and those that only happened to be learned like it are let go.
+
+    Args:
+        features: float (n, D), penultimate features of the class.
+        members: bool (n,), the suspects to start from.
+        passes: How often.
+
+    Returns:
+        bool (n,); ``members`` itself where there are fewer than ten on either side.
+
+    Source:
+        Ours; self-training with cross-validation.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import cross_val_predict
+
+    values = features.double().numpy()
+    standard = (values - values.mean(0)) / (values.std(0) + 1e-9)
+    current = members.numpy()
+    for _ in range(passes):
+        if min(current.sum(), len(current) - current.sum()) < 10:
+            break
+        line = LogisticRegression(C=0.05, max_iter=500, class_weight="balanced")
+        current = cross_val_predict(line, standard, current, cv=5, method="decision_function") > 0
+    return torch.from_numpy(np.ascontiguousarray(current))
