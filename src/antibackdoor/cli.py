@@ -43,7 +43,7 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 o
 OptionalDevice = Annotated[str | None, typer.Option("--device", help="auto (default), cpu, cuda, cuda:1 or mps.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any setting by its path, such as defence.gamma=0.4; repeatable."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Any setting by its path, such as train.lr=0.05; repeatable."),
 ]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")]
 Overwrite = Annotated[
@@ -53,6 +53,10 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in the 
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable images out, and list them in the record.")]
 ImageSize = Annotated[int | None, typer.Option("--image-size", help="Resize to this side; else chosen by inspection.")]
 Defence = Annotated[str | None, typer.Option("--defence", help="A name from `antibackdoor list defences`.")]
+Sensitivity = Annotated[
+    float | None,
+    typer.Option("--sensitivity", help="Of the filter: above 1 it suspects on less evidence. [default: 1]"),
+]
 Model = Annotated[str | None, typer.Option("--model", help="A name from `antibackdoor list models`.")]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Epochs of ordinary training.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print results only.")]
@@ -110,6 +114,7 @@ def train(
     data: Data,
     out: Out,
     defence: Defence = None,
+    sensitivity: Sensitivity = None,
     model: Model = None,
     test: Annotated[str | None, typer.Option("--test", help="Clean test images: a folder or a .npz.")] = None,
     epochs: Epochs = None,
@@ -132,6 +137,7 @@ def train(
         "data.image_size": image_size,
         "data.skip_bad": skip_bad or None,
         "defence.name": defence,
+        "defence.sensitivity": sensitivity,
         "model": model,
         "train.epochs": epochs,
         "seed": seed,
@@ -150,6 +156,7 @@ def scan(
         bool, typer.Option("--fail-on-suspects", help="Exit with 3 if any image is flagged.")
     ] = False,
     defence: Defence = None,
+    sensitivity: Sensitivity = None,
     model: Model = None,
     epochs: Epochs = None,
     image_size: ImageSize = None,
@@ -170,6 +177,7 @@ def scan(
         "data.image_size": image_size,
         "data.skip_bad": skip_bad or None,
         "defence.name": defence,
+        "defence.sensitivity": sensitivity,
         "model": model,
         "train.epochs": epochs,
         "seed": seed,

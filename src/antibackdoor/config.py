@@ -120,7 +120,7 @@ class RunConfig(_Section):
     data: DataConfig = DataConfig()
     model: str = "auto"
     attack: PoisonConfig | None = None
-    defence: Choice = Choice(name="abl")
+    defence: Choice = Choice(name="filter")
     train: TrainConfig = TrainConfig()
     seed: int = 0
     device: str = "auto"

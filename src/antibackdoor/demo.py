@@ -41,7 +41,7 @@ def demo_config(seed: int, defence: str) -> RunConfig:
 
 
 def demo(
-    out: Path, *, seed: int = 0, defence: str = "abl", overwrite: bool = False, progress: Progress = SILENT
+    out: Path, *, seed: int = 0, defence: str = "filter", overwrite: bool = False, progress: Progress = SILENT
 ) -> DemoResult:
     """Run both, and write ``out/undefended``, ``out/defended`` and ``out/summary.json``.
 

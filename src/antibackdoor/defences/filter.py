@@ -4,10 +4,11 @@ Nothing is known beforehand: no trusted image, no trigger, no share, no number o
 
 1. Ordinary training records the loss of every image in every epoch. Half-way, and again at its end, every class is cut
    in two (``isolation.cuts``). Where no class falls apart, the network is finished, as undefended training makes it.
-2. A class that falls apart is sharpened by the features of the network, its suspects are left out, and a network is
-   trained on the rest by the same plan.
+2. Of a class that falls apart, the part that was learned all at once is suspected, and what looks like it to the
+   network. A network is trained on the rest by the same plan.
 3. That network is the referee. A suspect to which it gives its own label with confidence, though it never saw it, was
-   no poison and is let go. Where a whole class is let go, or another class falls apart now, a round follows.
+   no poison and is let go; an image that it rejects, though it was shown it and the first network was certain, is
+   suspected too. Where that changes much, or another class falls apart now, another round follows.
 """
 
 from __future__ import annotations
@@ -32,8 +33,10 @@ __all__ = ["Filter"]
 
 # Share of the alarm's strength from which a class is neither poisoned nor free of suspicion.
 _DOUBT = 2 / 3
-# The referee's mean probability for the suspects' labels: above, the whole class is let go; below, single images are.
-_EASY, _WRONG = 0.9, 0.2
+# The referee's median probability for the suspects' labels: above, the whole class is let go; below, single images are.
+_EASY, _WRONG = 0.9, 0.1
+# Share of the suspects of a class that another round must bring to be worth its training.
+_WORTH = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +69,7 @@ class Filter(Defence):
     """
 
     sensitivity: float = 1.0
-    alarm: float = 1.5
+    alarm: float = 0.75
     look: float = 0.5
     rounds: int = 3
     confident: float = 0.9
@@ -100,21 +103,28 @@ class Filter(Defence):
             histories.append(fit(first, data, Phase("train", plan, first=half)))
             look, to_finish = self._look_at(_joined(histories), first, data, fit), False
         model, suspects, cuts, words = first, look.suspects, look.cuts, list[str]()
+        before = _own_probability(first, data, fit)
         for number in range(1, self.rounds + 1):
             if not bool(suspects.any()):
                 break
             model = build_model(seeds.generator("init"))
             histories.append(fit(model, data, Phase(f"retrain {number}", plan), subset=~suspects))
-            cleared, whole = self._cleared(suspects, model, data, fit)
+            after = _own_probability(model, data, fit)
             again = self._look_at(histories[-1], model, data, fit, kept=~suspects)
+            cleared = self._cleared(suspects, data.labels, after)
+            missed = self._missed(suspects, data.labels, before, after)
             words.append(
                 f"Round {number}: a network trained without {int(suspects.sum())} suspects gives "
-                f"{int(cleared.sum())} of them their own label with confidence, so they are let go; it raises "
-                f"{int(again.suspects.sum())} new suspects."
+                f"{int(cleared.sum())} of them their own label with confidence, so they are let go; it rejects "
+                f"{int(missed.sum())} that the first one was certain of, and {int(again.suspects.sum())} others were "
+                "learned all at once."
             )
             cuts = {**cuts, **{label: cut for label, cut in again.cuts.items() if bool(again.suspects[cut.rows].any())}}
-            suspects = (suspects & ~cleared) | again.suspects
-            if not whole and not bool(again.suspects.any()):
+            worth = _WORTH * int(suspects.sum())
+            settled = int(missed.sum()) <= worth and not bool(again.suspects.any())
+            settled = settled and not self._lets_a_class_go(suspects, cleared, data.labels)
+            suspects = (suspects & ~cleared) | missed | again.suspects
+            if settled:
                 break
         if not bool(suspects.any()) and model is not first:
             model = first
@@ -138,27 +148,33 @@ class Filter(Defence):
             if cut.strength >= self.alarm / self.sensitivity:
                 members = cut.suspicion > 0.5
                 features = _features(Network(model, data, fit.runtime), rows[cut.rows])
-                suspects[rows[cut.rows]] = members if features is None else sharpened(features, members)
+                suspects[rows[cut.rows]] = members if features is None else members | sharpened(features, members)
         return _Look({cut.label: dataclasses.replace(cut, rows=rows[cut.rows]) for cut in cuts}, suspects)
 
-    def _cleared(self, suspects: Tensor, referee: nn.Module, data: ImageSet, fit: Fit) -> tuple[Tensor, bool]:
-        """Return the suspects to let go, bool (N,), and whether a whole class of them is.
+    def _cleared(self, suspects: Tensor, labels: Tensor, own: Tensor) -> Tensor:
+        """Return the suspects to let go, bool (N,).
 
         Poison with a wrong label is rejected by a network that has not learned the trigger. Clean-label poison carries
         the right label, so that single images of it pass: where the suspects of a class are neither clearly wrong nor
         clearly easy, none is let go.
         """
-        own = logits_of(referee, data, fit.runtime).softmax(1).gather(1, data.labels[:, None]).squeeze(1)
-        cleared, whole = torch.zeros_like(suspects), False
-        for label in data.labels[suspects].unique():
-            rows = suspects & (data.labels == label)
-            mean = float(own[rows].mean())
-            if mean >= _EASY:
+        cleared = torch.zeros_like(suspects)
+        for label in labels[suspects].unique():
+            rows = suspects & (labels == label)
+            median = float(own[rows].median())
+            if median >= _EASY:
                 cleared |= rows
-                whole = True
-            elif mean <= _WRONG:
+            elif median <= _WRONG:
                 cleared |= rows & (own >= self.confident)
-        return cleared, whole
+        return cleared
+
+    def _missed(self, suspects: Tensor, labels: Tensor, before: Tensor, after: Tensor) -> Tensor:
+        """Return the images of the suspects' classes that only a network with the poison accepts, bool (N,)."""
+        beside = torch.isin(labels, labels[suspects].unique()) & ~suspects
+        return beside & (before >= self.confident) & (after < 0.5)
+
+    def _lets_a_class_go(self, suspects: Tensor, cleared: Tensor, labels: Tensor) -> bool:
+        return any(bool((cleared | ~suspects)[labels == label].all()) for label in labels[suspects].unique())
 
     def _isolation(self, cuts: dict[int, Cut], data: ImageSet, flagged: Tensor, words: list[str]) -> Isolation:
         scores = torch.zeros(len(data))
@@ -189,7 +205,12 @@ class Filter(Defence):
 
 
 def _figures(cut: Cut) -> str:
-    return f"strength {cut.strength:.2f}: gain {cut.gain:.2f} times lead {cut.lead:.1f}"
+    return f"strength {cut.strength:.2f}; gain {cut.gain:.2f}, votes {cut.votes:.2f}, fall {cut.fall:.1f}"
+
+
+def _own_probability(model: nn.Module, data: ImageSet, fit: Fit) -> Tensor:
+    """Return the probability that the network gives each image's own label, float (N,)."""
+    return logits_of(model, data, fit.runtime).softmax(1).gather(1, data.labels[:, None]).squeeze(1)
 
 
 def _features(network: Network, rows: Tensor) -> Tensor | None:
