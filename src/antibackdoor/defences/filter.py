@@ -202,8 +202,8 @@ class Filter(Defence):
             )
         for label in doubtful:
             sentences.append(
-                f"Class {data.classes[label]!r} is not above suspicion ({_figures(cuts[label])}, alarm at {limit:.2f}): "
-                "it may hold images with wrong labels that were not learned yet."
+                f"Class {data.classes[label]!r} is not above suspicion ({_figures(cuts[label])}, alarm at "
+                f"{limit:.2f}): it may hold images with wrong labels that were not learned yet."
             )
         if not sentences:
             top = max(cuts.values(), key=lambda cut: cut.strength, default=None)
