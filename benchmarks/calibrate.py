@@ -1,0 +1,123 @@
+"""How strong the filter's evidence gets where there is no poison: the null behind its alarm; one JSON.
+
+    python benchmarks/calibrate.py embedded --json benchmarks/results/calibrate_embedded.json
+    python benchmarks/calibrate.py cifar10 --data DIR --json benchmarks/results/calibrate_cifar10_cpu.json
+
+Each cell trains once on clean images, as ordinary training does, and cuts every class at the filter's first look and at
+the end. What is natural trouble and no poison is among the sets:
+
+* plain: as it is;
+* noise: 5 % of the labels are wrong, at random;
+* duplicates: 5 % of the images, all of one class, are copies of ten of them;
+* imbalance: the classes shrink evenly down to a tenth of the first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+import sys
+from pathlib import Path
+
+import torch
+from filter import EPOCHS, SMALL
+from quality import _relative as relative
+
+from antibackdoor.data.sources import load, subsample
+from antibackdoor.defences.filter import Filter
+from antibackdoor.isolation import Evidence, cut_classes
+from antibackdoor.models import builder_from
+from antibackdoor.pipeline import versions
+from antibackdoor.seeds import Seeds
+from antibackdoor.training import Phase, Runtime, Trainer, TrainPlan
+from antibackdoor.types import ImageSet
+
+KINDS = ("plain", "noise", "duplicates", "imbalance")
+TROUBLE = 0.05
+
+
+def troubled(data: ImageSet, kind: str, seeds: Seeds) -> ImageSet:
+    """Return the set with one kind of natural trouble."""
+    generator = seeds.generator("trouble")
+    order = torch.randperm(len(data), generator=generator)
+    count = round(TROUBLE * len(data))
+    if kind == "noise":
+        labels = data.labels.clone()
+        shift = torch.randint(1, data.num_classes, (count,), generator=generator)
+        labels[order[:count]] = (labels[order[:count]] + shift) % data.num_classes
+        return dataclasses.replace(data, labels=labels)
+    if kind == "duplicates":
+        own = (data.labels == int(torch.randint(data.num_classes, (1,), generator=generator))).nonzero().squeeze(1)
+        images = data.images.clone()
+        images[own[:count]] = data.images[own[-10:]].repeat(-(-count // 10), 1, 1, 1)[: len(own[:count])]
+        return dataclasses.replace(data, images=images)
+    if kind == "imbalance":
+        share = torch.linspace(1, 0.1, data.num_classes)
+        kept = [
+            rows[: max(20, round(float(share[label]) * len(rows)))]
+            for label in range(data.num_classes)
+            for rows in [(data.labels == label).nonzero().squeeze(1)]
+        ]
+        return data.select(torch.cat(kept).sort().values)
+    return data
+
+
+def measure(data: ImageSet, kind: str, seed: int, arguments: argparse.Namespace) -> dict[str, object]:
+    """Train once and return every class's figures at the first look and at the end."""
+    seeds, runtime = Seeds(seed), Runtime.create(arguments.device)
+    drawn = troubled(subsample(data, min(arguments.limit, len(data)), seeds.generator("limit train")), kind, seeds)
+    build_model, _ = builder_from(arguments.model, drawn)
+    augment = ("flip",) if arguments.set == "embedded" else ("crop", "flip")
+    plan = TrainPlan(epochs=arguments.epochs or EPOCHS[arguments.set], augment=augment)
+    history = Trainer(runtime, seeds)(build_model(seeds.generator("init")), drawn, Phase("train", plan))
+    cell: dict[str, object] = {"set": arguments.set, "kind": kind, "seed": seed, "n_train": len(drawn)}
+    for name, epochs in (("look", round(Filter().look * plan.epochs)), ("end", plan.epochs)):
+        evidence = Evidence(torch.from_numpy(history.losses[:epochs]), drawn.labels, drawn.num_classes)
+        cuts = cut_classes(evidence)
+        cell[name] = [
+            {"label": c.label, "gain": c.gain, "votes": c.votes, "fall": c.fall, "strength": c.strength} for c in cuts
+        ]
+        cell[f"{name}_strength"] = max(cut.strength for cut in cuts)
+        cell[f"{name}_gain"] = max(cut.gain for cut in cuts)
+    return cell
+
+
+def main() -> None:
+    """Run every kind with every seed, printing a line a cell, and write the JSON after every cell."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("set", choices=list(EPOCHS))
+    parser.add_argument("--data", help="folder with train/; not for embedded")
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--limit", type=int, default=SMALL)
+    parser.add_argument("--epochs", type=int, default=0)
+    parser.add_argument("--model", default="wrn-16-1")
+    parser.add_argument("--device", default="auto")
+    arguments = parser.parse_args()
+    if arguments.set != "embedded" and not arguments.data:
+        parser.error(f"{arguments.set} needs --data DIR")
+    data = load(arguments.data or "embedded").train
+    cells = []
+    for seed in arguments.seeds:
+        for kind in arguments.kinds:
+            cells.append(measure(data, kind, seed, arguments))
+            figures = " ".join(f"{key} {cells[-1][key]:.2f}" for key in ("look_strength", "end_strength", "end_gain"))
+            print(f"{kind:12s} seed {seed}: {figures}", flush=True)
+            content = {
+                "command": " ".join(["python", *relative(sys.argv)]),
+                "device": Runtime.create(arguments.device).describe(),
+                "platform": platform.platform(),
+                "versions": versions(),
+                "alarm": Filter().alarm,
+                "highest": max(max(cell["look_strength"], cell["end_strength"]) for cell in cells),
+                "cells": cells,
+            }
+            arguments.json.parent.mkdir(parents=True, exist_ok=True)
+            arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
