@@ -23,7 +23,15 @@ from torch import Tensor, nn
 
 from antibackdoor.defences.base import Defence
 from antibackdoor.errors import ConfigError
-from antibackdoor.isolation import Cut, Evidence, Network, cut_classes, penultimate, sharpened
+from antibackdoor.isolation import (
+    Cut,
+    Evidence,
+    Network,
+    cut_classes,
+    penultimate,
+    sharpened,
+    with_planted_copies,
+)
 from antibackdoor.models import BuildModel
 from antibackdoor.seeds import Seeds
 from antibackdoor.training import Fit, Phase, TrainPlan, logits_of
@@ -38,6 +46,8 @@ _DOUBT = 2 / 3
 _APART = 0.8
 # The referee's median probability for the suspects' labels: above, the whole class is let go; below, single images are.
 _EASY, _WRONG = 0.9, 0.1
+# Shares of the set that the planted control tries, and the share of the copies that must be found.
+_CONTROLS, _FOUND = (0.02, 0.01, 0.005, 0.002), 0.9
 # Share of the suspects of a class that another round must bring to be worth its training.
 _WORTH = 0.05
 
@@ -65,6 +75,9 @@ class Filter(Defence):
         look: Share of the epochs after which it looks for the first time, above 0 and below 1.
         rounds: Most trainings after the first, at least 1.
         confident: Probability from which the referee's word for a suspect's own label counts, above 0 and below 1.
+        control: State the detection limit as well: plant copies with a trigger of ours, in 2, 1, 0.5 and 0.2 % of the
+            set, and train and look again for each. It costs one training for each share that is found, and one more;
+            nothing of it goes into the result.
 
     Source:
         Ours; loss trajectories were clustered before by TellTale (NDSS 2025) and matched by BaDLoss (ICLR 2025).
@@ -76,6 +89,7 @@ class Filter(Defence):
     look: float = 0.5
     rounds: int = 3
     confident: float = 0.9
+    control: bool = False
 
     def __post_init__(self) -> None:
         for name in ("sensitivity", "alarm"):
@@ -93,7 +107,8 @@ class Filter(Defence):
         model = build_model(seeds.generator("init"))
         history = fit(model, data, Phase("look", plan, last=self._first_look(plan)))
         look = self._look_at(history, model, data, fit)
-        return Outcome(model, self._isolation(look.cuts, data, look.suspects, []), (history,))
+        limit, planted = self._limit(data, build_model, fit, plan, self._first_look(plan), seeds)
+        return Outcome(model, self._isolation(look.cuts, data, look.suspects, limit), (history, *planted))
 
     def run(self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds) -> Outcome:
         """Train, and again without the suspects for as long as that changes who is suspected."""
@@ -133,7 +148,30 @@ class Filter(Defence):
             model = first
             if to_finish:
                 histories.append(fit(first, data, Phase("train", plan, first=half)))
-        return Outcome(model, self._isolation(cuts, data, suspects, words), tuple(histories))
+        limit, planted = self._limit(data, build_model, fit, plan, plan.epochs, seeds)
+        return Outcome(model, self._isolation(cuts, data, suspects, [*words, *limit]), (*histories, *planted))
+
+    def _limit(
+        self, data: ImageSet, build_model: BuildModel, fit: Fit, plan: TrainPlan, epochs: int, seeds: Seeds
+    ) -> tuple[list[str], list[History]]:
+        """Return the detection limit in words, and what the trainings for it left; nothing without ``control``."""
+        histories: list[History] = []
+        found: list[str] = []
+        for share in _CONTROLS if self.control else ():
+            generator = seeds.generator(f"control {share}")
+            longer, planted = with_planted_copies(data, max(1, round(share * len(data))), generator)
+            model = build_model(seeds.generator("init"))
+            history = fit(model, longer, Phase(f"control {100 * share:g}", plan, last=epochs))
+            suspects = self._look_at(history, model, longer, fit).suspects
+            histories.append(dataclasses.replace(history, losses=history.losses[:, : len(data)]))
+            recall = float(suspects[planted].float().mean())
+            if recall < _FOUND:
+                found.append(f"of {100 * share:g} % ({int(planted.sum())} images) {100 * recall:.0f} % were found")
+                break
+            found.append(f"of {100 * share:g} % all but {100 * (1 - recall):.0f} % were found")
+        if not found:
+            return [], []
+        return [f"Planted control, copies with a patch of ours: {'; '.join(found)}."], histories
 
     def _first_look(self, plan: TrainPlan) -> int:
         return max(1, round(self.look * plan.epochs))
@@ -190,8 +228,7 @@ class Filter(Defence):
         doubtful = [
             cut.label
             for cut in cuts.values()
-            if cut.label not in poisoned
-            and (cut.strength >= _DOUBT * limit or cut.gain >= _APART / self.sensitivity)
+            if cut.label not in poisoned and (cut.strength >= _DOUBT * limit or cut.gain >= _APART / self.sensitivity)
         ]
         sentences = []
         for label in poisoned:
