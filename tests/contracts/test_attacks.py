@@ -27,7 +27,7 @@ from antibackdoor.training import Phase, Trainer
 
 NAMES = list(ATTACKS)
 # C, H, W
-SHAPES = [(1, 28, 28), (3, 28, 28), (3, 32, 32), (1, 48, 48), (3, 64, 64), (3, 32, 48)]
+SHAPES = [(1, 28, 28), (3, 28, 28), (3, 32, 32), (1, 48, 48), (3, 64, 64), (1, 128, 128), (3, 32, 48)]
 TARGET = 2
 every_attack = pytest.mark.parametrize("name", NAMES)
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
