@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.nn import functional
 
 import antibackdoor
 from antibackdoor import AntiBackdoorError, LossRecorder, Run, from_arrays, scan, train
+from antibackdoor.defences import Filter
 from antibackdoor.errors import ConfigError, DataError, RunExistsError, UnknownNameError
 
 SETTINGS = {
@@ -50,7 +52,7 @@ class Pairs(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
 
 def quick(data: object, **options: object) -> Run:
-    given = {"model": "wrn-10-1", "settings": SETTINGS, "device": "cpu", **options}
+    given = {"model": "wrn-10-1", "defence": "abl", "settings": SETTINGS, "device": "cpu", **options}
     return train(data, **given)  # type: ignore[arg-type]
 
 
@@ -167,7 +169,7 @@ def test_resume_with_other_arrays_is_refused(images: np.ndarray, labels: np.ndar
 
 
 def test_scan_gives_no_network(images: np.ndarray, labels: np.ndarray) -> None:
-    result = scan((images, labels), model="wrn-10-1", device="cpu", settings=SETTINGS)
+    result = scan((images, labels), model="wrn-10-1", defence="abl", device="cpu", settings=SETTINGS)
     assert result.model is None
     assert result.isolation.scores.shape == (COUNT,)
     assert result.record.metrics.holdout_accuracy is None
@@ -179,9 +181,23 @@ def test_seeds_decide(images: np.ndarray, labels: np.ndarray) -> None:
     assert not same_weights(first.model, other.model)
 
 
+@pytest.mark.parametrize("verb", [train, scan])
+def test_the_filter_is_the_default_and_its_settings_reach_it(
+    verb: Callable[..., Run], images: np.ndarray, labels: np.ndarray
+) -> None:
+    settings = {"train": {"epochs": 2, "batch_size": 16}, "defence": {"sensitivity": 2.0, "rounds": 1}}
+    result = verb((images, labels), model="wrn-10-1", device="cpu", settings=settings)
+    defence = result.record.config["defence"]
+    assert isinstance(defence, dict)
+    assert (defence["name"], defence["sensitivity"], defence["rounds"]) == ("filter", 2.0, 1)
+    assert defence["alarm"] == Filter().alarm, "every default is filled in"
+    assert result.outcome.histories[0].phase == "look"
+    assert (result.model is None) == (verb is scan)
+
+
 def test_settings_reach_the_model_and_the_attack(images: np.ndarray, labels: np.ndarray) -> None:
     settings = {**SETTINGS, "model": "wrn-10-1", "attack": {"name": "badnets", "rate": 0.2, "target": 1}}
-    result = train((images, labels), device="cpu", settings=settings)
+    result = train((images, labels), defence="abl", device="cpu", settings=settings)
     assert result.record.config["model"] == "wrn-10-1"
     assert result.truth is not None
     assert int(result.truth.poison.sum()) == 12

@@ -210,6 +210,22 @@ def test_scan_writes_no_network_and_can_fail_a_pipeline(npz: Path, tmp_path: Pat
     assert {row["label"] for row in rows} == {"0", "1", "2"}
 
 
+@pytest.mark.parametrize("command", ["train", "scan"])
+def test_without_a_name_the_filter_defends(command: str, npz: Path, tmp_path: Path) -> None:
+    done = invoke(
+        *(command, npz, "--out", tmp_path / "run", "--sensitivity", 2, "--device", "cpu", "--model", "wrn-10-1"),
+        *("--epochs", 2, "--set", "train.batch_size=16", "--set", "defence.rounds=1"),
+    )
+    assert done.code == 0, done
+    record = run_json(tmp_path / "run")
+    defence = record["config"]["defence"]
+    assert (defence["name"], defence["sensitivity"], defence["rounds"]) == ("filter", 2.0, 1)
+    assert "look" in record["seconds"]
+    assert record["verdict"] in VERDICTS
+    _, rows = rows_of(tmp_path / "run" / "suspects.csv")
+    assert len({row["id"] for row in rows}) == 60
+
+
 def test_scan_without_suspects_does_not_fail(npz: Path, tmp_path: Path) -> None:
     done = invoke(
         *("scan", npz, "--out", tmp_path / "run", "--fail-on-suspects", "--defence", "none"),
@@ -551,11 +567,12 @@ SETTINGS: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "a defence in capitals": (("--defence", "ABL"), ("'ABL'", "'abl'")),
     "unknown model": (("--model", "wrn-10"), ("'wrn-10'", "'wrn-10-1'")),
     "unknown attack": (("--set", "attack.name=badnet"), ("'badnet'", "'badnets'")),
-    "unknown key of a defence": (("--set", "defence.gama=0.4"), ("gama", "'gamma'")),
+    "unknown key of a defence": (("--defence", "abl", "--set", "defence.gama=0.4"), ("gama", "'gamma'")),
+    "unknown key of the default defence": (("--set", "defence.sensitivty=2"), ("sensitivty", "'sensitivity'")),
     "unknown key of an attack": (("--set", "attack.name=badnets", "--set", "attack.sice=3"), ("sice", "'size'")),
     "unknown key of a section": (("--set", "train.epoch=3"), ("train.epoch", "'train.epochs'")),
     "unknown section": (("--set", "trian.epochs=3"), ("trian", "'train'")),
-    "unknown signal": (("--set", "defence.signal=los"), ("'los'", "'loss'")),
+    "unknown signal": (("--defence", "abl", "--set", "defence.signal=los"), ("'los'", "'loss'")),
     "a key below a value": (("--set", "model.name=x"), ("model.name",)),
     "a setting without a value": (("--set", "train.epochs"), ("train.epochs", "key=value")),
     "a setting that is no YAML": (("--set", "train.epochs=[1"), ("train.epochs",)),
@@ -564,8 +581,11 @@ SETTINGS: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "zero epochs": (("--epochs", 0), ("train.epochs", "0")),
     "words for epochs": (("--epochs", "two"), ("--epochs",)),
     "lr that is not a number": (("--set", "train.lr=.nan"), ("train.lr",)),
-    "gamma below zero": (("--set", "defence.gamma=-1"), ("defence.gamma", "-1")),
-    "share above one": (("--set", "defence.share=2"), ("defence.share", "2")),
+    "gamma below zero": (("--defence", "abl", "--set", "defence.gamma=-1"), ("defence.gamma", "-1")),
+    "share above one": (("--defence", "abl", "--set", "defence.share=2"), ("defence.share", "2")),
+    "a sensitivity of zero": (("--sensitivity", 0), ("defence.sensitivity", "0")),
+    "a sensitivity in words": (("--sensitivity", "high"), ("--sensitivity",)),
+    "a defence without a sensitivity": (("--defence", "abl", "--sensitivity", 2), ("'sensitivity'",)),
     "holdout of all": (("--set", "data.holdout=1"), ("data.holdout", "1")),
     "a rate above 1": (("--set", "attack.name=badnets", "--set", "attack.rate=1.5"), ("1.5", "0..1")),
     "a rate below 0": (("--set", "attack.name=badnets", "--set", "attack.rate=-0.1"), ("-0.1", "0..1")),

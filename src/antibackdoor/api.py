@@ -53,7 +53,8 @@ def train(
         resume: Continue the run in ``out``.
         seed: Of every random choice.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
-        settings: Sections of :class:`RunConfig`, such as ``{"train": {"epochs": 30}, "defence": {"gamma": 0.4}}``.
+        settings: Sections of :class:`RunConfig`, such as
+            ``{"train": {"epochs": 30}, "defence": {"sensitivity": 2.0}}``.
         progress: Shows the work.
 
     Returns:
