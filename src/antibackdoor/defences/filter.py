@@ -39,6 +39,8 @@ from antibackdoor.types import History, ImageSet, Isolation, Outcome, Verdict
 
 __all__ = ["Filter"]
 
+# Responsibility from which the losses alone make a suspect, whatever the features say.
+_SURE = 0.9
 # Share of the alarm's strength from which a class is neither poisoned nor free of suspicion.
 _DOUBT = 2 / 3
 # Gain from which a class is not above suspicion, whichever part fell further: images with wrong labels that were not
@@ -189,7 +191,9 @@ class Filter(Defence):
             if cut.strength >= self.alarm / self.sensitivity:
                 members = cut.suspicion > 0.5
                 features = _features(Network(model, data, fit.runtime), rows[cut.rows])
-                suspects[rows[cut.rows]] = members if features is None else members | sharpened(features, members)
+                if features is not None:
+                    members = sharpened(features, members) | (cut.suspicion > _SURE)
+                suspects[rows[cut.rows]] = members
         return _Look({cut.label: dataclasses.replace(cut, rows=rows[cut.rows]) for cut in cuts}, suspects)
 
     def _cleared(self, suspects: Tensor, labels: Tensor, own: Tensor) -> Tensor:
