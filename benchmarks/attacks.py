@@ -21,7 +21,7 @@ Figures of a cell:
   window a pixel and over channels. Images are mirrored at their edges; with windows inside the image alone a patch in
   the corner hardly counts (BadNets had an SSIM of 1.0 at a PSNR of 23 dB).
 
-`--epochs 0` trains no victim: the counts, the speed, the visibility and the sheets alone. Sheets that are kept in this
+A JSON that is there already is continued: only cells that it lacks are run. `--epochs 0` trains no victim: the counts, the speed, the visibility and the sheets alone. Sheets that are kept in this
 project are made from `embedded`; the licences of CIFAR-10, GTSRB and ImageNet do not let a project hold their images.
 """
 
@@ -326,15 +326,21 @@ def main() -> None:
     choices = {text: read_attack(text) for text in arguments.attacks}
     data = load(arguments.data)
     cells: list[dict[str, object]] = []
+    if arguments.json.exists():
+        cells = json.loads(arguments.json.read_text(encoding="utf-8"))["cells"]
+    done = {(cell["attack"], cell["seed"]) for cell in cells}
     for seed in arguments.seeds:
+        wanted = {text: choice for text, choice in choices.items() if (text, seed) not in done}
+        if not wanted:
+            continue
         drawn = limited(data, config_for(seed, arguments).data, Seeds(seed))
         if drawn.test is None:
             parser.error(f"--data {arguments.data} has no test images")
         control = trained(drawn.train, drawn, seed, arguments) if arguments.epochs else None
         with _empty_cache():
-            optimised = any(hasattr(ATTACKS.get(choice.name), "surrogate_epochs") for choice in choices.values())
+            optimised = any(hasattr(ATTACKS.get(choice.name), "surrogate_epochs") for choice in wanted.values())
             arguments.seconds_surrogate = shared_surrogate(drawn.train, seed, arguments) if optimised else None
-            for text, choice in choices.items():
+            for text, choice in wanted.items():
                 cell = measure(text, choice, seed, drawn, control, arguments)
                 cells.append(cell)
                 names = ("ca", "control_ca", "asr", "control_asr", "cover_asr")
