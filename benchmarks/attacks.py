@@ -21,8 +21,9 @@ Figures of a cell:
   window a pixel and over channels. Images are mirrored at their edges; with windows inside the image alone a patch in
   the corner hardly counts (BadNets had an SSIM of 1.0 at a PSNR of 23 dB).
 
-A JSON that is there already is continued: only cells that it lacks are run. `--epochs 0` trains no victim: the counts, the speed, the visibility and the sheets alone. Sheets that are kept in this
-project are made from `embedded`; the licences of CIFAR-10, GTSRB and ImageNet do not let a project hold their images.
+A JSON that is there already is continued: only cells that it lacks are run. `--epochs 0` trains no victim: the counts,
+the speed, the visibility and the sheets alone. Sheets that are kept in this project are made from `embedded`; the
+licences of CIFAR-10, GTSRB and ImageNet do not let a project hold their images.
 """
 
 from __future__ import annotations
