@@ -105,3 +105,22 @@ def plan() -> TrainPlan:
 @pytest.fixture
 def checkpoint_dir(tmp_path: Path) -> Path:
     return tmp_path / "checkpoints"
+
+
+def make_trajectories(
+    labels: Tensor, planted: Tensor, *, epochs: int = 20, learned_at: int = 4, seed: int = 0
+) -> Tensor:
+    """Losses (E, N): clean images are learned slowly, each at its own pace; planted ones all at once in one epoch."""
+    generator = torch.Generator().manual_seed(seed)
+    pace = 0.15 * torch.randn(len(labels), generator=generator)
+    noise = 0.2 * torch.randn((epochs, len(labels)), generator=generator)
+    steps = torch.arange(epochs)[:, None] / epochs
+    at_once = -6.0 * (torch.arange(epochs)[:, None] >= learned_at) + 0.5 * pace
+    logs = torch.where(planted, at_once, -3.0 * steps * pace.exp() + pace) + noise
+    return (0.5 + logs).exp().float()
+
+
+@pytest.fixture
+def trajectories() -> Callable[..., Tensor]:
+    """Makes losses of whole trainings; see ``make_trajectories``."""
+    return make_trajectories

@@ -1,0 +1,391 @@
+"""Filter: what it does with what it sees, on fabricated trainings; and that a real one can be resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from antibackdoor.defences import Filter
+from antibackdoor.isolation import Evidence, cut_classes
+from antibackdoor.progress import Silent
+from antibackdoor.seeds import Seeds
+from antibackdoor.training import Checkpoints, Trainer, TrainPlan
+from antibackdoor.types import History, ImageSet
+
+CLASSES, COUNT, TARGET, OTHER = 5, 1000, 2, 4
+LABELS = torch.arange(COUNT) % CLASSES
+NOBODY = torch.zeros(COUNT, dtype=torch.bool)
+# 40 of the 200 images of a class.
+PLANTED = (LABELS == TARGET) & (torch.arange(COUNT) < 200)
+SECOND = (LABELS == OTHER) & (torch.arange(COUNT) < 200)
+PLAN = TrainPlan(epochs=20)
+FEATURES = 8
+
+
+class Recall(nn.Module):
+    """Knows the rows of the images by heart; what it says of them is what the training put into its table."""
+
+    def __init__(self, with_head: bool = True) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.zeros(COUNT, CLASSES + FEATURES))
+        self.head = nn.Linear(CLASSES + FEATURES, CLASSES, bias=False) if with_head else None
+        if self.head is not None:
+            self.head.weight.data = torch.eye(CLASSES, CLASSES + FEATURES)
+
+    def forward(self, images):
+        pixels = (images[:, 0, 0, :2] * 255).round().long()
+        rows = self.table[pixels[:, 0] * 256 + pixels[:, 1]]
+        return rows[:, :CLASSES] if self.head is None else self.head(rows)
+
+
+class Fabricated:
+    """A training loop that trains nothing: losses and probabilities come from the test.
+
+    Attributes:
+        losses: Phase name to float (20, N); "" is every other phase.
+        own: Phase name to float (N,), what the network then gives the images' own labels; by default 0.95 where an
+            image was shown or is clean, 0.01 elsewhere.
+        marked: bool (N,), images whose features stand apart.
+        calls: Name, model and bool (N,) subset of each call.
+    """
+
+    def __init__(self, runtime, losses, marked=NOBODY, own=None, held_out=None):
+        self.runtime, self.marked, self.held_out = runtime, marked, held_out
+        self.losses = losses if isinstance(losses, dict) else {"": losses}
+        self.own = own or {}
+        self.calls = []
+
+    def __call__(self, model, data, phase, *, objective=None, subset=None):
+        shown = torch.ones(COUNT, dtype=torch.bool) if subset is None else subset.clone()
+        self.calls.append((phase.name, model, shown))
+        own = self.own.get(phase.name, torch.where(shown | ~self.marked, 0.95, 0.01))
+        model.table[:, :CLASSES] = ((1 - own) / (CLASSES - 1)).log()[:, None]
+        model.table[torch.arange(COUNT), data.labels] = own.log()
+        generator = torch.Generator().manual_seed(0)
+        model.table[:, CLASSES:] = torch.randn((COUNT, FEATURES), generator=generator)
+        model.table[:, CLASSES] += 6.0 * self.marked
+        losses = self.losses.get(phase.name, self.losses.get("")).clone()[phase.first : phase.end]
+        watched = torch.zeros_like(shown) if self.held_out is None else self.held_out
+        losses[:, ~shown & ~watched] = float("nan")
+        held_out = None if self.held_out is None else self.held_out.numpy()
+        epochs = len(losses)
+        return History(phase.name, losses.numpy(), np.zeros(epochs), np.zeros(epochs), held_out=held_out)
+
+    @property
+    def phases(self):
+        return [name for name, _, _ in self.calls]
+
+    def dropped(self, phase):
+        return next(~shown for name, _, shown in self.calls if name == phase)
+
+
+@pytest.fixture
+def data():
+    images = torch.zeros((COUNT, 1, 8, 8), dtype=torch.uint8)
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = torch.arange(COUNT) // 256, torch.arange(COUNT) % 256
+    names = ("ant", "bee", "cat", "dog", "eel")
+    return ImageSet(images, LABELS, names, tuple(str(row) for row in range(COUNT)))
+
+
+@pytest.fixture
+def defend(data, runtime):
+    def call(losses, verb="run", defence=None, with_head=True, **rest):
+        fit = Fabricated(runtime, losses, **rest)
+        method = getattr(defence or Filter(), verb)
+        outcome = method(data, build_model=lambda _: Recall(with_head), fit=fit, plan=PLAN, seeds=Seeds(0))
+        assert [history.phase for history in outcome.histories] == fit.phases
+        assert len(set(fit.phases)) == len(fit.phases), "a checkpoint finds its phase by its name"
+        assert bool(outcome.isolation.scores.isfinite().all())
+        return outcome, fit
+
+    return call
+
+
+def model_of(fit, phase):
+    return next(model for name, model, _ in fit.calls if name == phase)
+
+
+# --- nothing there ---------------------------------------------------------------------------------------------------
+
+
+def test_where_nothing_falls_apart_the_first_network_is_finished(defend, trajectories):
+    outcome, fit = defend(trajectories(LABELS, NOBODY))
+    assert fit.phases == ["look", "train"]
+    assert [len(history.losses) for history in outcome.histories] == [10, 10]
+    assert outcome.model is model_of(fit, "look") is model_of(fit, "train")
+    assert all(bool(shown.all()) for _, _, shown in fit.calls)
+    assert outcome.isolation.verdict == "no sign of poison"
+    assert not bool(outcome.isolation.flagged.any())
+    assert len(outcome.isolation.evidence) == 1
+    assert "nearest is" in outcome.isolation.evidence[0]
+
+
+def test_classes_too_small_to_be_cut_leave_the_verdict_open(runtime, blobs, tiny, plan):
+    small = blobs(40, 4, channels=1, height=16, width=16)
+    seeds = Seeds(0)
+    outcome = Filter().run(small, build_model=tiny(small), fit=Trainer(runtime, seeds), plan=plan, seeds=seeds)
+    assert outcome.isolation.verdict == "undecided"
+    assert not bool(outcome.isolation.flagged.any())
+
+
+# --- poison ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_head", [True, False])
+def test_poison_is_dropped_and_a_network_trained_without_it(with_head, defend, trajectories):
+    outcome, fit = defend(trajectories(LABELS, PLANTED), marked=PLANTED, with_head=with_head)
+    assert fit.phases == ["look", "retrain 1"]
+    assert torch.equal(fit.dropped("retrain 1"), PLANTED)
+    assert torch.equal(outcome.isolation.flagged, PLANTED)
+    assert outcome.model is model_of(fit, "retrain 1") is not model_of(fit, "look")
+    assert outcome.isolation.verdict == "poisoned"
+    assert "'cat' is poisoned, about 40 images" in outcome.isolation.evidence[0]
+    assert not any("'bee' is" in sentence for sentence in outcome.isolation.evidence)
+    scores = outcome.isolation.scores
+    assert scores[PLANTED].min() > scores[~PLANTED].max()
+
+
+def test_the_scan_looks_once_at_half_of_the_training(defend, trajectories):
+    outcome, fit = defend(trajectories(LABELS, PLANTED), "scan", marked=PLANTED)
+    assert fit.phases == ["look"]
+    assert len(outcome.histories[0].losses) == 10
+    assert torch.equal(outcome.isolation.flagged, PLANTED)
+    assert outcome.isolation.verdict == "poisoned"
+
+
+def test_the_first_look_comes_when_it_is_told_to(defend, trajectories):
+    outcome, _ = defend(trajectories(LABELS, NOBODY), defence=Filter(look=0.7))
+    assert [len(history.losses) for history in outcome.histories] == [14, 6]
+    outcome, fit = defend(trajectories(LABELS, NOBODY), defence=Filter(look=0.99))
+    assert (fit.phases, len(outcome.histories[0].losses)) == (["look"], 20)
+
+
+def test_poison_that_is_learned_late_is_found_at_the_end(defend, trajectories):
+    late = trajectories(LABELS, PLANTED, learned_at=14)
+    late[:10] = trajectories(LABELS, NOBODY)[:10]
+    outcome, fit = defend(late, marked=PLANTED)
+    assert fit.phases == ["look", "train", "retrain 1"]
+    assert torch.equal(outcome.isolation.flagged, PLANTED)
+    assert outcome.isolation.verdict == "poisoned"
+    assert outcome.model is model_of(fit, "retrain 1")
+
+
+def test_two_targets_are_found_at_once(defend, trajectories):
+    both = PLANTED | SECOND
+    outcome, fit = defend(trajectories(LABELS, both), marked=both)
+    assert fit.phases == ["look", "retrain 1"]
+    assert torch.equal(outcome.isolation.flagged, both)
+    assert "'cat' is poisoned, about 40" in outcome.isolation.evidence[0]
+    assert "'eel' is poisoned, about 40" in outcome.isolation.evidence[1]
+
+
+def test_what_falls_apart_only_without_the_first_poison_needs_another_round(defend, trajectories):
+    losses = {"": trajectories(LABELS, PLANTED), "retrain 1": trajectories(LABELS, SECOND)}
+    both = PLANTED | SECOND
+    outcome, fit = defend({**losses, "retrain 2": trajectories(LABELS, NOBODY)}, marked=both)
+    assert fit.phases == ["look", "retrain 1", "retrain 2"]
+    assert torch.equal(fit.dropped("retrain 1"), PLANTED)
+    assert torch.equal(fit.dropped("retrain 2"), both)
+    assert torch.equal(outcome.isolation.flagged, both)
+    assert outcome.model is model_of(fit, "retrain 2")
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3])
+def test_rounds_bound_the_trainings(rounds, defend, trajectories):
+    # In every round another class falls apart.
+    parts = [(label == LABELS) & (torch.arange(COUNT) < 200) for label in range(CLASSES)]
+    names = ("look", "retrain 1", "retrain 2", "retrain 3")
+    losses = {name: trajectories(LABELS, part) for name, part in zip(names, parts, strict=False)}
+    outcome, fit = defend(losses, marked=sum(parts).bool(), defence=Filter(rounds=rounds))
+    assert fit.phases == list(names[: rounds + 1])
+    assert torch.equal(outcome.isolation.flagged, sum(parts[: rounds + 1]).bool())
+    assert outcome.model is model_of(fit, names[rounds])
+
+
+# --- the referee -----------------------------------------------------------------------------------------------------
+
+
+def test_a_cluster_that_the_referee_finds_easy_is_let_go_as_a_whole(defend, trajectories):
+    easy = {"retrain 1": torch.full((COUNT,), 0.97)}
+    outcome, fit = defend(trajectories(LABELS, PLANTED), own=easy)
+    assert fit.phases == ["look", "retrain 1", "train"]
+    assert outcome.model is model_of(fit, "look") is model_of(fit, "train")
+    assert len(outcome.histories[-1].losses) == 10
+    assert not bool(outcome.isolation.flagged.any())
+    assert outcome.isolation.verdict == "undecided"
+    assert any("they are let go" in sentence for sentence in outcome.isolation.evidence)
+
+
+def test_a_network_that_was_finished_is_not_finished_again(defend, trajectories):
+    late = trajectories(LABELS, PLANTED, learned_at=14)
+    late[:10] = trajectories(LABELS, NOBODY)[:10]
+    outcome, fit = defend(late, own={"retrain 1": torch.full((COUNT,), 0.97)})
+    assert fit.phases == ["look", "train", "retrain 1"]
+    assert outcome.model is model_of(fit, "look")
+    assert not bool(outcome.isolation.flagged.any())
+
+
+def test_one_class_is_let_go_and_the_other_is_not(defend, trajectories):
+    own = torch.where(PLANTED, 0.01, 0.97)
+    losses = {"": trajectories(LABELS, PLANTED | SECOND), "retrain 1": trajectories(LABELS, NOBODY)}
+    losses["retrain 2"] = trajectories(LABELS, NOBODY)
+    outcome, fit = defend(losses, marked=PLANTED | SECOND, own={"retrain 1": own, "retrain 2": own})
+    assert fit.phases == ["look", "retrain 1", "retrain 2"]
+    assert torch.equal(fit.dropped("retrain 2"), PLANTED)
+    assert torch.equal(outcome.isolation.flagged, PLANTED)
+
+
+def test_single_images_are_let_go_where_the_rest_is_clearly_wrong(defend, trajectories):
+    right = PLANTED & (torch.arange(COUNT) < 30)
+    own = torch.where(PLANTED & ~right, 0.01, 0.97)
+    outcome, fit = defend(trajectories(LABELS, PLANTED), marked=PLANTED, own={"retrain 1": own})
+    assert fit.phases == ["look", "retrain 1"]
+    assert torch.equal(outcome.isolation.flagged, PLANTED & ~right)
+    assert "about 34 images" in outcome.isolation.evidence[0]
+
+
+def test_a_confident_referee_is_one_that_is_as_sure_as_told(defend, trajectories):
+    right = PLANTED & (torch.arange(COUNT) < 30)
+    own = torch.where(PLANTED & ~right, 0.01, 0.8)
+    kept, _ = defend(trajectories(LABELS, PLANTED), marked=PLANTED, own={"retrain 1": own})
+    assert torch.equal(kept.isolation.flagged, PLANTED)
+    let_go, _ = defend(
+        trajectories(LABELS, PLANTED), marked=PLANTED, own={"retrain 1": own}, defence=Filter(confident=0.7)
+    )
+    assert torch.equal(let_go.isolation.flagged, PLANTED & ~right)
+
+
+def test_where_the_referee_is_neither_wrong_nor_right_none_is_let_go(defend, trajectories):
+    """As with clean labels: many of the suspects look like their class, the trigger aside."""
+    own = torch.where(PLANTED, 0.5, 0.97)
+    own[PLANTED & (torch.arange(COUNT) < 60)] = 0.99
+    outcome, fit = defend(trajectories(LABELS, PLANTED), marked=PLANTED, own={"retrain 1": own})
+    assert fit.phases == ["look", "retrain 1"]
+    assert torch.equal(outcome.isolation.flagged, PLANTED)
+    assert outcome.isolation.verdict == "poisoned"
+
+
+@pytest.mark.parametrize(("missed", "rounds"), [(1, 1), (12, 2)])
+def test_what_only_a_poisoned_network_accepts_is_suspected_too(missed, rounds, defend, trajectories):
+    """Poison that was not learned with the rest; another round follows where it is more than one in twenty."""
+    slow = PLANTED & (torch.arange(COUNT) < 5 * missed)
+    own = torch.where(PLANTED, 0.01, 0.97)
+    outcome, fit = defend(
+        trajectories(LABELS, PLANTED & ~slow),
+        marked=PLANTED & ~slow,
+        own={"retrain 1": own, "retrain 2": own, "look": torch.full((COUNT,), 0.97)},
+    )
+    assert torch.equal(fit.dropped("retrain 1"), PLANTED & ~slow)
+    assert fit.phases[1:] == [f"retrain {number}" for number in range(1, rounds + 1)]
+    assert torch.equal(outcome.isolation.flagged, PLANTED)
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+def test_the_sensitivity_moves_the_alarm(defend, trajectories):
+    losses = trajectories(LABELS, PLANTED)
+    strength = cut_classes(Evidence(losses[:10], LABELS, CLASSES))[TARGET].strength
+    for sensitivity, alarmed in ((0.99, False), (1.01, True)):
+        defence = Filter(sensitivity=sensitivity, alarm=strength)
+        outcome, _ = defend(losses, "scan", marked=PLANTED, defence=defence)
+        assert bool(outcome.isolation.flagged.any()) is alarmed
+        assert outcome.isolation.verdict == ("poisoned" if alarmed else "undecided")
+        assert f"alarm at {strength / sensitivity:.2f}" in outcome.isolation.evidence[0]
+
+
+def test_a_class_is_in_doubt_from_two_thirds_of_the_alarm(defend, trajectories):
+    losses = trajectories(LABELS, PLANTED)
+    strength = cut_classes(Evidence(losses[:10], LABELS, CLASSES))[TARGET].strength
+    # Below a sensitivity of 0.1, gains alone raise no doubt here.
+    for factor, verdict in ((1.4, "undecided"), (1.6, "no sign of poison")):
+        defence = Filter(sensitivity=0.1, alarm=0.1 * factor * strength)
+        outcome, _ = defend(losses, "scan", marked=PLANTED, defence=defence)
+        assert outcome.isolation.verdict == verdict
+        assert ("'cat' is not above suspicion" in outcome.isolation.evidence[0]) is (verdict == "undecided")
+
+
+# --- held-out images -------------------------------------------------------------------------------------------------
+
+
+def test_held_out_poison_is_flagged_with_the_rest(defend, trajectories):
+    held_out = torch.arange(COUNT) % 9 == 0
+    assert bool((PLANTED & held_out).any())
+    outcome, fit = defend(trajectories(LABELS, PLANTED), marked=PLANTED, held_out=held_out)
+    assert fit.phases == ["look", "retrain 1"]
+    assert torch.equal(outcome.isolation.flagged, PLANTED)
+
+
+# --- real trainings --------------------------------------------------------------------------------------------------
+
+
+class Refusing(Silent):
+    """Stops the work at the first batch of any phase but these."""
+
+    def __init__(self, *allowed):
+        self.allowed = allowed
+
+    def bar(self, title, total, unit):
+        assert title in self.allowed or total == 0, f"{title} is trained again"
+        return super().bar(title, total, unit)
+
+
+@pytest.fixture
+def trained(runtime, blobs, tiny, plan, checkpoint_dir):
+    data = blobs(60, 2, channels=1, height=16, width=16)
+
+    def call(defence, *allowed):
+        seeds = Seeds(0)
+        checkpoints = Checkpoints(checkpoint_dir, resume=True)
+        fit = Trainer(runtime, seeds, checkpoints=checkpoints, progress=Refusing(*allowed))
+        return defence.run(data, build_model=tiny(data), fit=fit, plan=plan.but(epochs=4), seeds=seeds)
+
+    return call
+
+
+def assert_same(outcome, expected):
+    weights, wanted = outcome.model.state_dict(), expected.model.state_dict()
+    assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
+    assert torch.equal(outcome.isolation.scores, expected.isolation.scores)
+    assert torch.equal(outcome.isolation.flagged, expected.isolation.flagged)
+    assert outcome.isolation.evidence == expected.isolation.evidence
+    assert [history.phase for history in outcome.histories] == [history.phase for history in expected.histories]
+
+
+@pytest.mark.parametrize("sensitivity", [1e-3, 1e3])
+def test_the_checkpoints_of_finished_phases_are_enough(sensitivity, trained, checkpoint_dir):
+    """Whatever was decided between the phases is decided again in the same way."""
+    defence = Filter(sensitivity=sensitivity, rounds=2)
+    every = ("look", "train", "retrain 1", "retrain 2")
+    expected = trained(defence, *every)
+    phases = [history.phase for history in expected.histories]
+    assert phases[:2] == (["look", "train"] if sensitivity < 1 else ["look", "retrain 1"])
+    assert_same(trained(defence), expected)
+    for done in range(1, len(phases)):
+        for phase in phases[done:]:
+            (checkpoint_dir / f"{phase}.safetensors").unlink()
+        assert_same(trained(defence, *phases[done:]), expected)
+
+
+def test_the_planted_control_adds_a_sentence_and_nothing_else(runtime, blobs, tiny, plan):
+    data = blobs(60, 2, channels=1, height=16, width=16)
+
+    def run(control):
+        seeds = Seeds(0)
+        defence = Filter(control=control)
+        return defence.run(data, build_model=tiny(data), fit=Trainer(runtime, seeds), plan=plan, seeds=seeds)
+
+    without, with_it = run(False), run(True)
+    assert with_it.isolation.evidence[:-1] == without.isolation.evidence
+    assert with_it.isolation.evidence[-1].startswith("Planted control, ")
+    plain = dataclasses.replace(with_it.isolation, evidence=without.isolation.evidence)
+    assert_same(dataclasses.replace(with_it, isolation=plain, histories=without.histories), without)
+    assert [history.phase for history in with_it.histories][: len(without.histories)] == [
+        history.phase for history in without.histories
+    ]
+    assert with_it.histories[-1].phase.startswith("control ")
+    assert with_it.histories[-1].losses.shape[1] == 60

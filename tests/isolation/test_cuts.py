@@ -1,0 +1,235 @@
+"""Cuts: what falls apart and what does not, against a slow transcription, and what sharpening finds and lets go."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import multivariate_normal
+
+from antibackdoor.isolation import Cut, Evidence, cut_classes, sharpened
+
+CLASSES, COUNT, TARGET = 5, 1000, 2
+LABELS = torch.arange(COUNT) % CLASSES
+# 40 of the 200 images of one class.
+PLANTED = (LABELS == TARGET) & (torch.arange(COUNT) < 200)
+ALARM = 0.75
+
+
+@pytest.fixture
+def evidence(trajectories):
+    def make(planted=PLANTED, held_out=None, **rest):
+        return Evidence(trajectories(LABELS, planted, **rest), LABELS, CLASSES, held_out)
+
+    return make
+
+
+def slow_parts(points, guess):
+    """Two Gaussians by expectation and maximisation from a guess, and the densities of one; a covariance each."""
+    n, d = points.shape
+
+    def gaussian(weights):
+        total = sum(weights)
+        mean = sum(w * x for w, x in zip(weights, points, strict=True)) / total
+        spread = sum(w * np.outer(x - mean, x - mean) for w, x in zip(weights, points, strict=True)) / total
+        return mean, spread + 1e-3 * np.eye(d)
+
+    share = np.where(guess, 0.999, 0.001)
+    for _ in range(40):
+        weighted = [part.mean() * multivariate_normal(*gaussian(part)).pdf(points) for part in (share, 1 - share)]
+        share = weighted[0] / (weighted[0] + weighted[1])
+    one = multivariate_normal(*gaussian(np.ones(n))).pdf(points)
+    free = d + d * (d + 1) // 2
+    bic_one = -2 * sum(math.log(p) for p in one) + free * math.log(n)
+    bic_two = -2 * sum(math.log(p + q) for p, q in zip(*weighted, strict=True)) + (2 * free + 1) * math.log(n)
+    return share, (bic_one - bic_two) / n
+
+
+def slow_cut(losses, label, guess, stretches):
+    """Gain, votes, fall and suspicion of one class, image by image as the docstrings say it."""
+    epochs, count = losses.shape
+    logs = [[math.log(max(float(losses[e, i]), 1e-6)) for e in range(epochs)] for i in range(count)]
+    third = epochs // 3
+    falls = [sum(row[:third]) / third - sum(row[-third:]) / third for row in logs]
+    mean = sum(falls) / count
+    deviation = math.sqrt(sum((fall - mean) ** 2 for fall in falls) / count)
+    falls = [(fall - mean) / deviation for fall in falls]
+    voters = sorted(range(count), key=lambda i: -falls[i])[: round(0.01 * count)]
+    own = [i for i in range(count) if int(LABELS[i]) == label]
+    points = []
+    for i in own:
+        parts = np.array_split(np.array(logs[i]), stretches)
+        points.append([sum(part) / len(part) for part in parts])
+    points = np.array(points)
+    points = (points - points.mean(0)) / points.std(0)
+    share, gain = slow_parts(points, guess[own])
+
+    def fall_of(part):
+        return sum(p * falls[i] for p, i in zip(part, own, strict=True)) / sum(part)
+
+    if fall_of(1 - share) > fall_of(share):
+        share = 1 - share
+    votes = sum(float(share[own.index(i)]) for i in voters if i in own) / len(voters)
+    return gain, votes, fall_of(share), share
+
+
+@pytest.mark.parametrize("stretches", [3, 5])
+def test_a_cut_is_its_slow_transcription(evidence, stretches):
+    given = evidence()
+    cut = cut_classes(given, stretches=stretches)[TARGET]
+    gain, votes, fall, share = slow_cut(given.losses.numpy(), TARGET, PLANTED.numpy(), stretches)
+    assert (cut.gain, cut.votes, cut.fall) == pytest.approx((gain, votes, fall), rel=0.01)
+    assert cut.suspicion.numpy() == pytest.approx(share, abs=0.01)
+
+
+def test_the_planted_part_is_found_and_the_other_classes_stay_under_the_alarm(evidence):
+    cuts = cut_classes(evidence())
+    assert [cut.label for cut in cuts] == list(range(CLASSES))
+    for cut in cuts:
+        assert torch.equal(cut.rows, (cut.label == LABELS).nonzero().squeeze(1))
+        assert (cut.suspicion.shape, cut.suspicion.dtype) == (cut.rows.shape, torch.float64)
+        assert bool(((cut.suspicion >= 0) & (cut.suspicion <= 1)).all())
+        if cut.label == TARGET:
+            assert cut.strength > 2 * ALARM
+            assert torch.equal(cut.members, PLANTED.nonzero().squeeze(1))
+        else:
+            assert cut.strength < ALARM / 2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_without_poison_no_class_comes_near_the_alarm(evidence, seed):
+    cuts = cut_classes(evidence(torch.zeros(COUNT, dtype=torch.bool), seed=seed))
+    assert max(cut.strength for cut in cuts) < ALARM / 2
+
+
+def test_several_targets_are_found_by_their_fall(evidence):
+    planted = torch.arange(COUNT) < 150
+    cuts = cut_classes(evidence(planted))
+    assert all(cut.strength > ALARM for cut in cuts)
+    assert min(cut.votes for cut in cuts) == pytest.approx(0, abs=0.01), "the votes alone would not have told"
+    found = torch.cat([cut.members for cut in cuts]).sort().values
+    assert torch.equal(found, planted.nonzero().squeeze(1))
+
+
+def test_held_out_images_are_cut_but_not_fitted_to(evidence):
+    held_out = torch.arange(COUNT) % 9 == 0
+    given = evidence(held_out=held_out)
+    changed = given.losses.clone()
+    changed[:, held_out] = 50 * torch.rand((20, int(held_out.sum())), generator=torch.Generator().manual_seed(3))
+    other = Evidence(changed, LABELS, CLASSES, held_out)
+    for cut, again in zip(cut_classes(given), cut_classes(other), strict=True):
+        assert (cut.gain, cut.votes, cut.fall) == (again.gain, again.votes, again.fall)
+        fitted = ~held_out[cut.rows]
+        assert torch.equal(cut.suspicion[fitted], again.suspicion[fitted])
+        assert len(cut.rows) == 200
+    found = cut_classes(given)[TARGET].members
+    both = PLANTED & held_out
+    assert bool(both.any())
+    assert bool(torch.isin(both.nonzero().squeeze(1), found).all())
+
+
+def test_equal_losses_have_no_strength():
+    cuts = cut_classes(Evidence(torch.full((6, COUNT), 0.5), LABELS, CLASSES))
+    assert len(cuts) == CLASSES
+    for cut in cuts:
+        assert cut.strength == 0
+        assert bool(cut.suspicion.isfinite().all())
+
+
+def test_a_class_of_equal_losses_among_others_has_no_strength(evidence):
+    losses = evidence().losses.clone()
+    losses[:, LABELS == 0] = 0.5
+    cuts = cut_classes(Evidence(losses, LABELS, CLASSES))
+    assert cuts[0].strength == 0
+    assert cuts[TARGET].strength > ALARM
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 4])
+def test_few_epochs_are_enough_to_cut(epochs):
+    losses = torch.rand((epochs, COUNT), generator=torch.Generator().manual_seed(0))
+    for cut in cut_classes(Evidence(losses, LABELS, CLASSES)):
+        assert math.isfinite(cut.strength)
+        assert bool(cut.suspicion.isfinite().all())
+
+
+def test_losses_of_zero_are_no_infinity(evidence):
+    losses = evidence().losses.clone()
+    losses[-3:, PLANTED] = 0
+    assert torch.equal(cut_classes(Evidence(losses, LABELS, CLASSES))[TARGET].members, PLANTED.nonzero().squeeze(1))
+
+
+def test_small_classes_are_left_out():
+    labels = torch.tensor([0] * 60 + [1] * 19 + [2] * 20 + [3] * 25)
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    held_out[-6:] = True  # leaves 19 of class 3
+    losses = torch.rand((6, len(labels)), generator=torch.Generator().manual_seed(0))
+    assert [cut.label for cut in cut_classes(Evidence(losses, labels, 5))] == [0, 2, 3]
+    assert [cut.label for cut in cut_classes(Evidence(losses, labels, 5, held_out))] == [0, 2]
+
+
+def test_nothing_is_drawn_from_or_written_to_what_is_shared(evidence):
+    given = evidence()
+    losses = given.losses.clone()
+    np.random.seed(5)  # noqa: NPY002 - the state that must be left alone
+    expected = np.random.rand()  # noqa: NPY002
+    np.random.seed(5)  # noqa: NPY002
+    before = torch.get_rng_state()
+    first, again = cut_classes(given), cut_classes(given)
+    assert np.random.rand() == expected  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(given.losses, losses)
+    assert all(torch.equal(a.suspicion, b.suspicion) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("gain", "votes", "fall", "strength"),
+    [(1.0, 0.3, 0.0, 1.0), (1.0, 0.0, 1.2, 1.0), (0.5, 0.6, 1.2, 1.0), (2.0, 0.15, 0.6, 1.0), (-1.0, 1.0, 3.0, 0.0)],
+)
+def test_the_strength_by_hand(gain, votes, fall, strength):
+    cut = Cut(0, torch.tensor([4, 6]), torch.tensor([0.4, 0.6]).double(), gain, votes, fall)
+    assert cut.strength == pytest.approx(strength)
+    assert cut.members.tolist() == [6]
+
+
+# --- sharpening ----------------------------------------------------------------------------------------------------
+
+
+def features(marked, size=16, by=5.0):
+    drawn = torch.randn((len(marked), size), generator=torch.Generator().manual_seed(0))
+    drawn[:, 0] += by * marked
+    return drawn
+
+
+def test_missed_members_are_found_and_strangers_let_go():
+    marked = torch.arange(300) < 60
+    start = marked & (torch.arange(300) < 40) | (torch.arange(300) >= 290)
+    before = start.clone()
+    found = sharpened(features(marked), start)
+    assert (found.shape, found.dtype) == (start.shape, torch.bool)
+    assert int((found & marked).sum()) >= 58
+    assert not bool(found[290:].any())
+    assert int((found & ~marked).sum()) <= 12, "one in twenty"
+    assert torch.equal(start, before)
+
+
+def test_a_second_pass_finds_more():
+    marked = torch.arange(300) < 60
+    start = torch.arange(300) < 15
+    once, twice = (sharpened(features(marked), start, passes=passes) for passes in (1, 2))
+    assert int((twice == marked).sum()) >= int((once == marked).sum()) > int((start == marked).sum())
+    assert torch.equal(sharpened(features(marked), start, passes=0), start)
+
+
+@pytest.mark.parametrize("count", [0, 9, 91, 100])
+def test_too_few_on_a_side_stay_as_they_are(count):
+    start = torch.arange(100) < count
+    assert torch.equal(sharpened(features(torch.arange(100) < 50), start), start)
+
+
+def test_features_that_are_all_alike_are_no_fault():
+    drawn = features(torch.arange(100) < 30)
+    drawn[:, 5:] = 0
+    assert int((sharpened(drawn, torch.arange(100) < 30) == (torch.arange(100) < 30)).sum()) >= 95
+    assert sharpened(torch.ones(100, 4), torch.arange(100) < 30).shape == (100,)
