@@ -98,15 +98,53 @@ def strength(content: dict[str, object]) -> list[str]:
     return lines
 
 
+def protection(content: dict[str, object]) -> list[str]:
+    """Return the table of benchmarks/filter.py: one row an attack and defence, the control above each attack."""
+    names = ["attack", "defence", "n", "clean accuracy", "attack success", "precision", "recall", "false flags", "cost"]
+    lines = [f"| {' | '.join(names)} | verdicts |", "|---|" + "---|" * len(names)]
+    for row in content["summary"]:
+        if row["defence"] == "none":
+            control = [share(row, "control_ca"), share(row, "control_asr")]
+            lines.append(f"| {row['row']} | control | {row['n']} | {' | '.join(control)} | - | - | - | - | - |")
+        figures = [share(row, key) for key in ("ca", "asr", "precision", "recall", "fpr")]
+        verdicts = ", ".join(f"{row['verdicts'].count(name)} {name}" for name in dict.fromkeys(row["verdicts"]))
+        cells = [row["row"], row["defence"], str(row["n"]), *figures, f"{row['cost']:.2f}x", verdicts]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def null(content: dict[str, object]) -> list[str]:
+    """Return the table of benchmarks/calibrate.py: the highest strength of any class, and the highest gain."""
+    lines = [
+        "| set | n | strength, first look | strength, end | gain, first look | gain, end |",
+        "|---|---|---|---|---|---|",
+    ]
+    keys = ("look_strength", "end_strength", "look_gain", "end_gain")
+    for kind in dict.fromkeys(cell["kind"] for cell in content["cells"]):
+        group = [cell for cell in content["cells"] if cell["kind"] == kind]
+        highest = [f"{max(cell[key] for cell in group):.2f}" for key in keys]
+        lines.append(f"| {group[0]['set']}, {kind} | {len(group)} | {' | '.join(highest)} |")
+    return lines
+
+
 def figure(row: dict[str, object], key: str, digits: int) -> str:
     """Return a number, or a dash where there is none."""
     value = row.get(key)
     return "-" if value is None else f"{value:,.{digits}f}"
 
 
+def named(row: dict[str, object]) -> str:
+    """Return the attack of a row by its name alone."""
+    return re.split("[@:]", str(row.get("attack", row.get("row"))))[0]
+
+
 def kind_of(content: dict[str, object]) -> Callable[[dict[str, object]], list[str]]:
     """Return the function that knows the file."""
+    if "summary" not in content:
+        return null
     row = content["summary"][0]
+    if "verdicts" in row:
+        return protection
     if "signal" in row:
         return isolation
     return strength if "images_per_second" in row or "control_asr" in row else quality
@@ -120,8 +158,8 @@ def main() -> None:
     arguments = parser.parse_args()
     for path in arguments.files:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if arguments.only:
-            content["summary"] = [r for r in content["summary"] if re.split("[@:]", r["attack"])[0] in arguments.only]
+        if arguments.only and "summary" in content:
+            content["summary"] = [r for r in content["summary"] if named(r) in arguments.only]
         table = kind_of(content)
         device = content["device"]
         print(f"`{content['command']}`; {device['name']}, {device['precision']}, {device['threads']} threads\n")

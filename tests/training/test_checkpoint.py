@@ -24,6 +24,9 @@ PHASES = {
     "none": {"train": 3},
     "abl": {"isolate": 2, "fine-tune": 3, "unlearn": 2},
     "abl-paper": {"isolate": 1, "joint": 2},
+    "cbd": {"biased 1": 1, "biased 2": 1, "train": 3},
+    "filter": {"look": 2, "train": 1},
+    "filter, alarmed": {"look": 2, "retrain 1": 3},
 }
 PARAMS = {
     "none": {},
@@ -37,7 +40,12 @@ PARAMS = {
         "anchors": 9,
     },
     "abl-paper": {"share": 0.2, "turning": 0.34, "isolation_lr": 0.05},
+    "cbd": {"biased_epochs": 2, "certain_loss": 1e-6, "share": 0.2},
+    "filter": {"sensitivity": 1e-3},
+    "filter, alarmed": {"sensitivity": 1e3, "rounds": 1},
 }
+# The filter cuts classes of 20 trained images or more.
+SIZES = {"filter": (60, 2), "filter, alarmed": (60, 2)}
 
 
 class Killer(Silent):
@@ -65,25 +73,31 @@ class _KillerBar:
 
 
 class Setting:
-    def __init__(self, runtime, tiny, data, folder):
-        self.runtime, self.data, self.folder = runtime, data, folder
-        self.build = tiny(data, dropout=0.2)
-        self.held_out = torch.zeros(len(data), dtype=torch.bool)
+    def __init__(self, runtime, tiny, blobs, folder):
+        self.runtime, self.tiny, self.blobs, self.folder = runtime, tiny, blobs, folder
+        self.use(48, 4)
+
+    def use(self, count, classes):
+        self.data = self.blobs(count, classes, channels=1, height=16, width=16)
+        self.build = self.tiny(self.data, dropout=0.2)
+        self.held_out = torch.zeros(count, dtype=torch.bool)
         self.held_out[::6] = True
 
     def run(self, name, *, folder=None, progress=None, resume=True):
+        if name in SIZES:
+            self.use(*SIZES[name])
         seeds = Seeds(4)
         checkpoints = Checkpoints(folder, resume=resume) if folder else None
         trainer = Trainer(
             self.runtime, seeds, held_out=self.held_out, checkpoints=checkpoints, progress=progress or Silent()
         )
-        defence = DEFENCES.build(name, PARAMS[name])
+        defence = DEFENCES.build(name.split(",")[0], PARAMS[name])
         return defence.run(self.data, build_model=self.build, fit=trainer, plan=PLAN, seeds=seeds)
 
 
 @pytest.fixture
 def setting(runtime, tiny, blobs, checkpoint_dir):
-    return Setting(runtime, tiny, blobs(48, 4, channels=1, height=16, width=16), checkpoint_dir)
+    return Setting(runtime, tiny, blobs, checkpoint_dir)
 
 
 def assert_same(outcome, expected):
