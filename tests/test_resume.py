@@ -27,6 +27,10 @@ METHODS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
     ),
     "abl-paper": (("isolate", "joint"), ("--defence", "abl-paper", "--epochs", "24", "--set", "defence.turning=0.5")),
+    "filter": (
+        ("look", "retrain 1"),
+        ("--defence", "filter", "--epochs", "24", "--sensitivity", "1000", "--set", "defence.rounds=1"),
+    ),
     "none": (("train",), ("--defence", "none", "--epochs", "16")),
 }
 

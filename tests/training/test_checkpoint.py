@@ -25,6 +25,7 @@ PHASES = {
     "abl": {"isolate": 2, "fine-tune": 3, "unlearn": 2},
     "abl-paper": {"isolate": 1, "joint": 2},
     "cbd": {"biased 1": 1, "biased 2": 1, "train": 3},
+    "d-br": {"train": 3, "unlearn 1": 1, "relearn 1": 1, "unlearn 2": 1, "relearn 2": 1},
     "filter": {"look": 2, "train": 1},
     "filter, alarmed": {"look": 2, "retrain 1": 3},
 }
@@ -41,6 +42,16 @@ PARAMS = {
     },
     "abl-paper": {"share": 0.2, "turning": 0.34, "isolation_lr": 0.05},
     "cbd": {"biased_epochs": 2, "certain_loss": 1e-6, "share": 0.2},
+    "d-br": {
+        "rounds": 2,
+        "share": 0.3,
+        "clean_share": 0.7,
+        "learnt": 0.01,
+        "harm": 0.9,
+        "unlearn_batch_size": 4,
+        "unlearn_lr": 1e-4,
+        "relearn_lr": 1e-4,
+    },
     "filter": {"sensitivity": 1e-3},
     "filter, alarmed": {"sensitivity": 1e3, "rounds": 1},
 }
