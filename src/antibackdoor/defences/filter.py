@@ -69,7 +69,7 @@ class _Look:
 
 @dataclass(frozen=True)
 class Filter(Defence):
-    """Train, cut, drop, train again; see above.
+    """Ordinary training, then another without what was learned all at once, which judges what was left out.
 
     Attributes:
         sensitivity: Divides ``alarm``: 2 raises the alarm on half the evidence, and falsely more often.
