@@ -39,10 +39,12 @@ from antibackdoor.types import History, ImageSet, Isolation, Outcome, Verdict
 
 __all__ = ["Filter"]
 
+# What the alarm is multiplied by at the first look.
+_EARLY = 1.5
 # Responsibility from which the losses alone make a suspect, whatever the features say.
 _SURE = 0.9
 # Share of the alarm's strength from which a class is neither poisoned nor free of suspicion.
-_DOUBT = 2 / 3
+_DOUBT = 0.8
 # Gain from which a class is not above suspicion, whichever part fell further: images with wrong labels that were not
 # learned yet look like that. Clean classes reached 0.58.
 _APART = 0.8
@@ -73,7 +75,8 @@ class Filter(Defence):
 
     Attributes:
         sensitivity: Divides ``alarm``: 2 raises the alarm on half the evidence, and falsely more often.
-        alarm: Strength (``Cut.strength``) from which a class counts as poisoned.
+        alarm: Strength (``Cut.strength``) from which a class counts as poisoned at the end of a training; at the first
+            look, where figures are noisier, half as much again.
         look: Share of the epochs after which it looks for the first time, above 0 and below 1.
         rounds: Most trainings after the first, at least 1.
         confident: Probability from which the referee's word for a suspect's own label counts, above 0 and below 1.
@@ -87,7 +90,7 @@ class Filter(Defence):
     """
 
     sensitivity: float = 1.0
-    alarm: float = 0.75
+    alarm: float = 0.5
     look: float = 0.5
     rounds: int = 3
     confident: float = 0.9
@@ -108,20 +111,22 @@ class Filter(Defence):
         """Train for the first part of the plan and look once."""
         model = build_model(seeds.generator("init"))
         history = fit(model, data, Phase("look", plan, last=self._first_look(plan)))
-        look = self._look_at(history, model, data, fit)
+        look = self._look_at(history, model, data, fit, early=True)
         limit, planted = self._limit(data, build_model, fit, plan, self._first_look(plan), seeds)
-        return Outcome(model, self._isolation(look.cuts, data, look.suspects, limit), (history, *planted))
+        isolation = self._isolation(look.cuts, data, look.suspects, limit, early=True)
+        return Outcome(model, isolation, (history, *planted))
 
     def run(self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds) -> Outcome:
         """Train, and again without the suspects for as long as that changes who is suspected."""
         first = build_model(seeds.generator("init"))
         half = self._first_look(plan)
         histories = [fit(first, data, Phase("look", plan, last=half))]
-        look = self._look_at(histories[0], first, data, fit)
+        look = self._look_at(histories[0], first, data, fit, early=half < plan.epochs)
         to_finish = half < plan.epochs
         if to_finish and not bool(look.suspects.any()):
             histories.append(fit(first, data, Phase("train", plan, first=half)))
             look, to_finish = self._look_at(_joined(histories), first, data, fit), False
+        early = to_finish
         model, suspects, cuts, words = first, look.suspects, look.cuts, list[str]()
         before = _own_probability(first, data, fit)
         for number in range(1, self.rounds + 1):
@@ -151,7 +156,8 @@ class Filter(Defence):
             if to_finish:
                 histories.append(fit(first, data, Phase("train", plan, first=half)))
         limit, planted = self._limit(data, build_model, fit, plan, plan.epochs, seeds)
-        return Outcome(model, self._isolation(cuts, data, suspects, [*words, *limit]), (*histories, *planted))
+        isolation = self._isolation(cuts, data, suspects, [*words, *limit], early=early)
+        return Outcome(model, isolation, (*histories, *planted))
 
     def _limit(
         self, data: ImageSet, build_model: BuildModel, fit: Fit, plan: TrainPlan, epochs: int, seeds: Seeds
@@ -164,7 +170,7 @@ class Filter(Defence):
             longer, planted = with_planted_copies(data, max(1, round(share * len(data))), generator)
             model = build_model(seeds.generator("init"))
             history = fit(model, longer, Phase(f"control {100 * share:g}", plan, last=epochs))
-            suspects = self._look_at(history, model, longer, fit).suspects
+            suspects = self._look_at(history, model, longer, fit, early=epochs < plan.epochs).suspects
             histories.append(dataclasses.replace(history, losses=history.losses[:, : len(data)]))
             recall = float(suspects[planted].float().mean())
             if recall < _FOUND:
@@ -179,7 +185,14 @@ class Filter(Defence):
         return max(1, round(self.look * plan.epochs))
 
     def _look_at(
-        self, history: History, model: nn.Module, data: ImageSet, fit: Fit, kept: Tensor | None = None
+        self,
+        history: History,
+        model: nn.Module,
+        data: ImageSet,
+        fit: Fit,
+        *,
+        kept: Tensor | None = None,
+        early: bool = False,
     ) -> _Look:
         """Cut every class of the images that were kept, and suspect what was learned all at once."""
         rows = torch.arange(len(data)) if kept is None else kept.nonzero().squeeze(1)
@@ -188,7 +201,7 @@ class Filter(Defence):
         cuts = cut_classes(Evidence(losses, data.labels[rows], data.num_classes, held_out))
         suspects = torch.zeros(len(data), dtype=torch.bool)
         for cut in cuts:
-            if cut.strength >= self.alarm / self.sensitivity:
+            if cut.strength >= self._alarm_at(early):
                 members = cut.suspicion > 0.5
                 features = _features(Network(model, data, fit.runtime), rows[cut.rows])
                 if features is not None:
@@ -221,13 +234,18 @@ class Filter(Defence):
     def _lets_a_class_go(self, suspects: Tensor, cleared: Tensor, labels: Tensor) -> bool:
         return any(bool((cleared | ~suspects)[labels == label].all()) for label in labels[suspects].unique())
 
-    def _isolation(self, cuts: dict[int, Cut], data: ImageSet, flagged: Tensor, words: list[str]) -> Isolation:
+    def _alarm_at(self, early: bool) -> float:
+        return (_EARLY if early else 1.0) * self.alarm / self.sensitivity
+
+    def _isolation(
+        self, cuts: dict[int, Cut], data: ImageSet, flagged: Tensor, words: list[str], *, early: bool = False
+    ) -> Isolation:
         scores = torch.zeros(len(data))
         for cut in cuts.values():
             scores[cut.rows] = (cut.suspicion * cut.strength).float()
         # What is flagged comes first, whatever brought it there.
         scores = scores + flagged.float() * (scores.max() + 1)
-        limit = self.alarm / self.sensitivity
+        limit = self._alarm_at(early)
         poisoned = [label for label in cuts if bool(flagged[data.labels == label].any())]
         doubtful = [
             cut.label

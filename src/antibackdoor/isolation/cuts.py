@@ -19,7 +19,7 @@ _FLOOR = 1e-6
 _SMALLEST_CLASS = 20
 # The share of all images, those whose losses fell furthest, that vote.
 _VOTERS = 0.01
-# Votes and fall that count once. Clean sets reached 0.57 of a gain times votes, and 0.5 of a gain times fall.
+# Votes and fall that count once.
 _MANY_VOTES, _LONG_FALL = 0.3, 1.2
 
 
@@ -32,7 +32,8 @@ class Cut:
         rows: int64 (n,), its images.
         suspicion: float64 (n,), responsibility of the part that fell further, 0..1.
         gain: How much better two Gaussians describe the class than one: the gain in BIC per image.
-        votes: Share of the furthest-fallen 1 % of all images that lie in that part, 0..1.
+        votes: Share of the furthest-fallen 1 % of all images that lie in that part, beyond what the class would have
+            by its size: 0..1.
         fall: Mean fall of its log-losses, in standard deviations of the fall of all images above their mean.
     """
 
@@ -91,7 +92,9 @@ def cut_classes(evidence: Evidence, *, stretches: int = 5) -> list[Cut]:
         weights = share[trained[own]]
         mean_falls = (weights * standard[own][trained[own], None]).sum(0) / np.maximum(weights.sum(0), _FLOOR)
         suspect = int(mean_falls.argmax())
+        by_size = float(trained[own].sum() / trained.sum())
         votes = float(share[furthest[own], suspect].sum() / furthest.sum())
+        votes = max(0.0, votes - by_size) / max(1 - by_size, _FLOOR)
         suspicion = torch.from_numpy(share[:, suspect].copy())
         cuts.append(Cut(label, rows, suspicion, gain, votes, float(mean_falls[suspect])))
     return cuts
