@@ -52,7 +52,8 @@ def slow_cut(losses, label, guess, stretches):
     epochs, count = losses.shape
     logs = [[math.log(max(float(losses[e, i]), 1e-6)) for e in range(epochs)] for i in range(count)]
     third = epochs // 3
-    falls = [sum(row[:third]) / third - sum(row[-third:]) / third for row in logs]
+    start = min(2, third)
+    falls = [sum(row[:start]) / start - sum(row[-third:]) / third for row in logs]
     mean = sum(falls) / count
     deviation = math.sqrt(sum((fall - mean) ** 2 for fall in falls) / count)
     falls = [(fall - mean) / deviation for fall in falls]
@@ -72,6 +73,7 @@ def slow_cut(losses, label, guess, stretches):
     if fall_of(1 - share) > fall_of(share):
         share = 1 - share
     votes = sum(float(share[own.index(i)]) for i in voters if i in own) / len(voters)
+    votes = max(0.0, votes - len(own) / count) / (1 - len(own) / count)
     return gain, votes, fall_of(share), share
 
 

@@ -39,6 +39,8 @@ from antibackdoor.types import History, ImageSet, Isolation, Outcome, Verdict
 
 __all__ = ["Filter"]
 
+# Epochs that a look needs, and after which the first one comes at the latest.
+_FEWEST, _EARLY_ENOUGH = 5, 10
 # What the alarm is multiplied by at the first look.
 _EARLY = 1.5
 # Responsibility from which the losses alone make a suspect, whatever the features say.
@@ -77,7 +79,8 @@ class Filter(Defence):
         sensitivity: Divides ``alarm``: 2 raises the alarm on half the evidence, and falsely more often.
         alarm: Strength (``Cut.strength``) from which a class counts as poisoned at the end of a training; at the first
             look, where figures are noisier, half as much again.
-        look: Share of the epochs after which it looks for the first time, above 0 and below 1.
+        look: Share of the epochs after which it looks for the first time, above 0 and below 1; five epochs at least,
+            ten at most.
         rounds: Most trainings after the first, at least 1.
         confident: Probability from which the referee's word for a suspect's own label counts, above 0 and below 1.
         control: State the detection limit as well: plant copies with a trigger of ours, in 2, 1, 0.5 and 0.2 % of the
@@ -113,7 +116,7 @@ class Filter(Defence):
         history = fit(model, data, Phase("look", plan, last=self._first_look(plan)))
         look = self._look_at(history, model, data, fit, early=True)
         limit, planted = self._limit(data, build_model, fit, plan, self._first_look(plan), seeds)
-        isolation = self._isolation(look.cuts, data, look.suspects, limit, early=True)
+        isolation = self._isolation(look.cuts, data, look.suspects, limit, early=True, epochs=len(history.losses))
         return Outcome(model, isolation, (history, *planted))
 
     def run(self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds) -> Outcome:
@@ -128,14 +131,16 @@ class Filter(Defence):
             look, to_finish = self._look_at(_joined(histories), first, data, fit), False
         early = to_finish
         model, suspects, cuts, words = first, look.suspects, look.cuts, list[str]()
+        kept, let_go = torch.ones_like(suspects), torch.zeros_like(suspects)
         before = _own_probability(first, data, fit)
         for number in range(1, self.rounds + 1):
             if not bool(suspects.any()):
                 break
-            model = build_model(seeds.generator("init"))
-            histories.append(fit(model, data, Phase(f"retrain {number}", plan), subset=~suspects))
+            kept, model = ~suspects, build_model(seeds.generator("init"))
+            histories.append(fit(model, data, Phase(f"retrain {number}", plan), subset=kept))
             after = _own_probability(model, data, fit)
-            again = self._look_at(histories[-1], model, data, fit, kept=~suspects)
+            again = self._look_at(histories[-1], model, data, fit, kept=kept)
+            again = dataclasses.replace(again, suspects=again.suspects & ~let_go)
             cleared = self._cleared(suspects, data.labels, after)
             missed = self._missed(suspects, data.labels, before, after)
             words.append(
@@ -147,16 +152,20 @@ class Filter(Defence):
             cuts = {**cuts, **{label: cut for label, cut in again.cuts.items() if bool(again.suspects[cut.rows].any())}}
             worth = _WORTH * int(suspects.sum())
             settled = int(missed.sum()) <= worth and not bool(again.suspects.any())
-            settled = settled and not self._lets_a_class_go(suspects, cleared, data.labels)
+            free = self._let_go(suspects, cleared, data.labels)
+            settled = settled and not bool(free.any())
+            let_go |= free
             suspects = (suspects & ~cleared) | missed | again.suspects
             if settled:
                 break
         if not bool(suspects.any()) and model is not first:
-            model = first
+            model, kept = first, torch.ones_like(suspects)
             if to_finish:
                 histories.append(fit(first, data, Phase("train", plan, first=half)))
+        if bool((suspects & kept).any()):
+            words.append(f"The network was trained on {int((suspects & kept).sum())} of the flagged images.")
         limit, planted = self._limit(data, build_model, fit, plan, plan.epochs, seeds)
-        isolation = self._isolation(cuts, data, suspects, [*words, *limit], early=early)
+        isolation = self._isolation(cuts, data, suspects, [*words, *limit], early=early, epochs=plan.epochs)
         return Outcome(model, isolation, (*histories, *planted))
 
     def _limit(
@@ -182,7 +191,7 @@ class Filter(Defence):
         return [f"Planted control, copies with a patch of ours: {'; '.join(found)}."], histories
 
     def _first_look(self, plan: TrainPlan) -> int:
-        return max(1, round(self.look * plan.epochs))
+        return min(max(_FEWEST, min(_EARLY_ENOUGH, round(self.look * plan.epochs))), plan.epochs)
 
     def _look_at(
         self,
@@ -201,7 +210,7 @@ class Filter(Defence):
         cuts = cut_classes(Evidence(losses, data.labels[rows], data.num_classes, held_out))
         suspects = torch.zeros(len(data), dtype=torch.bool)
         for cut in cuts:
-            if cut.strength >= self._alarm_at(early):
+            if cut.strength >= self._alarm_at(early) and len(losses) >= _FEWEST:
                 members = cut.suspicion > 0.5
                 features = _features(Network(model, data, fit.runtime), rows[cut.rows])
                 if features is not None:
@@ -231,14 +240,16 @@ class Filter(Defence):
         beside = torch.isin(labels, labels[suspects].unique()) & ~suspects
         return beside & (before >= self.confident) & (after < 0.5)
 
-    def _lets_a_class_go(self, suspects: Tensor, cleared: Tensor, labels: Tensor) -> bool:
-        return any(bool((cleared | ~suspects)[labels == label].all()) for label in labels[suspects].unique())
+    def _let_go(self, suspects: Tensor, cleared: Tensor, labels: Tensor) -> Tensor:
+        """Return the images of the classes whose suspects are all let go, bool (N,)."""
+        left = labels[suspects & ~cleared].unique()
+        return torch.isin(labels, labels[suspects].unique()) & ~torch.isin(labels, left)
 
     def _alarm_at(self, early: bool) -> float:
         return (_EARLY if early else 1.0) * self.alarm / self.sensitivity
 
     def _isolation(
-        self, cuts: dict[int, Cut], data: ImageSet, flagged: Tensor, words: list[str], *, early: bool = False
+        self, cuts: dict[int, Cut], data: ImageSet, flagged: Tensor, words: list[str], *, early: bool, epochs: int
     ) -> Isolation:
         scores = torch.zeros(len(data))
         for cut in cuts.values():
@@ -264,11 +275,17 @@ class Filter(Defence):
                 f"Class {data.classes[label]!r} is not above suspicion ({_figures(cuts[label])}, alarm at "
                 f"{limit:.2f}): it may hold images with wrong labels that were not learned yet."
             )
-        if not sentences:
-            top = max(cuts.values(), key=lambda cut: cut.strength, default=None)
-            nearest = f"; nearest is {data.classes[top.label]!r} ({_figures(top)}, alarm at {limit:.2f})" if top else ""
-            sentences.append(f"No class falls apart into two kinds of images{nearest}.")
-        verdict: Verdict = "poisoned" if poisoned else "undecided" if doubtful or not cuts else "no sign of poison"
+        if not cuts:
+            sentences.append(
+                "There is too little to look at: no class has 20 images, or the training had under 5 epochs."
+            )
+        elif not sentences:
+            top = max(cuts.values(), key=lambda cut: cut.strength)
+            sentences.append(
+                f"No class falls apart into two kinds of images; nearest is {data.classes[top.label]!r} "
+                f"({_figures(top)}, alarm at {limit:.2f})."
+            )
+        verdict: Verdict = "poisoned" if poisoned else "undecided" if doubtful or blind else "no sign of poison"
         return Isolation(scores, flagged, verdict, (*sentences, *words))
 
 

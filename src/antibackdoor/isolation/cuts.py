@@ -19,6 +19,10 @@ _FLOOR = 1e-6
 _SMALLEST_CLASS = 20
 # The share of all images, those whose losses fell furthest, that vote.
 _VOTERS = 0.01
+# Epochs at the start from which a fall counts: a backdoor may be learned in the third.
+_START = 2
+# How well features must tell the suspects from the rest (mean of the two shares that are right) to have a say.
+_TELLING = 0.8
 # Votes and fall that count once.
 _MANY_VOTES, _LONG_FALL = 0.3, 1.2
 
@@ -34,7 +38,8 @@ class Cut:
         gain: How much better two Gaussians describe the class than one: the gain in BIC per image.
         votes: Share of the furthest-fallen 1 % of all images that lie in that part, beyond what the class would have
             by its size: 0..1.
-        fall: Mean fall of its log-losses, in standard deviations of the fall of all images above their mean.
+        fall: Mean fall of its log-losses from the first two epochs to the last third, in standard deviations of the
+            fall of all images above their mean.
     """
 
     label: int
@@ -78,7 +83,7 @@ def cut_classes(evidence: Evidence, *, stretches: int = 5) -> list[Cut]:
     logs = evidence.losses.clamp_min(_FLOOR).log().double()
     means = torch.stack([part.mean(0) for part in torch.tensor_split(logs, min(stretches, len(logs)))], 1)
     third = max(1, len(logs) // 3)
-    falls = (logs[:third].mean(0) - logs[-third:].mean(0)).numpy()
+    falls = (logs[: min(_START, third)].mean(0) - logs[-third:].mean(0)).numpy()
     trained = evidence.trained.numpy()
     standard = (falls - falls[trained].mean()) / max(falls[trained].std(), _FLOOR)
     furthest = trained & (standard >= np.quantile(standard[trained], 1 - _VOTERS))
@@ -105,9 +110,10 @@ def _two_parts(points: NDArray[np.float64], fitted: NDArray[np.bool_]) -> tuple[
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
+    points = points[:, points[fitted].std(0) > _FLOOR]
     own = points[fitted]
     spread = own.std(0)
-    if not (spread > _FLOOR).all():
+    if points.shape[1] == 0:
         return np.tile([0.0, 1.0], (len(points), 1)), 0.0
     standard = (points - own.mean(0)) / spread
     with warnings.catch_warnings():
@@ -131,7 +137,8 @@ def sharpened(features: Tensor, members: Tensor, *, passes: int = 2) -> Tensor:
         passes: How often.
 
     Returns:
-        bool (n,); ``members`` itself where there are fewer than ten on either side.
+        bool (n,); ``members`` itself where there are fewer than ten on either side, or where the features hardly tell
+        them apart.
 
     Source:
         Ours; self-training with cross-validation.
@@ -146,5 +153,8 @@ def sharpened(features: Tensor, members: Tensor, *, passes: int = 2) -> Tensor:
         if min(current.sum(), len(current) - current.sum()) < 10:
             break
         line = LogisticRegression(C=0.05, max_iter=500, class_weight="balanced")
-        current = cross_val_predict(line, standard, current, cv=5, method="decision_function") > 0
+        told = cross_val_predict(line, standard, current, cv=5, method="decision_function") > 0
+        if (told[current].mean() + (~told[~current]).mean()) / 2 < _TELLING:
+            break
+        current = told
     return torch.from_numpy(np.ascontiguousarray(current))
