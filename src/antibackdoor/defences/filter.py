@@ -275,10 +275,9 @@ class Filter(Defence):
                 f"Class {data.classes[label]!r} is not above suspicion ({_figures(cuts[label])}, alarm at "
                 f"{limit:.2f}): it may hold images with wrong labels that were not learned yet."
             )
-        if not cuts:
-            sentences.append(
-                "There is too little to look at: no class has 20 images, or the training had under 5 epochs."
-            )
+        blind = not cuts or epochs < _FEWEST
+        if blind:
+            sentences.append("Too little to look at: no class has 20 images, or the training had under 5 epochs.")
         elif not sentences:
             top = max(cuts.values(), key=lambda cut: cut.strength)
             sentences.append(
