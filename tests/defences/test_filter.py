@@ -158,9 +158,16 @@ def test_the_scan_looks_once_at_half_of_the_training(defend, trajectories):
 
 
 def test_the_first_look_comes_when_it_is_told_to(defend, trajectories):
-    outcome, _ = defend(trajectories(LABELS, NOBODY), defence=Filter(look=0.7))
-    assert [len(history.losses) for history in outcome.histories] == [14, 6]
-    outcome, fit = defend(trajectories(LABELS, NOBODY), defence=Filter(look=0.99))
+    for settings, parts in (
+        ({"look": 0.4}, [8, 12]),
+        ({"look": 0.7}, [10, 10]),
+        ({"look": 0.7, "latest": 16}, [14, 6]),
+        ({"look": 0.1}, [5, 15]),
+        ({"look": 0.1, "fewest": 3}, [3, 17]),
+    ):
+        outcome, _ = defend(trajectories(LABELS, NOBODY), defence=Filter(**settings))
+        assert [len(history.losses) for history in outcome.histories] == parts
+    outcome, fit = defend(trajectories(LABELS, NOBODY), defence=Filter(look=0.99, latest=20))
     assert (fit.phases, len(outcome.histories[0].losses)) == (["look"], 20)
 
 
@@ -291,19 +298,19 @@ def test_the_sensitivity_moves_the_alarm(defend, trajectories):
     losses = trajectories(LABELS, PLANTED)
     strength = cut_classes(Evidence(losses[:10], LABELS, CLASSES))[TARGET].strength
     for sensitivity, alarmed in ((0.99, False), (1.01, True)):
-        defence = Filter(sensitivity=sensitivity, alarm=strength)
+        defence = Filter(sensitivity=sensitivity, alarm=strength / 1.5)
         outcome, _ = defend(losses, "scan", marked=PLANTED, defence=defence)
         assert bool(outcome.isolation.flagged.any()) is alarmed
         assert outcome.isolation.verdict == ("poisoned" if alarmed else "undecided")
         assert f"alarm at {strength / sensitivity:.2f}" in outcome.isolation.evidence[0]
 
 
-def test_a_class_is_in_doubt_from_two_thirds_of_the_alarm(defend, trajectories):
+def test_a_class_is_in_doubt_from_four_fifths_of_the_alarm(defend, trajectories):
     losses = trajectories(LABELS, PLANTED)
     strength = cut_classes(Evidence(losses[:10], LABELS, CLASSES))[TARGET].strength
     # Below a sensitivity of 0.1, gains alone raise no doubt here.
-    for factor, verdict in ((1.4, "undecided"), (1.6, "no sign of poison")):
-        defence = Filter(sensitivity=0.1, alarm=0.1 * factor * strength)
+    for factor, verdict in ((1.2, "undecided"), (1.3, "no sign of poison")):
+        defence = Filter(sensitivity=0.1, alarm=0.1 * factor * strength / 1.5)
         outcome, _ = defend(losses, "scan", marked=PLANTED, defence=defence)
         assert outcome.isolation.verdict == verdict
         assert ("'cat' is not above suspicion" in outcome.isolation.evidence[0]) is (verdict == "undecided")
@@ -359,7 +366,7 @@ def assert_same(outcome, expected):
 @pytest.mark.parametrize("sensitivity", [1e-3, 1e3])
 def test_the_checkpoints_of_finished_phases_are_enough(sensitivity, trained, checkpoint_dir):
     """Whatever was decided between the phases is decided again in the same way."""
-    defence = Filter(sensitivity=sensitivity, rounds=2)
+    defence = Filter(sensitivity=sensitivity, rounds=2, fewest=1)
     every = ("look", "train", "retrain 1", "retrain 2")
     expected = trained(defence, *every)
     phases = [history.phase for history in expected.histories]
@@ -389,3 +396,10 @@ def test_the_planted_control_adds_a_sentence_and_nothing_else(runtime, blobs, ti
     ]
     assert with_it.histories[-1].phase.startswith("control ")
     assert with_it.histories[-1].losses.shape[1] == 60
+
+
+def test_too_few_epochs_leave_the_verdict_open(defend, trajectories):
+    outcome, fit = defend(trajectories(LABELS, PLANTED), marked=PLANTED, defence=Filter(fewest=21, latest=21))
+    assert fit.phases == ["look"]
+    assert (outcome.isolation.verdict, int(outcome.isolation.flagged.sum())) == ("undecided", 0)
+    assert "under 21 epochs" in outcome.isolation.evidence[0]

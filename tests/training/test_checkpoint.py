@@ -52,8 +52,8 @@ PARAMS = {
         "unlearn_lr": 1e-4,
         "relearn_lr": 1e-4,
     },
-    "filter": {"sensitivity": 1e-3},
-    "filter, alarmed": {"sensitivity": 1e3, "rounds": 1},
+    "filter": {"sensitivity": 1e-3, "fewest": 1},
+    "filter, alarmed": {"sensitivity": 1e3, "rounds": 1, "fewest": 1},
 }
 # The filter cuts classes of 20 trained images or more.
 SIZES = {"filter": (60, 2), "filter, alarmed": (60, 2)}

@@ -39,8 +39,6 @@ from antibackdoor.types import History, ImageSet, Isolation, Outcome, Verdict
 
 __all__ = ["Filter"]
 
-# Epochs that a look needs, and after which the first one comes at the latest.
-_FEWEST, _EARLY_ENOUGH = 5, 10
 # What the alarm is multiplied by at the first look.
 _EARLY = 1.5
 # Responsibility from which the losses alone make a suspect, whatever the features say.
@@ -79,8 +77,9 @@ class Filter(Defence):
         sensitivity: Divides ``alarm``: 2 raises the alarm on half the evidence, and falsely more often.
         alarm: Strength (``Cut.strength``) from which a class counts as poisoned at the end of a training; at the first
             look, where figures are noisier, half as much again.
-        look: Share of the epochs after which it looks for the first time, above 0 and below 1; five epochs at least,
-            ten at most.
+        look: Share of the epochs after which it looks for the first time, above 0 and below 1.
+        fewest: Epochs that a look needs; a training that has fewer leaves the verdict open.
+        latest: Epochs after which the first look comes at the latest, at least ``fewest``.
         rounds: Most trainings after the first, at least 1.
         confident: Probability from which the referee's word for a suspect's own label counts, above 0 and below 1.
         control: State the detection limit as well: plant copies with a trigger of ours, in 2, 1, 0.5 and 0.2 % of the
@@ -95,6 +94,8 @@ class Filter(Defence):
     sensitivity: float = 1.0
     alarm: float = 0.5
     look: float = 0.5
+    fewest: int = 5
+    latest: int = 10
     rounds: int = 3
     confident: float = 0.9
     control: bool = False
@@ -107,8 +108,9 @@ class Filter(Defence):
         for name in ("look", "confident"):
             if not 0 < getattr(self, name) < 1:
                 raise ConfigError(f"{name}: must be above 0 and below 1, got {getattr(self, name)}")
-        if self.rounds < 1:
-            raise ConfigError(f"rounds: must be at least 1, got {self.rounds}")
+        for name, least in (("fewest", 1), ("latest", self.fewest), ("rounds", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}: must be at least {least}, got {getattr(self, name)}")
 
     def scan(self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds) -> Outcome:
         """Train for the first part of the plan and look once."""
@@ -191,7 +193,7 @@ class Filter(Defence):
         return [f"Planted control, copies with a patch of ours: {'; '.join(found)}."], histories
 
     def _first_look(self, plan: TrainPlan) -> int:
-        return min(max(_FEWEST, min(_EARLY_ENOUGH, round(self.look * plan.epochs))), plan.epochs)
+        return min(max(self.fewest, min(self.latest, round(self.look * plan.epochs))), plan.epochs)
 
     def _look_at(
         self,
@@ -210,7 +212,7 @@ class Filter(Defence):
         cuts = cut_classes(Evidence(losses, data.labels[rows], data.num_classes, held_out))
         suspects = torch.zeros(len(data), dtype=torch.bool)
         for cut in cuts:
-            if cut.strength >= self._alarm_at(early) and len(losses) >= _FEWEST:
+            if cut.strength >= self._alarm_at(early) and len(losses) >= self.fewest:
                 members = cut.suspicion > 0.5
                 features = _features(Network(model, data, fit.runtime), rows[cut.rows])
                 if features is not None:
@@ -275,9 +277,10 @@ class Filter(Defence):
                 f"Class {data.classes[label]!r} is not above suspicion ({_figures(cuts[label])}, alarm at "
                 f"{limit:.2f}): it may hold images with wrong labels that were not learned yet."
             )
-        blind = not cuts or epochs < _FEWEST
+        blind = not cuts or epochs < self.fewest
         if blind:
-            sentences.append("Too little to look at: no class has 20 images, or the training had under 5 epochs.")
+            why = f"no class has 20 images, or the training had under {self.fewest} epochs"
+            sentences.insert(0, f"Too little to look at: {why}.")
         elif not sentences:
             top = max(cuts.values(), key=lambda cut: cut.strength)
             sentences.append(
