@@ -266,7 +266,7 @@ def measure(
         cell |= cover_figures(victim, attack, drawn.test, runtime)
         cell["seconds_train"] = round(time.perf_counter() - started, 1)
     if arguments.sheets and seed == arguments.seeds[0]:
-        name = re.sub(r"[^\w.-]+", "-", text)
+        name = re.sub(r"[^\w.-]+", "-", re.sub(r"@[\d.]+", "", text))
         contact_sheet(attack, drawn.train, planted, drawn.test, arguments.sheets / f"{name}.png")
     return cell
 
