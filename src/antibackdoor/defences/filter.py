@@ -48,10 +48,12 @@ _DOUBT = 0.8
 # Gain from which a class is not above suspicion, whichever part fell further: images with wrong labels that were not
 # learned yet look like that. Clean classes reached 0.58.
 _APART = 0.8
-# The referee's median probability for the suspects' labels: above, the whole class is let go; below, single images are.
+# The referee's median probability for the suspects' labels: above, the class may be let go; below, single images are.
 _EASY, _WRONG = 0.9, 0.1
 # Shares of the set that the planted control tries, and the share of the copies that must be found.
 _CONTROLS, _FOUND = (0.02, 0.01, 0.005, 0.002), 0.9
+# Times the alarm from which a class is not let go, however easy its suspects are.
+_STRONG = 2.0
 # Share of the suspects of a class that another round must bring to be worth its training.
 _WORTH = 0.05
 
@@ -63,10 +65,13 @@ class _Look:
     Attributes:
         cuts: One a class.
         suspects: bool (N,).
+        aside: bool (N,), the suspects and what may belong to them: a little poison that stays in the training teaches
+            the backdoor again, and its network would then speak for all the rest.
     """
 
     cuts: dict[int, Cut]
     suspects: Tensor
+    aside: Tensor
 
 
 @dataclass(frozen=True)
@@ -132,32 +137,36 @@ class Filter(Defence):
             histories.append(fit(first, data, Phase("train", plan, first=half)))
             look, to_finish = self._look_at(_joined(histories), first, data, fit), False
         early = to_finish
-        model, suspects, cuts, words = first, look.suspects, look.cuts, list[str]()
+        model, cuts, words = first, look.cuts, list[str]()
+        suspects, aside = look.suspects, look.aside
         kept, let_go = torch.ones_like(suspects), torch.zeros_like(suspects)
         before = _own_probability(first, data, fit)
         for number in range(1, self.rounds + 1):
             if not bool(suspects.any()):
                 break
-            kept, model = ~suspects, build_model(seeds.generator("init"))
+            kept, model = ~aside, build_model(seeds.generator("init"))
             histories.append(fit(model, data, Phase(f"retrain {number}", plan), subset=kept))
             after = _own_probability(model, data, fit)
             again = self._look_at(histories[-1], model, data, fit, kept=kept)
-            again = dataclasses.replace(again, suspects=again.suspects & ~let_go)
-            cleared = self._cleared(suspects, data.labels, after)
-            missed = self._missed(suspects, data.labels, before, after)
+            new = again.suspects & ~let_go
+            free = self._let_go(suspects, new, cuts, data.labels, after, early=early)
+            cleared = suspects & (free | self._cleared(suspects, data.labels, after))
+            missed = self._missed(suspects & ~free, data.labels, before, after)
             words.append(
-                f"Round {number}: a network trained without {int(suspects.sum())} suspects gives "
-                f"{int(cleared.sum())} of them their own label with confidence, so they are let go; it rejects "
-                f"{int(missed.sum())} that the first one was certain of, and {int(again.suspects.sum())} others were "
-                "learned all at once."
+                f"Round {number}: a network trained without {int(aside.sum())} images, {int(suspects.sum())} of them "
+                f"suspects, gives {int(cleared.sum())} suspects their own label with confidence, so they are let go; "
+                f"it rejects {int(missed.sum())} others that the first one was certain of, and {int(new.sum())} more "
+                "were learned all at once."
             )
-            cuts = {**cuts, **{label: cut for label, cut in again.cuts.items() if bool(again.suspects[cut.rows].any())}}
+            fresh = {label: cut for label, cut in again.cuts.items() if bool(new[cut.rows].any())}
+            cuts = {
+                label: fresh.get(label, cut) if not bool(aside[cut.rows].any()) else cut for label, cut in cuts.items()
+            }
             worth = _WORTH * int(suspects.sum())
-            settled = int(missed.sum()) <= worth and not bool(again.suspects.any())
-            free = self._let_go(suspects, cleared, data.labels)
-            settled = settled and not bool(free.any())
+            settled = int((missed & kept).sum()) <= worth and not bool(new.any()) and not bool(free.any())
             let_go |= free
-            suspects = (suspects & ~cleared) | missed | again.suspects
+            suspects = (suspects & ~cleared) | missed | new
+            aside = (aside & ~free) | suspects | (again.aside & ~let_go)
             if settled:
                 break
         if not bool(suspects.any()) and model is not first:
@@ -210,30 +219,44 @@ class Filter(Defence):
         held_out = None if history.held_out is None else torch.from_numpy(history.held_out)[rows]
         losses = torch.from_numpy(history.losses)[:, rows]
         cuts = cut_classes(Evidence(losses, data.labels[rows], data.num_classes, held_out))
-        suspects = torch.zeros(len(data), dtype=torch.bool)
+        suspects, aside = torch.zeros(2, len(data), dtype=torch.bool)
         for cut in cuts:
             if cut.strength >= self._alarm_at(early) and len(losses) >= self.fewest:
                 members = cut.suspicion > 0.5
                 features = _features(Network(model, data, fit.runtime), rows[cut.rows])
-                if features is not None:
-                    members = sharpened(features, members) | (cut.suspicion > _SURE)
-                suspects[rows[cut.rows]] = members
-        return _Look({cut.label: dataclasses.replace(cut, rows=rows[cut.rows]) for cut in cuts}, suspects)
+                alike = members if features is None else sharpened(features, members)
+                suspects[rows[cut.rows]] = alike | (cut.suspicion > _SURE)
+                aside[rows[cut.rows]] = alike | members
+        return _Look({cut.label: dataclasses.replace(cut, rows=rows[cut.rows]) for cut in cuts}, suspects, aside)
+
+    def _let_go(
+        self, suspects: Tensor, new: Tensor, cuts: dict[int, Cut], labels: Tensor, own: Tensor, *, early: bool
+    ) -> Tensor:
+        """Return the images of the classes whose suspects were no poison, bool (N,).
+
+        Easy images of a clean class are accepted by a network that never saw them. So is poison, by a network that was
+        shown some of it: a class stays where more suspects turned up in it, or where the evidence was strong.
+        """
+        free = torch.zeros_like(suspects)
+        for label in labels[suspects].unique():
+            of_class = labels == label
+            easy = float(own[suspects & of_class].median()) >= _EASY
+            weak = cuts[int(label)].strength < _STRONG * self._alarm_at(early)
+            if easy and weak and not bool(new[of_class].any()):
+                free |= of_class
+        return free
 
     def _cleared(self, suspects: Tensor, labels: Tensor, own: Tensor) -> Tensor:
-        """Return the suspects to let go, bool (N,).
+        """Return the single suspects to let go, bool (N,).
 
         Poison with a wrong label is rejected by a network that has not learned the trigger. Clean-label poison carries
-        the right label, so that single images of it pass: where the suspects of a class are neither clearly wrong nor
-        clearly easy, none is let go.
+        the right label, so that single images of it pass: only where the suspects of a class are clearly wrong is one
+        that is accepted let go.
         """
         cleared = torch.zeros_like(suspects)
         for label in labels[suspects].unique():
             rows = suspects & (labels == label)
-            median = float(own[rows].median())
-            if median >= _EASY:
-                cleared |= rows
-            elif median <= _WRONG:
+            if float(own[rows].median()) <= _WRONG:
                 cleared |= rows & (own >= self.confident)
         return cleared
 
@@ -241,11 +264,6 @@ class Filter(Defence):
         """Return the images of the suspects' classes that only a network with the poison accepts, bool (N,)."""
         beside = torch.isin(labels, labels[suspects].unique()) & ~suspects
         return beside & (before >= self.confident) & (after < 0.5)
-
-    def _let_go(self, suspects: Tensor, cleared: Tensor, labels: Tensor) -> Tensor:
-        """Return the images of the classes whose suspects are all let go, bool (N,)."""
-        left = labels[suspects & ~cleared].unique()
-        return torch.isin(labels, labels[suspects].unique()) & ~torch.isin(labels, left)
 
     def _alarm_at(self, early: bool) -> float:
         return (_EARLY if early else 1.0) * self.alarm / self.sensitivity
