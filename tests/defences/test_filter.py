@@ -216,9 +216,34 @@ def test_rounds_bound_the_trainings(rounds, defend, trajectories):
 # --- the referee -----------------------------------------------------------------------------------------------------
 
 
+def barely_alarmed(losses, epochs=10, label=TARGET, times=1.2):
+    """A filter for which one class is that many times above the alarm."""
+    strength = cut_classes(Evidence(losses[:epochs], LABELS, CLASSES))[label].strength
+    return Filter(alarm=strength / times / (1.5 if epochs < len(losses) else 1))
+
+
+def test_a_class_with_strong_evidence_is_not_let_go(defend, trajectories):
+    outcome, fit = defend(trajectories(LABELS, PLANTED), marked=PLANTED, own={"retrain 1": torch.full((COUNT,), 0.97)})
+    assert fit.phases == ["look", "retrain 1"]
+    assert torch.equal(outcome.isolation.flagged, PLANTED)
+    assert outcome.isolation.verdict == "poisoned"
+
+
+def test_a_class_where_more_turns_up_is_not_let_go(defend, trajectories):
+    missed = PLANTED & (PLANTED.cumsum(0) % 2 == 0)
+    losses = {"look": trajectories(LABELS, PLANTED & ~missed), "retrain 1": trajectories(LABELS, missed)}
+    losses["retrain 2"] = trajectories(LABELS, NOBODY)
+    easy = torch.full((COUNT,), 0.97)
+    own = {"retrain 1": easy, "retrain 2": torch.where(PLANTED, 0.01, 0.97)}
+    outcome, fit = defend(losses, marked=PLANTED & ~missed, own=own, defence=barely_alarmed(losses["look"], times=1.9))
+    assert fit.phases[:3] == ["look", "retrain 1", "retrain 2"]
+    assert torch.equal(outcome.isolation.flagged, PLANTED)
+
+
 def test_a_cluster_that_the_referee_finds_easy_is_let_go_as_a_whole(defend, trajectories):
     easy = {"retrain 1": torch.full((COUNT,), 0.97)}
-    outcome, fit = defend(trajectories(LABELS, PLANTED), own=easy)
+    losses = trajectories(LABELS, PLANTED)
+    outcome, fit = defend(losses, own=easy, defence=barely_alarmed(losses))
     assert fit.phases == ["look", "retrain 1", "train"]
     assert outcome.model is model_of(fit, "look") is model_of(fit, "train")
     assert len(outcome.histories[-1].losses) == 10
@@ -230,7 +255,8 @@ def test_a_cluster_that_the_referee_finds_easy_is_let_go_as_a_whole(defend, traj
 def test_a_network_that_was_finished_is_not_finished_again(defend, trajectories):
     late = trajectories(LABELS, PLANTED, learned_at=14)
     late[:10] = trajectories(LABELS, NOBODY)[:10]
-    outcome, fit = defend(late, own={"retrain 1": torch.full((COUNT,), 0.97)})
+    easy = {"retrain 1": torch.full((COUNT,), 0.97)}
+    outcome, fit = defend(late, own=easy, defence=barely_alarmed(late, epochs=20))
     assert fit.phases == ["look", "train", "retrain 1"]
     assert outcome.model is model_of(fit, "look")
     assert not bool(outcome.isolation.flagged.any())
@@ -240,7 +266,10 @@ def test_one_class_is_let_go_and_the_other_is_not(defend, trajectories):
     own = torch.where(PLANTED, 0.01, 0.97)
     losses = {"": trajectories(LABELS, PLANTED | SECOND), "retrain 1": trajectories(LABELS, NOBODY)}
     losses["retrain 2"] = trajectories(LABELS, NOBODY)
-    outcome, fit = defend(losses, marked=PLANTED | SECOND, own={"retrain 1": own, "retrain 2": own})
+    cuts = cut_classes(Evidence(losses[""][:10], LABELS, CLASSES))
+    weakest = min(cuts[TARGET].strength, cuts[int(LABELS[SECOND][0])].strength)
+    own = {"retrain 1": own, "retrain 2": own}
+    outcome, fit = defend(losses, marked=PLANTED | SECOND, own=own, defence=Filter(alarm=weakest / 1.2 / 1.5))
     assert fit.phases == ["look", "retrain 1", "retrain 2"]
     assert torch.equal(fit.dropped("retrain 2"), PLANTED)
     assert torch.equal(outcome.isolation.flagged, PLANTED)
