@@ -249,7 +249,7 @@ def test_a_cluster_that_the_referee_finds_easy_is_let_go_as_a_whole(defend, traj
     assert len(outcome.histories[-1].losses) == 10
     assert not bool(outcome.isolation.flagged.any())
     assert outcome.isolation.verdict == "undecided"
-    assert any("they are let go" in sentence for sentence in outcome.isolation.evidence)
+    assert any("(let go)" in sentence for sentence in outcome.isolation.evidence)
 
 
 def test_a_network_that_was_finished_is_not_finished_again(defend, trajectories):
