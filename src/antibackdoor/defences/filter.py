@@ -153,10 +153,10 @@ class Filter(Defence):
             cleared = suspects & (free | self._cleared(suspects, data.labels, after))
             missed = self._missed(suspects & ~free, data.labels, before, after)
             words.append(
-                f"Round {number}: a network was trained without {int(aside.sum())} images, {int(suspects.sum())} of them "
-                f"suspects. It gives {int(cleared.sum())} suspects their own label with confidence (let go) and rejects "
-                f"{int(missed.sum())} others that the first one was certain of (suspected); {int(new.sum())} more were "
-                "learned all at once (suspected)."
+                f"Round {number}: a network was trained without {int(aside.sum())} images, {int(suspects.sum())} of "
+                f"them suspects. It gives {int(cleared.sum())} suspects their own label with confidence (let go) and "
+                f"rejects {int(missed.sum())} others that the first one was certain of (suspected); {int(new.sum())} "
+                "more were learned all at once (suspected)."
             )
             fresh = {label: cut for label, cut in again.cuts.items() if bool(new[cut.rows].any())}
             cuts = {
