@@ -334,11 +334,11 @@ def test_the_sensitivity_moves_the_alarm(defend, trajectories):
         assert f"alarm at {strength / sensitivity:.2f}" in outcome.isolation.evidence[0]
 
 
-def test_a_class_is_in_doubt_from_four_fifths_of_the_alarm(defend, trajectories):
+def test_a_class_is_in_doubt_from_nine_tenths_of_the_alarm(defend, trajectories):
     losses = trajectories(LABELS, PLANTED)
     strength = cut_classes(Evidence(losses[:10], LABELS, CLASSES))[TARGET].strength
     # Below a sensitivity of 0.1, gains alone raise no doubt here.
-    for factor, verdict in ((1.2, "undecided"), (1.3, "no sign of poison")):
+    for factor, verdict in ((1.1, "undecided"), (1.15, "no sign of poison")):
         defence = Filter(sensitivity=0.1, alarm=0.1 * factor * strength / 1.5)
         outcome, _ = defend(losses, "scan", marked=PLANTED, defence=defence)
         assert outcome.isolation.verdict == verdict

@@ -44,7 +44,7 @@ _EARLY = 1.5
 # Responsibility from which the losses alone make a suspect, whatever the features say.
 _SURE = 0.9
 # Share of the alarm's strength from which a class is neither poisoned nor free of suspicion.
-_DOUBT = 0.8
+_DOUBT = 0.9
 # Gain from which a class is not above suspicion, whichever part fell further: images with wrong labels that were not
 # learned yet look like that. Clean classes reached 0.58.
 _APART = 0.8

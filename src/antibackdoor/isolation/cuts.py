@@ -24,7 +24,7 @@ _START = 2
 # How well features must tell the suspects from the rest (mean of the two shares that are right) to have a say.
 _TELLING = 0.8
 # Votes and fall that count once.
-_MANY_VOTES, _LONG_FALL = 0.3, 1.2
+_MANY_VOTES, _LONG_FALL = 0.3, 1.0
 
 
 @dataclass(frozen=True, eq=False)
