@@ -239,7 +239,7 @@ def abl_on_device(args: argparse.Namespace) -> dict[str, Json]:
     seeds = Seeds(args.seed)
     trainer = Trainer(runtime, seeds)
     started = time.perf_counter()
-    outcome = defence.run(data, build_model=build, fit=trainer.fit, plan=plan, seeds=seeds)
+    outcome = defence.run(data, build_model=build, fit=trainer, plan=plan, seeds=seeds)
     if runtime.device.type == "cuda":
         torch.cuda.synchronize(runtime.device)
     including = time.perf_counter() - started

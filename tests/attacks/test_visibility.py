@@ -77,5 +77,7 @@ def test_visibility_leaves_out_what_did_not_change(benchmark):
 def test_attacks_are_read_with_their_values(benchmark):
     choice = benchmark.read_attack("badnets:size=5,corner=all,pattern=white")
     assert (choice.name, choice.params) == ("badnets", {"size": 5, "corner": "all", "pattern": "white"})
-    assert benchmark.rate_of("sig", None) == 0.08
-    assert benchmark.rate_of("sig", 0.02) == 0.02
+    assert choice.rate == 0.1
+    assert benchmark.read_attack("sig").rate == 0.08
+    choice = benchmark.read_attack("sig@0.02:delta=10")
+    assert (choice.name, choice.rate, choice.params) == ("sig", 0.02, {"delta": 10})
