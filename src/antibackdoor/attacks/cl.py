@@ -108,7 +108,7 @@ class LabelConsistent(CleanLabelAttack):
         if self.rows is None or self.noise is None:
             raise PoisonError("cl: the attack must be prepared before use")
         check_shape(images, tuple(self.noise.shape[1:]))
-        place = torch.searchsorted(self.rows, index.cpu()).clamp(max=len(self.rows) - 1)
+        place = torch.searchsorted(self.rows, index.cpu().contiguous()).clamp(max=len(self.rows) - 1)
         known = (self.rows[place] == index.cpu())[:, None, None, None]
         noise = (self.noise[place] * known).to(images).div(255)
         return self._patched((images + noise).clamp(0, 1), self.amplitude)

@@ -144,7 +144,7 @@ class FeatureCollision(CleanLabelAttack):
         if self.rows is None or self.changes is None:
             raise PoisonError("a feature collision must be prepared before use")
         check_shape(images, tuple(self.changes.shape[1:]))
-        place = torch.searchsorted(self.rows, index.cpu()).clamp_max(len(self.rows) - 1)
+        place = torch.searchsorted(self.rows, index.cpu().contiguous()).clamp_max(len(self.rows) - 1)
         known = (self.rows[place] == index.cpu())[:, None, None, None]
         return (images + (self.changes[place] * known).to(images) / 255).clamp(0, 1)
 
