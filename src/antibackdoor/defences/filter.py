@@ -46,7 +46,7 @@ _SURE = 0.9
 # Share of the alarm's strength from which a class is neither poisoned nor free of suspicion.
 _DOUBT = 0.9
 # Gain from which a class is not above suspicion, whichever part fell further: images with wrong labels that were not
-# learned yet look like that. Clean classes reached 0.58.
+# learned yet look like that.
 _APART = 0.8
 # The referee's median probability for the suspects' labels: above, the class may be let go; below, single images are.
 _EASY, _WRONG = 0.9, 0.1
@@ -140,7 +140,7 @@ class Filter(Defence):
         model, cuts, words = first, look.cuts, list[str]()
         suspects, aside = look.suspects, look.aside
         kept, let_go = torch.ones_like(suspects), torch.zeros_like(suspects)
-        before = _own_probability(first, data, fit)
+        before = _own_probability(first, data, fit) if bool(suspects.any()) else torch.empty(0)
         for number in range(1, self.rounds + 1):
             if not bool(suspects.any()):
                 break

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from antibackdoor.isolation.evidence import Evidence
+from antibackdoor.isolation.mixture import two_gaussians
 
 __all__ = ["Cut", "cut_classes", "sharpened"]
 
@@ -107,21 +107,14 @@ def cut_classes(evidence: Evidence, *, stretches: int = 5) -> list[Cut]:
 
 def _two_parts(points: NDArray[np.float64], fitted: NDArray[np.bool_]) -> tuple[NDArray[np.float64], float]:
     """Return the responsibilities (n, 2) of a two-component mixture, and its gain in BIC per image over one."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.mixture import GaussianMixture
-
     points = points[:, points[fitted].std(0) > _FLOOR]
     own = points[fitted]
     spread = own.std(0)
     if points.shape[1] == 0:
         return np.tile([0.0, 1.0], (len(points), 1)), 0.0
     standard = (points - own.mean(0)) / spread
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        two = GaussianMixture(2, n_init=5, random_state=0, reg_covar=1e-3).fit(standard[fitted])
-        one = GaussianMixture(1, random_state=0, reg_covar=1e-3).fit(standard[fitted])
-    gain = (one.bic(standard[fitted]) - two.bic(standard[fitted])) / fitted.sum()
-    return two.predict_proba(standard), float(gain)
+    two, gain = two_gaussians(standard[fitted], restarts=5)
+    return two.predict_proba(standard), gain
 
 
 def sharpened(features: Tensor, members: Tensor, *, passes: int = 2) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from antibackdoor.isolation.evidence import Evidence
+from antibackdoor.isolation.mixture import two_gaussians
 from antibackdoor.isolation.signals.base import Signal
 
 __all__ = ["Aul"]
@@ -48,18 +48,11 @@ class Aul(Signal):
 
 def _cut(areas: NDArray[np.float64], fitted: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Return the scores (n,) of one class."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.mixture import GaussianMixture
-
     own = areas[fitted]
     if own.std() < _FLOOR:
         return np.zeros(len(areas))
     points = ((areas - own.mean()) / own.std())[:, None]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        two = GaussianMixture(2, n_init=3, random_state=0, reg_covar=1e-3).fit(points[fitted])
-        one = GaussianMixture(1, random_state=0, reg_covar=1e-3).fit(points[fitted])
+    two, gain = two_gaussians(points[fitted], restarts=3)
     lower = int(two.means_[:, 0].argmin())
     posterior = np.where(points[:, 0] > two.means_[1 - lower, 0], 0.0, two.predict_proba(points)[:, lower])
-    gain = (one.bic(points[fitted]) - two.bic(points[fitted])) / fitted.sum()
-    return np.asarray(posterior * max(float(gain), 0.0))
+    return np.asarray(posterior * max(gain, 0.0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from antibackdoor.errors import ConfigError
 from antibackdoor.isolation.evidence import Evidence
+from antibackdoor.isolation.mixture import two_gaussians
 from antibackdoor.isolation.signals.base import Signal
 
 __all__ = ["Trajectory"]
@@ -75,8 +75,6 @@ class Trajectory(Signal):
     ) -> tuple[NDArray[np.float64], float]:
         """Return the responsibility (n,) of one class's suspect component, and the gain in BIC per image."""
         from sklearn.decomposition import PCA
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.mixture import GaussianMixture
 
         own = trajectories[fitted]
         standard = (trajectories - own.mean(0)) / (own.std(0) + _FLOOR)
@@ -84,13 +82,9 @@ class Trajectory(Signal):
             return np.zeros(len(standard)), 0.0
         axes = PCA(min(self.components, standard.shape[1]), random_state=0).fit(standard[fitted])
         points = axes.transform(standard)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            two = GaussianMixture(2, n_init=3, random_state=0, reg_covar=1e-3).fit(points[fitted])
-            one = GaussianMixture(1, random_state=0, reg_covar=1e-3).fit(points[fitted])
+        two, gain = two_gaussians(points[fitted], restarts=3)
         share = two.predict_proba(points)
         votes = share[furthest & fitted].sum(0)
         if np.isclose(votes[0], votes[1]):  # Mostly: none of the images that fell furthest is in this class.
             votes = (share * drop[:, None])[fitted].sum(0) / np.maximum(share[fitted].sum(0), _FLOOR)
-        gain = (one.bic(points[fitted]) - two.bic(points[fitted])) / fitted.sum()
-        return share[:, int(votes.argmax())], float(gain)
+        return share[:, int(votes.argmax())], gain
