@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from antibackdoor.data.batches import Batches
-from antibackdoor.training import Runtime
+from antibackdoor.training import Runtime, evaluating
 from antibackdoor.types import ImageSet
 
 __all__ = ["Measure", "Network"]
@@ -67,11 +67,9 @@ class Network:
         Returns:
             One float32 (N, M) tensor a measure, on the CPU.
         """
-        was_training = self.model.training
-        self.model.eval()
         parts: list[list[Tensor]] = [[] for _ in measures]
-        for images, _ in self.batches(rows):
-            for kept, measure in zip(parts, measures, strict=True):
-                kept.append(measure(images).float().cpu())
-        self.model.train(was_training)
+        with evaluating(self.model):
+            for images, _ in self.batches(rows):
+                for kept, measure in zip(parts, measures, strict=True):
+                    kept.append(measure(images).float().cpu())
         return [torch.cat(kept) for kept in parts]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +12,22 @@ from antibackdoor.data.batches import Batches
 from antibackdoor.training.runtime import Runtime
 from antibackdoor.types import ImageSet
 
-__all__ = ["logits_of"]
+__all__ = ["evaluating", "logits_of"]
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Keep the network in evaluation mode for as long as the context lasts.
+
+    Args:
+        model: Left in the mode it was in.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 @torch.no_grad()
@@ -32,13 +50,11 @@ def logits_of(
     if batch_size is None:
         batch_size = 128 if runtime.device.type == "cpu" else 1024
     batches = Batches(data, runtime.device, resident=runtime.device.type == "cpu")
-    was_training = model.training
-    model.eval()
     parts = []
-    for part in rows.split(batch_size):
-        images, _ = batches.take(part)
-        pixels = images.to(torch.float32, memory_format=torch.channels_last).div_(255)
-        with runtime.autocast():
-            parts.append(model(pixels).float())
-    model.train(was_training)
+    with evaluating(model):
+        for part in rows.split(batch_size):
+            images, _ = batches.take(part)
+            pixels = images.to(torch.float32, memory_format=torch.channels_last).div_(255)
+            with runtime.autocast():
+                parts.append(model(pixels).float())
     return torch.cat(parts).cpu() if parts else torch.empty(0, data.num_classes)

@@ -1,9 +1,8 @@
-"""What signals that look inside the network share: layers, what goes through them, and evaluation mode."""
+"""What signals that look inside the network share: layers, and what goes through them."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,22 +10,7 @@ from torch import Tensor, nn
 from antibackdoor.errors import ConfigError
 from antibackdoor.isolation.network import Measure, Network
 
-__all__ = ["evaluating", "penultimate", "watched"]
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Keep the network in evaluation mode for as long as the context lasts.
-
-    Args:
-        model: Left in the mode it was in.
-    """
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
+__all__ = ["penultimate", "watched"]
 
 
 def watched(

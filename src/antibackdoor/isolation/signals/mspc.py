@@ -12,8 +12,8 @@ from antibackdoor.errors import ConfigError
 from antibackdoor.isolation.evidence import Evidence
 from antibackdoor.isolation.network import Measure, Network
 from antibackdoor.isolation.signals.base import NetworkSignal
-from antibackdoor.isolation.signals.features import evaluating
 from antibackdoor.isolation.signals.persistence import persistence, where_learned
+from antibackdoor.training import evaluating
 
 __all__ = ["Mspc"]
 
