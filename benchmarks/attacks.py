@@ -32,9 +32,7 @@ import argparse
 import dataclasses
 import json
 import os
-import platform
 import re
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -44,6 +42,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from PIL import Image, ImageDraw
+from record import made_by
 from torch import Tensor, nn
 
 from antibackdoor.attacks import ATTACKS, Attack, CleanLabelAttack, poison, triggered_test
@@ -54,7 +53,7 @@ from antibackdoor.data.sources import Loaded, load
 from antibackdoor.evaluation import evaluate
 from antibackdoor.models import BuildModel, builder_from
 from antibackdoor.ops.metrics import attack_success_rate, robust_accuracy
-from antibackdoor.pipeline import limited, run, versions
+from antibackdoor.pipeline import limited, run
 from antibackdoor.seeds import Seeds
 from antibackdoor.training import Runtime, Trainer, logits_of
 from antibackdoor.types import ImageSet, PoisonedSet
@@ -357,10 +356,7 @@ def _write(arguments: argparse.Namespace, cells: list[dict[str, object]]) -> Non
     if not arguments.epochs:
         config["train"] = None
     content = {
-        "command": " ".join(["python", *_relative(sys.argv)]),
-        "device": Runtime.create(arguments.device).describe(),
-        "platform": platform.platform(),
-        "versions": versions(),
+        **made_by(arguments.device),
         "config": config,
         "summary": summarise(cells),
         "cells": cells,
@@ -386,11 +382,6 @@ class _empty_cache:
         if self._before is not None:
             os.environ["ANTIBACKDOOR_CACHE"] = self._before
         self._folder.cleanup()
-
-
-def _relative(words: list[str]) -> list[str]:
-    """Keep absolute paths of this machine out of the record."""
-    return [("DIR" if Path(word).is_dir() else Path(word).name) if Path(word).is_absolute() else word for word in words]
 
 
 if __name__ == "__main__":

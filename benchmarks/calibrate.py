@@ -17,19 +17,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import platform
-import sys
 from pathlib import Path
 
 import torch
 from filter import EPOCHS, SMALL
-from quality import _relative as relative
+from record import made_by
 
 from antibackdoor.data.sources import load, subsample
 from antibackdoor.defences.filter import Filter
 from antibackdoor.isolation import Evidence, cut_classes
 from antibackdoor.models import builder_from
-from antibackdoor.pipeline import versions
 from antibackdoor.seeds import Seeds
 from antibackdoor.training import Phase, Runtime, Trainer, TrainPlan
 from antibackdoor.types import ImageSet
@@ -107,10 +104,7 @@ def main() -> None:
             figures = " ".join(f"{key} {cells[-1][key]:.2f}" for key in ("look_strength", "end_strength", "end_gain"))
             print(f"{kind:12s} seed {seed}: {figures}", flush=True)
             content = {
-                "command": " ".join(["python", *relative(sys.argv)]),
-                "device": Runtime.create(arguments.device).describe(),
-                "platform": platform.platform(),
-                "versions": versions(),
+                **made_by(arguments.device),
                 "alarm": Filter().alarm,
                 "highest": max(max(cell["look_strength"], cell["end_strength"]) for cell in cells),
                 "cells": cells,

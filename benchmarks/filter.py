@@ -22,21 +22,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import platform
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from attacks import read_attack
-from quality import _relative as relative
+from record import made_by
 
 from antibackdoor.config import Choice, DataConfig, PoisonConfig, RunConfig, TrainConfig
 from antibackdoor.console import ConsoleProgress
 from antibackdoor.data.sources import Loaded, load
 from antibackdoor.evaluation import evaluate
 from antibackdoor.models import builder_from
-from antibackdoor.pipeline import Result, limited, plant, run, versions
+from antibackdoor.pipeline import Result, limited, plant, run
 from antibackdoor.seeds import Seeds
 from antibackdoor.training import Runtime
 
@@ -214,10 +212,7 @@ def main() -> None:
 def _write(arguments: argparse.Namespace, cells: list[dict[str, object]], row: Row) -> None:
     config = config_for(row, "none", arguments.seeds[0], arguments).dump()
     content = {
-        "command": " ".join(["python", *relative(sys.argv)]),
-        "device": Runtime.create(arguments.device).describe(),
-        "platform": platform.platform(),
-        "versions": versions(),
+        **made_by(arguments.device),
         "config": {**config, "attack": None, "data": {**config["data"], "source": arguments.set}},
         "summary": summarise(cells),
         "cells": cells,

@@ -15,12 +15,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import platform
-import sys
 import time
 from pathlib import Path
 
 import torch
+from record import made_by
 
 from antibackdoor.config import Choice, DataConfig, PoisonConfig, RunConfig, TrainConfig
 from antibackdoor.console import ConsoleProgress
@@ -30,7 +29,7 @@ from antibackdoor.evaluation import evaluate
 from antibackdoor.isolation import SIGNALS, Evidence, NetworkSignal, isolate
 from antibackdoor.models import builder_from
 from antibackdoor.ops.metrics import isolation_quality
-from antibackdoor.pipeline import Result, limited, plant, run, versions
+from antibackdoor.pipeline import Result, limited, plant, run
 from antibackdoor.seeds import Seeds
 from antibackdoor.training import Runtime
 from antibackdoor.types import Metrics
@@ -159,21 +158,13 @@ def main() -> None:
                 print(f"{attack:8s} {defence:10s} seed {seed}: {figures} ({cell['seconds']} s)", flush=True)
                 arguments.json.parent.mkdir(parents=True, exist_ok=True)
                 content = {
-                    "command": " ".join(["python", *_relative(sys.argv)]),
-                    "device": Runtime.create(arguments.device).describe(),
-                    "platform": platform.platform(),
-                    "versions": versions(),
+                    **made_by(arguments.device),
                     "config": config_for(arguments.row, attacks[0], "abl", 0, arguments).dump(),
                     "summary": summarise(cells),
                     "cells": cells,
                 }
                 content["config"]["data"]["source"] = arguments.row
                 arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def _relative(words: list[str]) -> list[str]:
-    """Keep absolute paths of this machine out of the record."""
-    return ["DIR" if Path(word).is_absolute() and Path(word).is_dir() else word for word in words]
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ FILE = Path(__file__).parents[2] / "benchmarks" / "attacks.py"
 def benchmark():
     spec = importlib.util.spec_from_file_location("benchmark_attacks", FILE)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FILE.parent))  # where it stands when it is run
+        spec.loader.exec_module(module)
     return module
 
 
