@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from antibackdoor.defences import Filter
+from antibackdoor.defences import Filter, NoDefence
 from antibackdoor.isolation import Evidence, cut_classes
 from antibackdoor.progress import Silent
 from antibackdoor.seeds import Seeds
@@ -432,3 +432,15 @@ def test_too_few_epochs_leave_the_verdict_open(defend, trajectories):
     assert fit.phases == ["look"]
     assert (outcome.isolation.verdict, int(outcome.isolation.flagged.sum())) == ("undecided", 0)
     assert "under 21 epochs" in outcome.isolation.evidence[0]
+
+
+def test_where_nothing_is_suspected_the_network_is_that_of_ordinary_training(runtime, blobs, tiny):
+    data = blobs(80, 3, height=16, width=16)
+    build, plan = tiny(data), TrainPlan(epochs=6, batch_size=16, lr=0.1, augment=("flip",))
+    networks = []
+    for defence in (NoDefence(), Filter(sensitivity=1e-3)):
+        outcome = defence.run(data, build_model=build, fit=Trainer(runtime, Seeds(0)), plan=plan, seeds=Seeds(0))
+        assert not bool(outcome.isolation.flagged.any())
+        networks.append(outcome.model.state_dict())
+    for name, value in networks[0].items():
+        assert torch.equal(value, networks[1][name]), name

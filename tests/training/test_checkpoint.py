@@ -56,7 +56,7 @@ PARAMS = {
     "filter, alarmed": {"sensitivity": 1e3, "rounds": 1, "fewest": 1},
 }
 # The filter cuts classes of 20 trained images or more.
-SIZES = {"filter": (60, 2), "filter, alarmed": (60, 2)}
+SIZES = {"filter": (60, 2), "filter, alarmed": (100, 2)}
 
 
 class Killer(Silent):

@@ -14,7 +14,7 @@ from torch import nn
 from antibackdoor.errors import ConfigError, NonFiniteLossError
 from antibackdoor.ops.objectives import ce
 from antibackdoor.seeds import Seeds
-from antibackdoor.training import Phase, Trainer, TrainPlan, logits_of, mean_loss
+from antibackdoor.training import Checkpoints, Phase, Trainer, TrainPlan, logits_of, mean_loss
 from antibackdoor.training.loop import split_batches
 
 
@@ -306,3 +306,27 @@ def test_two_phases_of_one_plan_share_its_learning_rates(runtime, blobs, tiny, m
 def test_a_part_that_is_none(first, last):
     with pytest.raises(ConfigError, match="no part of 4 epochs"):
         Phase("part", TrainPlan(epochs=4), first=first, last=last)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_the_parts_of_a_training_give_the_bits_of_the_whole(runtime, blobs, tiny, tmp_path, resumed):
+    data = blobs(40, 4, height=16, width=16)
+    build, plan = tiny(data), TrainPlan(epochs=4, batch_size=20, lr=0.1, augment=("flip",))
+
+    def trainer():
+        return Trainer(runtime, Seeds(0), checkpoints=Checkpoints(tmp_path, resume=True) if resumed else None)
+
+    whole, parts = build(Seeds(0).generator("init")), build(Seeds(0).generator("init"))
+    expected = Trainer(runtime, Seeds(0)).fit(whole, data, Phase("train", plan))
+    first = Phase("look", plan, last=2, part_of="train")
+    fit = trainer()
+    seen = [fit(parts, data, first)]
+    # Another network in between, as the filter's referee, does not take the momentum.
+    fit(build(Seeds(1).generator("init")), data, Phase("between", plan, last=1))
+    if resumed:
+        fit, parts = trainer(), build(Seeds(0).generator("init"))
+        fit(parts, data, first)
+    seen.append(fit(parts, data, Phase("train", plan, first=2, part_of="train")))
+    assert np.array_equal(np.concatenate([history.losses for history in seen]), expected.losses)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, parts.state_dict()[name]), name

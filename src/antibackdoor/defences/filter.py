@@ -120,7 +120,7 @@ class Filter(Defence):
     def scan(self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds) -> Outcome:
         """Train for the first part of the plan and look once."""
         model = build_model(seeds.generator("init"))
-        history = fit(model, data, Phase("look", plan, last=self._first_look(plan)))
+        history = fit(model, data, Phase("look", plan, last=self._first_look(plan), part_of="train"))
         look = self._look_at(history, model, data, fit, early=True)
         limit, planted = self._limit(data, build_model, fit, plan, self._first_look(plan), seeds)
         isolation = self._isolation(look.cuts, data, look.suspects, limit, early=True, epochs=len(history.losses))
@@ -130,11 +130,11 @@ class Filter(Defence):
         """Train, and again without the suspects for as long as that changes who is suspected."""
         first = build_model(seeds.generator("init"))
         half = self._first_look(plan)
-        histories = [fit(first, data, Phase("look", plan, last=half))]
+        histories = [fit(first, data, Phase("look", plan, last=half, part_of="train"))]
         look = self._look_at(histories[0], first, data, fit, early=half < plan.epochs)
         to_finish = half < plan.epochs
         if to_finish and not bool(look.suspects.any()):
-            histories.append(fit(first, data, Phase("train", plan, first=half)))
+            histories.append(fit(first, data, Phase("train", plan, first=half, part_of="train")))
             look, to_finish = self._look_at(_joined(histories), first, data, fit), False
         early = to_finish
         model, cuts, words = first, look.cuts, list[str]()
@@ -172,7 +172,7 @@ class Filter(Defence):
         if not bool(suspects.any()) and model is not first:
             model, kept = first, torch.ones_like(suspects)
             if to_finish:
-                histories.append(fit(first, data, Phase("train", plan, first=half)))
+                histories.append(fit(first, data, Phase("train", plan, first=half, part_of="train")))
         if bool((suspects & kept).any()):
             words.append(f"The network was trained on {int((suspects & kept).sum())} of the flagged images.")
         limit, planted = self._limit(data, build_model, fit, plan, plan.epochs, seeds)

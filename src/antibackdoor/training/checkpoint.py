@@ -38,12 +38,27 @@ class PhaseState:
     tensors: dict[str, Tensor]
 
     @staticmethod
-    def capture(model: nn.Module, optimizer: torch.optim.Optimizer, history: History, *, done: bool) -> PhaseState:
-        """Copy the state of a network and its optimiser."""
+    def capture(
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        history: History,
+        *,
+        done: bool,
+        continued: bool = False,
+    ) -> PhaseState:
+        """Copy the state of a network and its optimiser; momentum is of use until the training is over.
+
+        Args:
+            model: The network.
+            optimizer: Its optimiser.
+            history: The epochs so far.
+            done: The phase is over.
+            continued: Another phase goes on with its training.
+        """
         tensors = {f"model/{k}": _plain(v) for k, v in model.state_dict().items()}
         for position, parameter in enumerate(_parameters(optimizer)):
             momentum = optimizer.state[parameter].get("momentum_buffer")
-            if momentum is not None and not done:
+            if momentum is not None and (continued or not done):
                 tensors[f"momentum/{position}"] = _plain(momentum)
         return PhaseState(history, done, tensors)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -118,6 +119,7 @@ class Trainer:
         self._checkpoints = checkpoints
         self._progress = progress
         self._batches: tuple[ImageSet, Batches] | None = None
+        self._unfinished: dict[str, torch.optim.Optimizer] = {}
 
     @property
     def runtime(self) -> Runtime:
@@ -179,9 +181,7 @@ class Trainer:
             watched = self._held_out.nonzero().squeeze(1)
             history = replace(history, held_out=self._held_out.numpy())
         rows = trained.nonzero().squeeze(1)
-        optimizer = torch.optim.SGD(
-            model.parameters(), lr=plan.lr, momentum=plan.momentum, weight_decay=plan.weight_decay
-        )
+        optimizer = self._optimizer_of(model, phase)
         state = self._checkpoints.load(phase.name) if self._checkpoints else None
         if state is not None:
             if state.history.losses.shape[1] != len(data):
@@ -192,12 +192,14 @@ class Trainer:
             state.restore(model, optimizer)
             history = replace(state.history, held_out=history.held_out)
             if state.done:
+                self._leave(phase, optimizer)
                 return history
         net = runtime.parallel(model)
         sizes = split_batches(len(rows), plan.batch_size, runtime.world)
         compiled = torch.compile(net) if runtime.compiles(len(rows) * (phase.end - phase.first)) else net
         done_epochs = phase.first + len(history.seconds)
-        last_good = PhaseState.capture(model, optimizer, history, done=False)
+        capture = partial(PhaseState.capture, model, optimizer, continued=phase.continued)
+        last_good = capture(history, done=False)
         with self._progress.bar(phase.name, (phase.end - done_epochs) * len(sizes), "batches") as bar:
             for epoch in range(done_epochs, phase.end):
                 started = time.perf_counter()
@@ -218,18 +220,31 @@ class Trainer:
                     break
                 losses[~_union(trained, watched)] = float("nan")
                 history = _extended(history, losses, accuracy, time.perf_counter() - started)
-                last_good = PhaseState.capture(model, optimizer, history, done=epoch + 1 == phase.end)
+                last_good = capture(history, done=epoch + 1 == phase.end)
                 if self._checkpoints:
                     self._checkpoints.save(last_good)
                 loss = float(losses[rows].mean())
                 bar.advance(0, f"epoch {epoch + 1}/{plan.epochs}, loss {loss:.3f}, accuracy {100 * accuracy:.1f} %")
         if history.stopped and self._checkpoints:
-            self._checkpoints.save(PhaseState.capture(model, optimizer, history, done=True))
+            self._checkpoints.save(capture(history, done=True))
+        self._leave(phase, optimizer)
         return history
 
     def stream(self, name: str, phase: Phase, epoch: int) -> Seeds:
         """Return the seeds of one epoch: no state to save, so a resumed epoch is the same as an uninterrupted one."""
-        return self._seeds.child(f"{phase.name}/{epoch}/{name}")
+        return self._seeds.child(f"{phase.part_of or phase.name}/{epoch}/{name}")
+
+    def _optimizer_of(self, model: nn.Module, phase: Phase) -> torch.optim.Optimizer:
+        """Return the optimiser of the part before, with its momentum, or a new one."""
+        plan, parameters = phase.plan, list(model.parameters())
+        before = self._unfinished.pop(phase.part_of, None) if phase.part_of and phase.first else None
+        if before is not None and before.param_groups[0]["params"][0] is parameters[0]:
+            return before
+        return torch.optim.SGD(parameters, lr=plan.lr, momentum=plan.momentum, weight_decay=plan.weight_decay)
+
+    def _leave(self, phase: Phase, optimizer: torch.optim.Optimizer) -> None:
+        if phase.part_of and phase.continued:
+            self._unfinished[phase.part_of] = optimizer
 
     def _batches_of(self, data: ImageSet) -> Batches:
         if self._batches is None or self._batches[0] is not data:

@@ -79,6 +79,9 @@ class Phase:
         stop_on_nonfinite: End the phase with the last good weights, else raise, when a loss is not finite.
         first: Epochs of the plan that an earlier phase has done; the learning rate goes on from there.
         last: Epochs of the plan that are done when this phase ends; all if None.
+        part_of: Name of the training that this phase is a part of, or None. Its parts, run one after the other on one
+            network, give the same bits as a single phase of that name: they share its random streams, and a later
+            part takes over the momentum.
     """
 
     name: str
@@ -88,6 +91,7 @@ class Phase:
     stop_on_nonfinite: bool = False
     first: int = 0
     last: int | None = None
+    part_of: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.first < self.end <= self.plan.epochs:
@@ -99,3 +103,8 @@ class Phase:
     def end(self) -> int:
         """Epochs of the plan that are done when this phase ends."""
         return self.plan.epochs if self.last is None else self.last
+
+    @property
+    def continued(self) -> bool:
+        """Whether another part of the same training is to follow."""
+        return self.part_of is not None and self.end < self.plan.epochs
