@@ -320,6 +320,57 @@ def test_what_only_a_poisoned_network_accepts_is_suspected_too(missed, rounds, d
     assert torch.equal(outcome.isolation.flagged, PLANTED)
 
 
+# --- other uses of the suspects, and steps left out -------------------------------------------------------------------
+
+
+def test_unlearning_finishes_the_first_network_and_forgets_the_suspects_in_it(defend, trajectories):
+    outcome, fit = defend(trajectories(LABELS, PLANTED), marked=PLANTED, defence=Filter(suspects="unlearn"))
+    assert fit.phases == ["look", "train", "unlearn"]
+    assert outcome.model is model_of(fit, "look") is model_of(fit, "unlearn")
+    assert torch.equal(outcome.isolation.flagged, PLANTED)
+    assert not bool(fit.dropped("unlearn").any())
+    assert "made to forget the flagged ones" in outcome.isolation.evidence[-1]
+
+
+def test_where_nothing_is_suspected_nothing_is_unlearned(defend, trajectories):
+    outcome, fit = defend(trajectories(LABELS, NOBODY), defence=Filter(suspects="unlearn"))
+    assert fit.phases == ["look", "train"]
+    assert outcome.isolation.verdict == "no sign of poison"
+
+
+def test_suspects_are_learned_without_their_labels(defend, trajectories):
+    # The referee gives the other four classes a quarter of the rest each, which is confidence enough here.
+    defence = Filter(suspects="unlabelled", confident=0.2)
+    outcome, fit = defend(trajectories(LABELS, PLANTED), marked=PLANTED, defence=defence)
+    assert fit.phases == ["look", "retrain 1", "unlabelled"]
+    assert outcome.model is model_of(fit, "unlabelled") is model_of(fit, "retrain 1")
+    assert torch.equal(outcome.isolation.flagged, PLANTED)
+    assert not bool(fit.dropped("unlabelled").any())
+    assert "then learned 40 of the suspects" in outcome.isolation.evidence[-1]
+
+
+def test_without_a_confident_referee_no_suspect_gets_another_label(defend, trajectories):
+    outcome, fit = defend(trajectories(LABELS, PLANTED), marked=PLANTED, defence=Filter(suspects="unlabelled"))
+    assert fit.phases == ["look", "retrain 1"]
+    assert torch.equal(outcome.isolation.flagged, PLANTED)
+
+
+def test_without_the_features_the_losses_alone_decide(defend, trajectories):
+    seen = PLANTED & (torch.arange(COUNT) >= 20)
+    losses = {"": trajectories(LABELS, PLANTED)}
+    without, _ = defend(losses, "scan", marked=seen, defence=Filter(features=False))
+    assert torch.equal(without.isolation.flagged, PLANTED)
+
+
+def test_without_the_referee_the_first_suspects_are_final(defend, trajectories):
+    right = PLANTED & (torch.arange(COUNT) < 30)
+    own = torch.where(PLANTED & ~right, 0.01, 0.97)
+    losses = trajectories(LABELS, PLANTED)
+    outcome, fit = defend(losses, marked=PLANTED, own={"retrain 1": own}, defence=Filter(referee=False))
+    assert fit.phases == ["look", "retrain 1"]
+    assert torch.equal(outcome.isolation.flagged, PLANTED)
+
+
 # --- settings --------------------------------------------------------------------------------------------------------
 
 

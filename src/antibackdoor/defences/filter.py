@@ -6,22 +6,24 @@ Nothing is known beforehand: no trusted image, no trigger, no share, no number o
    in two (``isolation.cuts``). Where no class falls apart, the network is finished, as undefended training makes it.
 2. Of a class that falls apart, the part that was learned all at once is suspected, and what looks like it to the
    network. A network is trained on the rest by the same plan.
-3. That network is the referee. A suspect to which it gives its own label with confidence, though it never saw it, was
-   no poison and is let go; an image that it rejects, though it was shown it and the first network was certain, is
-   suspected too. Where that changes much, or another class falls apart now, another round follows.
+3. That network is the referee (``isolation.referee``). A suspect to which it gives its own label with confidence,
+   though it never saw it, is let go; an image that it rejects, though it was shown it and the first network was certain
+   of it, is suspected too. Where that changes much, or another class falls apart now, another round follows.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from antibackdoor.defences.base import Defence
+from antibackdoor.defences.suspects import learn_relabelled, unlearn
 from antibackdoor.errors import ConfigError
 from antibackdoor.isolation import (
     Cut,
@@ -29,13 +31,15 @@ from antibackdoor.isolation import (
     Network,
     cut_classes,
     penultimate,
+    ruling,
     sharpened,
+    verdict_of,
     with_planted_copies,
 )
 from antibackdoor.models import BuildModel
 from antibackdoor.seeds import Seeds
 from antibackdoor.training import Fit, Phase, TrainPlan, logits_of
-from antibackdoor.types import History, ImageSet, Isolation, Outcome, Verdict
+from antibackdoor.types import History, ImageSet, Isolation, Outcome
 
 __all__ = ["Filter"]
 
@@ -43,13 +47,6 @@ __all__ = ["Filter"]
 _EARLY = 1.5
 # Responsibility from which the losses alone make a suspect, whatever the features say.
 _SURE = 0.9
-# Share of the alarm's strength from which a class is neither poisoned nor free of suspicion.
-_DOUBT = 0.9
-# Gain from which a class is not above suspicion, whichever part fell further: images with wrong labels that were not
-# learned yet look like that.
-_APART = 0.8
-# The referee's median probability for the suspects' labels: above, the class may be let go; below, single images are.
-_EASY, _WRONG = 0.9, 0.1
 # Shares of the set that the planted control tries, and the share of the copies that must be found.
 _CONTROLS, _FOUND = (0.02, 0.01, 0.005, 0.002), 0.9
 # Times the alarm from which a class is not let go, however easy its suspects are.
@@ -63,7 +60,7 @@ class _Look:
     """What one look at a training gave.
 
     Attributes:
-        cuts: One a class.
+        cuts: One a class, by label.
         suspects: bool (N,).
         aside: bool (N,), the suspects and what may belong to them: a little poison that stays in the training teaches
             the backdoor again, and its network would then speak for all the rest.
@@ -80,6 +77,9 @@ class Filter(Defence):
 
     Attributes:
         sensitivity: Divides ``alarm``: 2 raises the alarm on half the evidence, and falsely more often.
+        suspects: What becomes of them. "drop": a network is trained without them. "unlabelled": the same, and then it
+            learns those in which it sees another class under that class. "unlearn": the first network is finished and
+            forgets them in place; this costs little, but there is no referee then, and no second round.
         alarm: Strength (``Cut.strength``) from which a class counts as poisoned at the end of a training; at the first
             look, where figures are noisier, half as much again.
         look: Share of the epochs after which it looks for the first time, above 0 and below 1.
@@ -87,6 +87,8 @@ class Filter(Defence):
         latest: Epochs after which the first look comes at the latest, at least ``fewest``.
         rounds: Most trainings after the first, at least 1.
         confident: Probability from which the referee's word for a suspect's own label counts, above 0 and below 1.
+        features: Sharpen the suspects by what the network sees in them; without, the losses alone decide.
+        referee: Let the network trained without the suspects judge them; without, the first suspects are final.
         control: State the detection limit as well: plant copies with a trigger of ours, in 2, 1, 0.5 and 0.2 % of the
             set, and train and look again for each. It costs one training for each share that is found, and one more;
             nothing of it goes into the result.
@@ -97,12 +99,15 @@ class Filter(Defence):
     """
 
     sensitivity: float = 1.0
+    suspects: Literal["drop", "unlabelled", "unlearn"] = "drop"
     alarm: float = 0.5
     look: float = 0.5
     fewest: int = 5
     latest: int = 10
     rounds: int = 3
     confident: float = 0.9
+    features: bool = True
+    referee: bool = True
     control: bool = False
 
     def __post_init__(self) -> None:
@@ -119,92 +124,36 @@ class Filter(Defence):
 
     def scan(self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds) -> Outcome:
         """Train for the first part of the plan and look once."""
-        model = build_model(seeds.generator("init"))
-        history = fit(model, data, Phase("look", plan, last=self._first_look(plan), part_of="train"))
-        look = self._look_at(history, model, data, fit, early=True)
-        limit, planted = self._limit(data, build_model, fit, plan, self._first_look(plan), seeds)
-        isolation = self._isolation(look.cuts, data, look.suspects, limit, early=True, epochs=len(history.losses))
-        return Outcome(model, isolation, (history, *planted))
+        search = _Search(self, data, build_model, fit, plan, seeds)
+        search.look_first()
+        return search.outcome(epochs=self.first_look(plan))
 
     def run(self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds) -> Outcome:
         """Train, and again without the suspects for as long as that changes who is suspected."""
-        first = build_model(seeds.generator("init"))
-        half = self._first_look(plan)
-        histories = [fit(first, data, Phase("look", plan, last=half, part_of="train"))]
-        look = self._look_at(histories[0], first, data, fit, early=half < plan.epochs)
-        to_finish = half < plan.epochs
-        if to_finish and not bool(look.suspects.any()):
-            histories.append(fit(first, data, Phase("train", plan, first=half, part_of="train")))
-            look, to_finish = self._look_at(_joined(histories), first, data, fit), False
-        early = to_finish
-        model, cuts, words = first, look.cuts, list[str]()
-        suspects, aside = look.suspects, look.aside
-        kept, let_go = torch.ones_like(suspects), torch.zeros_like(suspects)
-        before = _own_probability(first, data, fit) if bool(suspects.any()) else torch.empty(0)
+        search = _Search(self, data, build_model, fit, plan, seeds)
+        search.look_first()
+        if self.suspects == "unlearn" or not search.suspected:
+            search.look_last()
+        if self.suspects == "unlearn":
+            search.unlearn()
+            return search.outcome(epochs=plan.epochs)
         for number in range(1, self.rounds + 1):
-            if not bool(suspects.any()):
+            if not search.suspected or search.round(number) or not self.referee:
                 break
-            kept, model = ~aside, build_model(seeds.generator("init"))
-            histories.append(fit(model, data, Phase(f"retrain {number}", plan), subset=kept))
-            after = _own_probability(model, data, fit)
-            again = self._look_at(histories[-1], model, data, fit, kept=kept)
-            new = again.suspects & ~let_go
-            free = self._let_go(suspects, new, cuts, data.labels, after, early=early)
-            cleared = suspects & (free | self._cleared(suspects, data.labels, after))
-            missed = self._missed(suspects & ~free, data.labels, before, after)
-            words.append(
-                f"Round {number}: a network was trained without {int(aside.sum())} images, {int(suspects.sum())} of "
-                f"them suspects. It gives {int(cleared.sum())} suspects their own label with confidence (let go) and "
-                f"rejects {int(missed.sum())} others that the first one was certain of (suspected); {int(new.sum())} "
-                "more were learned all at once (suspected)."
-            )
-            fresh = {label: cut for label, cut in again.cuts.items() if bool(new[cut.rows].any())}
-            cuts = {
-                label: fresh.get(label, cut) if not bool(aside[cut.rows].any()) else cut for label, cut in cuts.items()
-            }
-            worth = _WORTH * int(suspects.sum())
-            settled = int((missed & kept).sum()) <= worth and not bool(new.any()) and not bool(free.any())
-            let_go |= free
-            suspects = (suspects & ~cleared) | missed | new
-            aside = (aside & ~free) | suspects | (again.aside & ~let_go)
-            if settled:
-                break
-        if not bool(suspects.any()) and model is not first:
-            model, kept = first, torch.ones_like(suspects)
-            if to_finish:
-                histories.append(fit(first, data, Phase("train", plan, first=half, part_of="train")))
-        if bool((suspects & kept).any()):
-            words.append(f"The network was trained on {int((suspects & kept).sum())} of the flagged images.")
-        limit, planted = self._limit(data, build_model, fit, plan, plan.epochs, seeds)
-        isolation = self._isolation(cuts, data, suspects, [*words, *limit], early=early, epochs=plan.epochs)
-        return Outcome(model, isolation, (*histories, *planted))
+        search.settle()
+        if self.suspects == "unlabelled":
+            search.relearn()
+        return search.outcome(epochs=plan.epochs)
 
-    def _limit(
-        self, data: ImageSet, build_model: BuildModel, fit: Fit, plan: TrainPlan, epochs: int, seeds: Seeds
-    ) -> tuple[list[str], list[History]]:
-        """Return the detection limit in words, and what the trainings for it left; nothing without ``control``."""
-        histories: list[History] = []
-        found: list[str] = []
-        for share in _CONTROLS if self.control else ():
-            generator = seeds.generator(f"control {share}")
-            longer, planted = with_planted_copies(data, max(1, round(share * len(data))), generator)
-            model = build_model(seeds.generator("init"))
-            history = fit(model, longer, Phase(f"control {100 * share:g}", plan, last=epochs))
-            suspects = self._look_at(history, model, longer, fit, early=epochs < plan.epochs).suspects
-            histories.append(dataclasses.replace(history, losses=history.losses[:, : len(data)]))
-            recall = float(suspects[planted].float().mean())
-            if recall < _FOUND:
-                found.append(f"of {100 * share:g} % ({int(planted.sum())} images) {100 * recall:.0f} % were found")
-                break
-            found.append(f"of {100 * share:g} % all but {100 * (1 - recall):.0f} % were found")
-        if not found:
-            return [], []
-        return [f"Planted control, copies with a patch of ours: {'; '.join(found)}."], histories
-
-    def _first_look(self, plan: TrainPlan) -> int:
+    def first_look(self, plan: TrainPlan) -> int:
+        """Return after how many epochs of the plan it looks for the first time."""
         return min(max(self.fewest, min(self.latest, round(self.look * plan.epochs))), plan.epochs)
 
-    def _look_at(
+    def alarm_at(self, early: bool) -> float:
+        """Return the strength from which a class counts as poisoned, at the first look or at the end of a training."""
+        return (_EARLY if early else 1.0) * self.alarm / self.sensitivity
+
+    def look_at(
         self,
         history: History,
         model: nn.Module,
@@ -214,108 +163,212 @@ class Filter(Defence):
         kept: Tensor | None = None,
         early: bool = False,
     ) -> _Look:
-        """Cut every class of the images that were kept, and suspect what was learned all at once."""
+        """Cut every class of the images that were trained on, and suspect what was learned all at once.
+
+        Args:
+            history: Of the training.
+            model: What it trained.
+            data: The set.
+            fit: The training loop, which says where to compute.
+            kept: bool (N,), the images that were trained on; all by default.
+            early: The training is not over.
+        """
         rows = torch.arange(len(data)) if kept is None else kept.nonzero().squeeze(1)
         held_out = None if history.held_out is None else torch.from_numpy(history.held_out)[rows]
         losses = torch.from_numpy(history.losses)[:, rows]
         cuts = cut_classes(Evidence(losses, data.labels[rows], data.num_classes, held_out))
         suspects, aside = torch.zeros(2, len(data), dtype=torch.bool)
         for cut in cuts:
-            if cut.strength >= self._alarm_at(early) and len(losses) >= self.fewest:
+            if cut.strength >= self.alarm_at(early) and len(losses) >= self.fewest:
                 members = cut.suspicion > 0.5
-                features = _features(Network(model, data, fit.runtime), rows[cut.rows])
+                features = _features(Network(model, data, fit.runtime), rows[cut.rows]) if self.features else None
                 alike = members if features is None else sharpened(features, members)
                 suspects[rows[cut.rows]] = alike | (cut.suspicion > _SURE)
                 aside[rows[cut.rows]] = alike | members
         return _Look({cut.label: dataclasses.replace(cut, rows=rows[cut.rows]) for cut in cuts}, suspects, aside)
 
-    def _let_go(
-        self, suspects: Tensor, new: Tensor, cuts: dict[int, Cut], labels: Tensor, own: Tensor, *, early: bool
-    ) -> Tensor:
-        """Return the images of the classes whose suspects were no poison, bool (N,).
 
-        Easy images of a clean class are accepted by a network that never saw them. So is poison, by a network that was
-        shown some of it: a class stays where more suspects turned up in it, or where the evidence was strong.
-        """
-        free = torch.zeros_like(suspects)
-        for label in labels[suspects].unique():
-            of_class = labels == label
-            easy = float(own[suspects & of_class].median()) >= _EASY
-            weak = cuts[int(label)].strength < _STRONG * self._alarm_at(early)
-            if easy and weak and not bool(new[of_class].any()):
-                free |= of_class
-        return free
+@dataclass(eq=False)
+class _Search:
+    """One search for poison: what was trained so far, and who is suspected.
 
-    def _cleared(self, suspects: Tensor, labels: Tensor, own: Tensor) -> Tensor:
-        """Return the single suspects to let go, bool (N,).
+    Attributes:
+        filter: The settings.
+        data: The set.
+        build_model: Builds a network.
+        fit: The training loop.
+        plan: Of ordinary training.
+        seeds: The run's streams.
+        histories: Of every training so far.
+        words: A sentence a round.
+        cuts: The strongest evidence on each class, by label.
+        suspects: bool (N,).
+        aside: bool (N,), what the next network is not shown.
+        kept: bool (N,), what ``model`` was shown.
+        let_go: bool (N,), classes that are not to be suspected again.
+        finished: The first network has had all of its epochs.
+        early: The suspects come from the first look.
+    """
 
-        Poison with a wrong label is rejected by a network that has not learned the trigger. Clean-label poison carries
-        the right label, so that single images of it pass: only where the suspects of a class are clearly wrong is one
-        that is accepted let go.
-        """
-        cleared = torch.zeros_like(suspects)
-        for label in labels[suspects].unique():
-            rows = suspects & (labels == label)
-            if float(own[rows].median()) <= _WRONG:
-                cleared |= rows & (own >= self.confident)
-        return cleared
+    filter: Filter
+    data: ImageSet
+    build_model: BuildModel
+    fit: Fit
+    plan: TrainPlan
+    seeds: Seeds
+    histories: list[History] = field(default_factory=list)
+    words: list[str] = field(default_factory=list)
+    cuts: dict[int, Cut] = field(default_factory=dict)
+    early: bool = True
 
-    def _missed(self, suspects: Tensor, labels: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        """Return the images of the suspects' classes that only a network with the poison accepts, bool (N,)."""
-        beside = torch.isin(labels, labels[suspects].unique()) & ~suspects
-        return beside & (before >= self.confident) & (after < 0.5)
+    def __post_init__(self) -> None:
+        self.first = self.model = self._network()
+        self.suspects, self.aside, self.let_go = torch.zeros(3, len(self.data), dtype=torch.bool)
+        self.kept = torch.ones(len(self.data), dtype=torch.bool)
+        self.half = self.filter.first_look(self.plan)
+        self.finished = self.half == self.plan.epochs
+        self._before: Tensor | None = None
 
-    def _alarm_at(self, early: bool) -> float:
-        return (_EARLY if early else 1.0) * self.alarm / self.sensitivity
+    @property
+    def suspected(self) -> bool:
+        """Whether any image is."""
+        return bool(self.suspects.any())
 
-    def _isolation(
-        self, cuts: dict[int, Cut], data: ImageSet, flagged: Tensor, words: list[str], *, early: bool, epochs: int
-    ) -> Isolation:
-        scores = torch.zeros(len(data))
-        for cut in cuts.values():
-            scores[cut.rows] = (cut.suspicion * cut.strength).float()
-        # What is flagged comes first, whatever brought it there.
-        scores = scores + flagged.float() * (scores.max() + 1)
-        limit = self._alarm_at(early)
-        poisoned = [label for label in cuts if bool(flagged[data.labels == label].any())]
-        doubtful = [
-            cut.label
-            for cut in cuts.values()
-            if cut.label not in poisoned and (cut.strength >= _DOUBT * limit or cut.gain >= _APART / self.sensitivity)
-        ]
-        sentences = []
-        for label in poisoned:
-            count = int((flagged & (data.labels == label)).sum())
-            sentences.append(
-                f"Class {data.classes[label]!r} is poisoned, about {count} images: it holds two kinds of images, one "
-                f"of which was learned all at once ({_figures(cuts[label])}, alarm at {limit:.2f})."
-            )
-        for label in doubtful:
-            sentences.append(
-                f"Class {data.classes[label]!r} is not above suspicion ({_figures(cuts[label])}, alarm at "
-                f"{limit:.2f}): it may hold images with wrong labels that were not learned yet."
-            )
-        blind = not cuts or epochs < self.fewest
-        if blind:
-            why = f"no class has 20 images, or the training had under {self.fewest} epochs"
-            sentences.insert(0, f"Too little to look at: {why}.")
-        elif not sentences:
-            top = max(cuts.values(), key=lambda cut: cut.strength)
-            sentences.append(
-                f"No class falls apart into two kinds of images; nearest is {data.classes[top.label]!r} "
-                f"({_figures(top)}, alarm at {limit:.2f})."
-            )
-        verdict: Verdict = "poisoned" if poisoned else "undecided" if doubtful or blind else "no sign of poison"
-        return Isolation(scores, flagged, verdict, (*sentences, *words))
+    def look_first(self) -> None:
+        """Train the first part of the plan, and look."""
+        history = self.fit(self.first, self.data, Phase("look", self.plan, last=self.half, part_of="train"))
+        self.histories.append(history)
+        self.early = not self.finished
+        self._take(self.filter.look_at(history, self.first, self.data, self.fit, early=self.early))
 
+    def look_last(self) -> None:
+        """Finish the first network, and look again."""
+        if self.finished:
+            return
+        self._finish()
+        whole = dataclasses.replace(
+            self.histories[0], losses=np.concatenate([history.losses for history in self.histories])
+        )
+        self.early = False
+        self._take(self.filter.look_at(whole, self.first, self.data, self.fit))
 
-def _figures(cut: Cut) -> str:
-    return f"strength {cut.strength:.2f}; gain {cut.gain:.2f}, votes {cut.votes:.2f}, fall {cut.fall:.1f}"
+    def round(self, number: int) -> bool:
+        """Train a network without the suspects, and let it judge them; returns whether little changed."""
+        if self._before is None and self.filter.referee:
+            self._before = self._own_probability(self.first)
+        self.kept, self.model = ~self.aside, self._network()
+        phase = Phase(f"retrain {number}", self.plan)
+        self.histories.append(self.fit(self.model, self.data, phase, subset=self.kept))
+        if self._before is None:
+            return True
+        labels, shown = self.data.labels, self.kept
+        again = self.filter.look_at(self.histories[-1], self.model, self.data, self.fit, kept=shown)
+        new = again.suspects & ~self.let_go
+        strong = _STRONG * self.filter.alarm_at(self.early)
+        stays = {label for label, cut in self.cuts.items() if cut.strength >= strong}
+        stays |= {int(label) for label in labels[new].unique()}
+        after = self._own_probability(self.model)
+        judged = ruling(
+            self.suspects, labels, before=self._before, after=after, confident=self.filter.confident, stays=stays
+        )
+        self.words.append(
+            f"Round {number}: a network was trained without {int(self.aside.sum())} images, {int(self.suspects.sum())} "
+            f"of them suspects. It gives {int(judged.cleared.sum())} suspects their own label with confidence (let go) "
+            f"and rejects {int(judged.missed.sum())} others that the first one was certain of (suspected); "
+            f"{int(new.sum())} more were learned all at once (suspected)."
+        )
+        for label, cut in again.cuts.items():
+            if bool(new[cut.rows].any()) or not bool(self.aside[labels == label].any()):
+                self.cuts[label] = cut
+        worth = _WORTH * int(self.suspects.sum())
+        settled = int((judged.missed & shown).sum()) <= worth and not bool(new.any()) and not bool(judged.free.any())
+        self.let_go |= judged.free
+        self.suspects = (self.suspects & ~judged.cleared) | judged.missed | new
+        self.aside = (self.aside & ~judged.free) | self.suspects | (again.aside & ~self.let_go)
+        return settled
 
+    def settle(self) -> None:
+        """Where no suspect is left, the network is that of ordinary training."""
+        if not self.suspected and self.model is not self.first:
+            self.model, self.kept = self.first, torch.ones_like(self.kept)
+            if not self.finished:
+                self._finish()
+        learned = int((self.suspects & self.kept).sum())
+        if learned:
+            self.words.append(f"The network was trained on {learned} of the flagged images.")
 
-def _own_probability(model: nn.Module, data: ImageSet, fit: Fit) -> Tensor:
-    """Return the probability that the network gives each image's own label, float (N,)."""
-    return logits_of(model, data, fit.runtime).softmax(1).gather(1, data.labels[:, None]).squeeze(1)
+    def unlearn(self) -> None:
+        """Let the first network forget the suspects."""
+        if self.suspected:
+            calm = ~self.aside
+            history = unlearn(self.first, self.data, self.suspects, calm, fit=self.fit, plan=self.plan)
+            self.histories.append(history)
+            self.words.append("The network was trained on all images, and then made to forget the flagged ones.")
+
+    def relearn(self) -> None:
+        """Let the last network learn suspects under the labels that it sees in them."""
+        if not self.suspected or self.model is self.first:
+            return
+        confident = self.filter.confident
+        history, count = learn_relabelled(
+            self.model, self.data, self.suspects, self.kept, confident=confident, fit=self.fit, plan=self.plan
+        )
+        if history is not None:
+            self.histories.append(history)
+            self.words.append(f"It then learned {count} of the suspects under the class that it sees in them.")
+
+    def outcome(self, *, epochs: int) -> Outcome:
+        """Return the network, the verdict after that many epochs, and what every training left."""
+        limit, planted = self._limit(epochs)
+        few = f"no class has 20 images, or the training had under {self.filter.fewest} epochs"
+        isolation: Isolation = verdict_of(
+            self.cuts,
+            self.data,
+            self.suspects,
+            alarm=self.filter.alarm_at(self.early),
+            sensitivity=self.filter.sensitivity,
+            blind=few if not self.cuts or epochs < self.filter.fewest else "",
+            words=(*self.words, *limit),
+        )
+        return Outcome(self.model, isolation, (*self.histories, *planted))
+
+    def _network(self) -> nn.Module:
+        return self.build_model(self.seeds.generator("init"))
+
+    def _finish(self) -> None:
+        phase = Phase("train", self.plan, first=self.half, part_of="train")
+        self.histories.append(self.fit(self.first, self.data, phase))
+        self.finished = True
+
+    def _take(self, look: _Look) -> None:
+        self.cuts, self.suspects, self.aside = look.cuts, look.suspects, look.aside
+
+    def _own_probability(self, model: nn.Module) -> Tensor:
+        """Return the probability that a network gives each image's own label, float (N,)."""
+        probabilities = logits_of(model, self.data, self.fit.runtime).softmax(1)
+        return probabilities.gather(1, self.data.labels[:, None]).squeeze(1)
+
+    def _limit(self, epochs: int) -> tuple[list[str], list[History]]:
+        """Return the detection limit in words, and what the trainings for it left; nothing without ``control``."""
+        histories: list[History] = []
+        found: list[str] = []
+        count = len(self.data)
+        for share in _CONTROLS if self.filter.control else ():
+            generator = self.seeds.generator(f"control {share}")
+            longer, planted = with_planted_copies(self.data, max(1, round(share * count)), generator)
+            model = self._network()
+            history = self.fit(model, longer, Phase(f"control {100 * share:g}", self.plan, last=epochs))
+            early = epochs < self.plan.epochs
+            suspects = self.filter.look_at(history, model, longer, self.fit, early=early).suspects
+            histories.append(dataclasses.replace(history, losses=history.losses[:, :count]))
+            recall = float(suspects[planted].float().mean())
+            if recall < _FOUND:
+                found.append(f"of {100 * share:g} % ({int(planted.sum())} images) {100 * recall:.0f} % were found")
+                break
+            found.append(f"of {100 * share:g} % all but {100 * (1 - recall):.0f} % were found")
+        if not found:
+            return [], []
+        return [f"Planted control, copies with a patch of ours: {'; '.join(found)}."], histories
 
 
 def _features(network: Network, rows: Tensor) -> Tensor | None:
@@ -325,7 +378,3 @@ def _features(network: Network, rows: Tensor) -> Tensor | None:
     except ConfigError:
         return None
     return network.measure([measure], rows)[0]
-
-
-def _joined(histories: list[History]) -> History:
-    return dataclasses.replace(histories[0], losses=np.concatenate([history.losses for history in histories]))

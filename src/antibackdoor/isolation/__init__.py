@@ -6,6 +6,7 @@ from antibackdoor.isolation.decide import Scope, flag_share, most_suspect_first,
 from antibackdoor.isolation.evidence import Evidence
 from antibackdoor.isolation.network import Measure, Network
 from antibackdoor.isolation.recorder import LossRecorder, isolate
+from antibackdoor.isolation.referee import Ruling, ruling
 from antibackdoor.isolation.signals import (
     SIGNALS,
     ActivationClusters,
@@ -25,6 +26,7 @@ from antibackdoor.isolation.signals import (
     measured,
 )
 from antibackdoor.isolation.signals.features import penultimate
+from antibackdoor.isolation.verdict import verdict_of
 
 __all__ = [
     "SIGNALS",
@@ -42,6 +44,7 @@ __all__ = [
     "Network",
     "NetworkSignal",
     "Pipd",
+    "Ruling",
     "ScaleUp",
     "Scope",
     "Signal",
@@ -55,6 +58,8 @@ __all__ = [
     "most_suspect_first",
     "penultimate",
     "rank_within_classes",
+    "ruling",
     "sharpened",
+    "verdict_of",
     "with_planted_copies",
 ]

@@ -1,0 +1,70 @@
+"""The referee: what a network that never saw the suspects says of them, and of those that it did see."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Ruling", "ruling"]
+
+# The referee's median probability for the suspects' labels: above, the class may be let go; below, single images are.
+_EASY, _WRONG = 0.9, 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class Ruling:
+    """What the referee says.
+
+    Attributes:
+        free: bool (N,), all images of the classes whose suspects were no poison.
+        cleared: bool (N,), the suspects to let go, those of free classes among them.
+        missed: bool (N,), others to suspect.
+    """
+
+    free: Tensor
+    cleared: Tensor
+    missed: Tensor
+
+
+def ruling(
+    suspects: Tensor,
+    labels: Tensor,
+    *,
+    before: Tensor,
+    after: Tensor,
+    confident: float,
+    stays: Collection[int] = (),
+) -> Ruling:
+    """Judge the suspects by two networks.
+
+    * Easy images of a clean class are accepted by a network that never saw them, so a class whose suspects are (median)
+      is let go. So is poison accepted by a network that was shown some of it; hence ``stays``.
+    * Poison with a wrong label is rejected by a network that has not learned the trigger. Clean-label poison carries
+      the right label, so single images of it pass: only where the suspects of a class are clearly wrong (median) is one
+      that is accepted let go.
+    * An image beside the suspects, of their class, that the second network rejects though it was shown it, and that the
+      first was certain of, was learned with the trigger.
+
+    Args:
+        suspects: bool (N,), some of them True; the second network was not trained on these.
+        labels: int64 (N,), as observed.
+        before: float (N,), probability that the first network, trained on everything, gives each image's own label.
+        after: float (N,), the same of the second network.
+        confident: Probability from which a network's word counts, above 0 and below 1.
+        stays: Classes that are not let go, because the evidence is strong or more suspects turned up in them.
+    """
+    free, cleared = torch.zeros_like(suspects), torch.zeros_like(suspects)
+    for label in labels[suspects].unique():
+        of_class = labels == label
+        own = after[suspects & of_class].median()
+        if own >= _EASY and int(label) not in stays:
+            free |= of_class
+        elif own <= _WRONG:
+            cleared |= suspects & of_class & (after >= confident)
+    remaining = labels[suspects & ~free].unique()
+    beside = torch.isin(labels, remaining) & ~suspects
+    missed = beside & (before >= confident) & (after < 0.5)
+    return Ruling(free, cleared | (suspects & free), missed)
