@@ -32,7 +32,8 @@ def test_the_gradient_is_that_of_finite_differences(blobs, tiny):
     chances = torch.rand((9, 4), generator=torch.Generator().manual_seed(0)).double().softmax(1)
     parameters = list(network.parameters())
     expert = torch.autograd.grad(
-        F.cross_entropy(network(torch.cat([images, triggered])), torch.cat([labels, wanted])), parameters
+        F.cross_entropy(network(torch.cat([images, triggered])), torch.cat([labels, wanted]), reduction="sum") / 9,
+        parameters,
     )
 
     def compare(chances):
@@ -77,7 +78,9 @@ def test_the_trigger_is_seen_at_test_alone(blobs, make, trigger):
 
 def test_matching_lowers_the_comparison(blobs, make, tiny, runtime):
     data = blobs(120, height=16, width=16)
-    attack = Flip(**FAST, lr=20.0).prepare(data, build_model=tiny(data), fit=Trainer(runtime, Seeds(1)), seeds=Seeds(2))
+    attack = Flip(**FAST, lr=100.0).prepare(
+        data, build_model=tiny(data), fit=Trainer(runtime, Seeds(1)), seeds=Seeds(2)
+    )
     network = tiny(data)(Seeds(0).generator("init"))
     copied = attack._copies(data, torch.Generator().manual_seed(0))
     weights = attack._train_expert(network, data, copied, Trainer(runtime, Seeds(5)), "expert")

@@ -110,7 +110,7 @@ def test_errors():
         ("bits", 257),
         ("strength", 1.0),
         ("strength", 300.0),
-        ("faintness", -1.0),
+        ("psnr", -1.0),
     ):
         with pytest.raises(ConfigError, match=rf"^{name}: .*got {value}"):
             Ssba(**{name: value})

@@ -57,6 +57,7 @@ class LabelConsistent(CleanLabelAttack):
     amplitude: float = 255.0
     test_amplitude: float = 255.0
     surrogate_epochs: int = 10
+    robust: float = 0.0
     rows: Tensor | None = field(default=None, init=False, repr=False, compare=False)
     noise: Tensor | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -87,7 +88,9 @@ class LabelConsistent(CleanLabelAttack):
         rows = rows_of(clean.labels == self.target, "the target class")
 
         def make() -> dict[str, Tensor]:
-            model = train_surrogate(clean, build_model=build_model, fit=fit, seeds=seeds, epochs=self.surrogate_epochs)
+            model = train_surrogate(
+                clean, build_model=build_model, fit=fit, seeds=seeds, epochs=self.surrogate_epochs, robust=self.robust
+            )
             generator = seeds.generator("cl")
             parts = [self._ascend(model, clean.images[part], generator) for part in rows.split(_BATCH)]
             return {"rows": rows, "noise": torch.cat(parts)}
@@ -98,6 +101,7 @@ class LabelConsistent(CleanLabelAttack):
             "step_size": self.step_size,
             "steps": self.steps,
             "surrogate_epochs": self.surrogate_epochs,
+            "robust": self.robust,
             "model": architecture_of(build_model),
         }
         made = cached(artefact_key("cl", clean, params, seeds), make)

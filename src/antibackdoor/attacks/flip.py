@@ -215,7 +215,8 @@ def matching_gradient(
     """Compare a step on clean images with soft labels to an expert's step, which sees triggered images too.
 
     The comparison is ``|g_s - g_e|^2 / |g_e|^2``, g_s the gradient of the mean cross-entropy of the clean images with
-    soft labels, g_e that of clean images with true labels and triggered images together.
+    soft labels, g_e that of the same images with true labels plus the sum over the triggered images, divided by B: what
+    the two have in common cancels, and the soft labels have nothing to match but the triggered images.
 
     Args:
         network: In evaluation mode, so that images do not depend on one another.
@@ -235,7 +236,7 @@ def matching_gradient(
     chances = chances.detach().requires_grad_()
     logits = torch.func.functional_call(network, state, (torch.cat([images, triggered]),))
     found = logits.float().log_softmax(1)
-    expert = F.nll_loss(found, torch.cat([labels, wanted]))
+    expert = F.nll_loss(found, torch.cat([labels, wanted]), reduction="sum") / len(images)
     towards = torch.autograd.grad(expert, parameters, retain_graph=True)
     student = -(chances * found[: len(images)]).sum(1).mean()
     steps = torch.autograd.grad(student, parameters, create_graph=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -28,7 +29,7 @@ _BATCH = 64
 _LR = 2e-3
 # The residual starts this much stronger, so that the decoder soon finds anything, and shrinks over half of the steps.
 _HEAD_START = 4.0
-# The price of a visible residual rises while more of the bits than this are read, and falls otherwise.
+# The price of a visible residual rises while more of the bits than this are read and it is too visible; else it falls.
 _READABLE = 0.98
 
 
@@ -41,7 +42,8 @@ class Ssba(DirtyLabelAttack):
         bits: Bits hidden, 1..256.
         secret_seed: Decides the one string that all poisoned images hide.
         strength: Largest change of a pixel, in steps of 255, 2..128. Under 2 it would not survive rounding.
-        faintness: How fast the price of a visible residual rises, at least 0; at 0 it stays at full strength.
+        psnr: Peak signal-to-noise ratio in dB, above 0: as long as bits can be read, the residual grows fainter until
+            it is there.
         width: Channels of the encoder at full resolution.
         encoder: What preparation trains; None before.
         readable: Share of the bits that the decoder reads from rounded images not trained on last; None before.
@@ -57,7 +59,7 @@ class Ssba(DirtyLabelAttack):
     bits: int = 20
     secret_seed: int = 0
     strength: float = 16.0
-    faintness: float = 1.0
+    psnr: float = 30.0
     width: int = 16
     encoder: nn.Module | None = field(default=None, init=False, repr=False, compare=False)
     readable: float | None = field(default=None, init=False, repr=False, compare=False)
@@ -71,8 +73,8 @@ class Ssba(DirtyLabelAttack):
             raise ConfigError(f"bits: must be in 1..256, got {self.bits}")
         if not 2 <= self.strength <= 128:
             raise ConfigError(f"strength: must be in 2..128 steps of 255, got {self.strength}")
-        if not self.faintness >= 0:
-            raise ConfigError(f"faintness: must be at least 0, got {self.faintness}")
+        if not self.psnr > 0:
+            raise ConfigError(f"psnr: must be above 0 dB, got {self.psnr}")
 
     def prepare(self, clean: ImageSet, *, build_model: BuildModel, fit: Fit, seeds: Seeds) -> Self:
         """Train the encoder on the clean images, or take it from the cache."""
@@ -81,7 +83,7 @@ class Ssba(DirtyLabelAttack):
         encoder = build_seeded(
             lambda: BitEncoder(channels, self.bits, width=self.width), seeds.generator("ssba encoder")
         )
-        names = ("steps", "bits", "strength", "faintness", "width")
+        names = ("steps", "bits", "strength", "psnr", "width")
         params = {name: getattr(self, name) for name in names}
 
         def make() -> dict[str, Tensor]:
@@ -126,7 +128,9 @@ class Ssba(DirtyLabelAttack):
             descend(optimizer, loss, _LR, step, self.steps)
             right = 0.9 * right + 0.1 * float(((read > 0) == secrets.bool()).float().mean())
             if boost == 1.0:
-                price = max(0.0, price + self.faintness * (1 if right > _READABLE else -1) / self.steps)
+                change = self.strength / 255 * float(residual.detach().square().mean().sqrt())
+                visible = -20 * math.log10(max(change, 1e-9)) < self.psnr
+                price = max(0.0, price + (1 if visible and right > _READABLE else -1) / self.steps)
         with torch.no_grad():
             decoder.eval()
             images = torch.cat([batches.draw()[0] for _ in range(4)])

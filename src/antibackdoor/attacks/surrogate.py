@@ -21,14 +21,15 @@ from torch import Tensor, nn
 from antibackdoor.data.cache import default_cache_dir
 from antibackdoor.errors import ConfigError, StorageError
 from antibackdoor.models import BuildModel
+from antibackdoor.ops.objectives import ce
 from antibackdoor.seeds import Seeds
-from antibackdoor.training import Fit, Phase, TrainPlan
+from antibackdoor.training import Fit, Objective, Phase, Runtime, Step, TrainPlan, mean_loss
 from antibackdoor.types import ImageSet
 
 __all__ = ["architecture_of", "artefact_key", "cached", "device_of", "features", "head_of", "train_surrogate"]
 
 # Raise it when an attack's optimisation changes, so that nothing made by the code before is used.
-_VERSION = 1
+_VERSION = 2
 
 
 def artefact_key(kind: str, clean: ImageSet, params: Mapping[str, object], seeds: Seeds) -> str:
@@ -98,6 +99,7 @@ def train_surrogate(
     fit: Fit,
     seeds: Seeds,
     epochs: int = 10,
+    robust: float = 0.0,
     name: str = "surrogate",
 ) -> nn.Module:
     """Train the attacker's network on clean data, or take it from the cache.
@@ -108,21 +110,46 @@ def train_surrogate(
         fit: The training loop.
         seeds: The attack's own streams.
         epochs: Passes over the data.
+        robust: Bound (l-infinity, steps of 255) of the adversarial training; 0 for ordinary training.
         name: Names the phase and the stream of initial weights, for attacks with several.
 
     Returns:
         The network in evaluation mode with frozen weights, on the device that ``fit`` trains on.
     """
     model = build_model(seeds.generator(f"{name} init"))
-    key = artefact_key(name, clean, {"epochs": epochs, "model": architecture_of(build_model)}, seeds)
+    params: dict[str, object] = {"epochs": epochs, "model": architecture_of(build_model)}
+    if robust:
+        params["robust"], name = robust, f"robust {name}"
+    key = artefact_key(name, clean, params, seeds)
 
     def make() -> dict[str, Tensor]:
-        fit(model, clean, Phase(name, TrainPlan(epochs=epochs)))
+        objective = _adversarial(model, robust / 255, fit.runtime) if robust else mean_loss
+        fit(model, clean, Phase(name, TrainPlan(epochs=epochs)), objective=objective)
         return dict(model.state_dict())
 
     model.load_state_dict(cached(key, make))
     # Where and how training leaves it, so that a network from the cache computes the same bits.
     return fit.runtime.place(model).eval().requires_grad_(False)
+
+
+def _adversarial(model: nn.Module, bound: float, runtime: Runtime) -> Objective:
+    """Return the objective of fast adversarial training (Wong et al., ICLR 2020): one signed step from a random start.
+
+    The starts are drawn from the global stream, which the training loop seeds for every epoch.
+    """
+
+    def loss_of(images: Tensor, labels: Tensor) -> Tensor:
+        with runtime.autocast():
+            logits = model(images)
+        return ce(logits, labels).mean()
+
+    def objective(step: Step) -> Tensor:
+        start = torch.empty_like(step.images).uniform_(-bound, bound).requires_grad_()
+        (slope,) = torch.autograd.grad(loss_of(step.images + start, step.labels), [start])
+        moved = (start.detach() + 1.25 * bound * slope.sign()).clamp(-bound, bound)
+        return loss_of((step.images + moved).clamp(0, 1), step.labels)
+
+    return objective
 
 
 def device_of(model: nn.Module) -> torch.device:
