@@ -39,6 +39,35 @@ def test_noise_keeps_its_bound_and_raises_the_loss_of_the_true_label(prepared):
     assert losses[2] > 3 * losses[1]
 
 
+def test_noise_moves_each_image_to_a_class_of_its_own_or_all_away(prepared):
+    data, attack, kit = prepared()
+    _, away, _ = prepared(towards="away")
+    model = train_surrogate(data, **kit, epochs=20)
+    seen = {}
+    for name, noise in (("others", attack.noise), ("away", away.noise)):
+        noisy = (data.images[attack.rows].int() + noise).clamp(0, 255)
+        seen[name] = model(noisy / 255).argmax(1)
+        assert (seen[name] != 1).float().mean() > 0.5
+    assert len(seen["others"].unique()) >= len(seen["away"].unique())
+    assert not torch.equal(attack.noise, away.noise)
+
+
+def test_a_robust_surrogate_gives_other_noise_under_a_bound_it_was_trained_for(prepared):
+    data, attack, kit = prepared()
+    _, robust, _ = prepared(robust=4.0)
+    assert robust.noise.abs().max() <= 16
+    assert not torch.equal(attack.noise, robust.noise)
+    plain, hardened = (train_surrogate(data, **kit, epochs=20, robust=bound) for bound in (0.0, 4.0))
+    pixels = (data.images.float() / 255).requires_grad_()
+    drops = []
+    for model in (plain, hardened):
+        losses = ce(model(pixels), data.labels)
+        (slope,) = torch.autograd.grad(losses.sum(), [pixels])
+        moved = ce(model((pixels + 4 / 255 * slope.sign()).clamp(0, 1)), data.labels)
+        drops.append(float((moved - losses).mean().detach()))
+    assert drops[1] < drops[0]
+
+
 def test_training_images_carry_noise_and_patches_pixel_by_pixel(prepared):
     data, attack, _ = prepared()
     images = data.images[attack.rows].float() / 255
@@ -109,6 +138,14 @@ def test_what_cannot_work(prepared):
         attack.stamp(torch.rand(2, 1, 32, 32), torch.arange(2), data.labels[:2])
     with pytest.raises(PoisonError, match="four patches of 20 pixels do not fit"):
         LabelConsistent(size=20).prepare(data, **kit)
-    for bad in ({"eps": 128.0}, {"eps": 0.0}, {"step_size": 0.0}, {"steps": 0}, {"size": 0}, {"amplitude": -1.0}):
+    for bad in (
+        {"eps": 128.0},
+        {"eps": 0.0},
+        {"step_size": 0.0},
+        {"steps": 0},
+        {"size": 0},
+        {"amplitude": -1.0},
+        {"robust": -1.0},
+    ):
         with pytest.raises(ConfigError, match=f"^{next(iter(bad))}: .*got"):
             LabelConsistent(**bad)
