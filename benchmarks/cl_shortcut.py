@@ -47,9 +47,7 @@ def measure(drawn: Loaded, seed: int, arguments: argparse.Namespace) -> dict[str
     for name, mask in (("target", test.labels == attack.target), ("others", test.labels != attack.target)):
         rows = mask.nonzero().squeeze(1)
         clean, generator = test.images[rows], torch.Generator().manual_seed(0)
-        noise = torch.cat(
-            [attack.harden(surrogate, part, test.num_classes, generator=generator) for part in clean.split(256)]
-        )
+        noise = torch.cat([attack.harden(surrogate, part, generator=generator) for part in clean.split(256)])
         noisy = (clean.int() + noise.int()).clamp(0, 255).byte()
 
         def patched(images: Tensor, rows: Tensor = rows) -> Tensor:

@@ -39,19 +39,6 @@ def test_noise_keeps_its_bound_and_raises_the_loss_of_the_true_label(prepared):
     assert losses[2] > 3 * losses[1]
 
 
-def test_noise_moves_each_image_to_a_class_of_its_own_or_all_away(prepared):
-    data, attack, kit = prepared()
-    _, away, _ = prepared(towards="away")
-    model = train_surrogate(data, **kit, epochs=20)
-    seen = {}
-    for name, noise in (("others", attack.noise), ("away", away.noise)):
-        noisy = (data.images[attack.rows].int() + noise).clamp(0, 255)
-        seen[name] = model(noisy / 255).argmax(1)
-        assert (seen[name] != 1).float().mean() > 0.5
-    assert len(seen["others"].unique()) >= len(seen["away"].unique())
-    assert not torch.equal(attack.noise, away.noise)
-
-
 def test_a_robust_surrogate_gives_other_noise_under_a_bound_it_was_trained_for(prepared):
     data, attack, kit = prepared()
     _, robust, _ = prepared(robust=4.0)

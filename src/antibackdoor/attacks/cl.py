@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -42,18 +42,14 @@ class LabelConsistent(CleanLabelAttack):
         surrogate_epochs: Passes over the clean data to train the surrogate, at least 1.
         robust: Bound (l-infinity, in steps of 255) of the surrogate's adversarial training, at least 0; 0 for ordinary
             training.
-        towards: What the noise moves an image to: each to another class that is drawn for it ("others"), or "away" from
-            its own, which is mostly one and the same class for all.
         rows: int64 (M,), ascending: the rows that have noise, those of the target class; made by :meth:`prepare`.
         noise: int8 (M, C, H, W), their noise in steps of 255; made by :meth:`prepare`.
 
     Source:
-        Turner et al., 2019: untargeted projected gradient ascent ("away"), and the 3x3 patch of the released code.
-        Noise that moves all images to one class is a feature that they share and can be learned in place of the patch
-        (docs/attacks/optimised.md), hence "others". The paper's surrogate is adversarially trained (``robust``); ours
-        is not by default, and eps is 16 where later users take 8 (BackdoorBench). Each corner here mirrors the others,
-        so that a flipped image carries the same trigger; the released patches are not all mirror images. A random crop
-        leaves at least one corner whole.
+        Turner et al., 2019: untargeted projected gradient ascent, and the 3x3 patch of the released code. The paper's
+        surrogate is adversarially trained (``robust``); ours is not by default, and makes up for it by eps 16 where
+        later users take 8 (BackdoorBench). Each corner here mirrors the others, so that a flipped image carries the
+        same trigger; the released patches are not all mirror images. A random crop leaves at least one corner whole.
     """
 
     eps: float = 16.0
@@ -64,7 +60,6 @@ class LabelConsistent(CleanLabelAttack):
     test_amplitude: float = 255.0
     surrogate_epochs: int = 10
     robust: float = 0.0
-    towards: Literal["away", "others"] = "others"
     rows: Tensor | None = field(default=None, init=False, repr=False, compare=False)
     noise: Tensor | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -101,10 +96,7 @@ class LabelConsistent(CleanLabelAttack):
                 clean, build_model=build_model, fit=fit, seeds=seeds, epochs=self.surrogate_epochs, robust=self.robust
             )
             generator = seeds.generator("cl")
-            parts = [
-                self.harden(model, clean.images[part], clean.num_classes, generator=generator)
-                for part in rows.split(_BATCH)
-            ]
+            parts = [self.harden(model, clean.images[part], generator=generator) for part in rows.split(_BATCH)]
             return {"rows": rows, "noise": torch.cat(parts)}
 
         params = {
@@ -114,7 +106,6 @@ class LabelConsistent(CleanLabelAttack):
             "steps": self.steps,
             "surrogate_epochs": self.surrogate_epochs,
             "robust": self.robust,
-            "towards": self.towards,
             "model": architecture_of(build_model),
         }
         made = cached(artefact_key("cl", clean, params, seeds), make)
@@ -134,14 +125,13 @@ class LabelConsistent(CleanLabelAttack):
         """Put the patches on every image, without noise."""
         return self._patched(images, self.test_amplitude)
 
-    def harden(self, model: nn.Module, pixels: Tensor, num_classes: int, *, generator: torch.Generator) -> Tensor:
-        """Return the noise that makes target-class images hard to learn, by projected signed gradient steps.
+    def harden(self, model: nn.Module, pixels: Tensor, *, generator: torch.Generator) -> Tensor:
+        """Return the noise that makes target-class images hard to learn, by projected gradient ascent on their loss.
 
         Args:
             model: The surrogate.
             pixels: uint8 (B, C, H, W).
-            num_classes: K.
-            generator: Of the starts, and of the classes to move to.
+            generator: Of the starts.
 
         Returns:
             int8 (B, C, H, W), in steps of 255.
@@ -149,15 +139,12 @@ class LabelConsistent(CleanLabelAttack):
         bound, step = self.eps / 255, self.step_size / 255
         start = (torch.rand(pixels.shape, generator=generator) * 2 - 1) * bound
         images = pixels.to(device_of(model)).float().div(255)
-        shift = torch.randint(1, num_classes, (len(images),), generator=generator).to(images.device)
-        away = self.towards == "away"
         labels = torch.full((len(images),), self.target, device=images.device)
-        labels = labels if away else (labels + shift) % num_classes
         hard = (images + start.to(images)).clamp(0, 1)
         for _ in range(self.steps):
             hard.requires_grad_(True)
             (slope,) = torch.autograd.grad(ce(model(hard), labels).sum(), [hard])
-            moved = hard.detach() + (step if away else -step) * slope.sign()
+            moved = hard.detach() + step * slope.sign()
             hard = (images + (moved - images).clamp(-bound, bound)).clamp(0, 1)
         # Towards zero, so that a bound between two steps holds; the small sum undoes errors of the division by 255.
         steps = (hard - images) * 255
