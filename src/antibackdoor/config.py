@@ -14,7 +14,19 @@ from pydantic_core import PydanticCustomError
 from antibackdoor.errors import ConfigError, UnknownNameError
 from antibackdoor.types import Json
 
-__all__ = ["Choice", "DataConfig", "PoisonConfig", "RunConfig", "TrainConfig", "apply_settings", "set_path"]
+__all__ = [
+    "OWN_TRAIN",
+    "Choice",
+    "DataConfig",
+    "PoisonConfig",
+    "RunConfig",
+    "TrainConfig",
+    "apply_settings",
+    "set_path",
+]
+
+# As ``data.trusted``: the training images themselves, before any attack, are known to be clean.
+OWN_TRAIN = "own:train"
 
 
 class _Section(BaseModel):
@@ -79,6 +91,10 @@ class DataConfig(_Section):
         limit_test: The same for the test set.
         holdout: Share held out for accuracy where there is no test set.
         skip_bad: Leave unreadable images out instead of stopping.
+        trusted: Folder or .npz of images that are known to be clean, for the defences that need some. None where there
+            are none; an experiment with an attack then takes copies of training images from before the attack.
+            "own:train" takes such copies too where there is no attack, as in a control: the training images themselves
+            are known to be clean.
     """
 
     source: str = "embedded"
@@ -88,6 +104,7 @@ class DataConfig(_Section):
     limit_test: int | None = Field(default=None, ge=2)
     holdout: float = Field(default=0.1, ge=0, lt=1)
     skip_bad: bool = False
+    trusted: str | None = None
 
 
 class TrainConfig(_Section):

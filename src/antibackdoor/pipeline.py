@@ -18,6 +18,7 @@ from antibackdoor.attacks import ATTACKS, Attack, poison, triggered_test
 from antibackdoor.config import DataConfig, PoisonConfig, RunConfig
 from antibackdoor.data.sources import Loaded, load, subsample
 from antibackdoor.defences import DEFENCES, Defence
+from antibackdoor.defences.given import check_given, hand_over
 from antibackdoor.errors import ConfigError, NonFiniteLossError
 from antibackdoor.evaluation import evaluate
 from antibackdoor.models import BuildModel, ModelSpec, builder_from
@@ -27,7 +28,18 @@ from antibackdoor.seeds import Seeds
 from antibackdoor.training import Checkpoints, Runtime, Trainer, TrainPlan
 from antibackdoor.types import ImageSet, Isolation, Json, Outcome, PoisonedSet, RunRecord
 
-__all__ = ["Planted", "Result", "class_index", "limited", "load_data", "plant", "prepare_poison", "run", "versions"]
+__all__ = [
+    "Planted",
+    "Result",
+    "class_index",
+    "digest",
+    "limited",
+    "load_data",
+    "plant",
+    "prepare_poison",
+    "run",
+    "versions",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +80,7 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     data: Loaded | None = None,
+    planted: Planted | None = None,
     model: str | nn.Module | Callable[[], nn.Module] | None = None,
     progress: Progress = SILENT,
 ) -> Result:
@@ -80,6 +93,7 @@ def run(
         resume: Continue the run in ``out``.
         overwrite: Replace the run in ``out``.
         data: Images already loaded, in place of ``config.data.source``.
+        planted: What :func:`plant` made of these images by ``config.attack``, in place of planting it again.
         model: A network or a factory in place of ``config.model``.
         progress: Shows the work.
 
@@ -93,6 +107,7 @@ def run(
     if out is not None:
         storage.refuse_other_run(out, resume=resume, overwrite=overwrite)
     defence = DEFENCES.build(config.defence.name, config.defence.params)
+    check_given(defence, config, scan_only=scan_only)
     if config.attack is not None:
         ATTACKS.get(config.attack.name)  # An unknown name fails before the data are read.
     runtime = Runtime.create(config.device, config.train.precision, config.train.compile)
@@ -103,21 +118,25 @@ def run(
     build_model, spec = builder_from(model or config.model, loaded.train)
     plan = _plan(config)
     with clock.phase("poison"):
-        planted = plant(config.attack, loaded, build_model, runtime, seeds, progress)
-    observed = planted.train.observed if planted else loaded.train
+        planted = planted or plant(config.attack, loaded, build_model, runtime, seeds, progress)
+    truth = planted.train if planted else None
+    observed = truth.observed if truth else loaded.train
     # A scan needs no accuracy, so it looks at every image in the same way.
     needs_part = loaded.test is None and not scan_only
     held_out = _held_out(observed, config.data.holdout, seeds) if needs_part else None
-    resolved = _resolve(config, spec, defence, planted)
+    given = hand_over(defence, config, loaded.train, truth=truth, held_out=held_out, seeds=seeds, progress=progress)
+    resolved = _resolve(config, spec, given.defence, planted)
     checkpoints = None
     if out is not None:
         if runtime.rank == 0:
-            settings = resolved | {"scan_only": scan_only, "data content": _digest(observed)}
+            settings = resolved | {"scan_only": scan_only, "data content": digest(observed)}
+            if given.trusted is not None:
+                settings["trusted content"] = digest(given.trusted)
             storage.claim(out, settings, resume=resume, overwrite=overwrite)
         runtime.wait()
         checkpoints = Checkpoints(out / "checkpoints", resume=resume, writes=runtime.rank == 0)
     trainer = Trainer(runtime, seeds, held_out=held_out, checkpoints=checkpoints, progress=progress)
-    method = defence.scan if scan_only else defence.run
+    method = given.defence.scan if scan_only else given.defence.run
     try:
         outcome = method(observed, build_model=build_model, fit=trainer, plan=plan, seeds=seeds)
     except NonFiniteLossError as error:
@@ -138,7 +157,7 @@ def run(
             train=observed,
             held_out=held_out,
             isolation=outcome.isolation,
-            truth=planted.train if planted else None,
+            truth=truth,
         )
     record = RunRecord(
         config=resolved,
@@ -148,11 +167,10 @@ def run(
         seconds=clock.seconds,
         metrics=metrics,
         verdict=outcome.isolation.verdict,
-        evidence=(*outcome.isolation.evidence, *_remarks(outcome, held_out)),
+        evidence=(*outcome.isolation.evidence, *given.evidence, *_remarks(outcome, held_out)),
         model=spec.to_json(),
         data=_describe(observed, loaded.test, held_out),
     )
-    truth = planted.train if planted else None
     if out is not None and runtime.rank == 0:
         storage.save_run(
             out,
@@ -320,13 +338,13 @@ def _remarks(outcome: Outcome, held_out: Tensor | None) -> list[str]:
     return remarks
 
 
-def _digest(data: ImageSet) -> str:
+def digest(data: ImageSet) -> str:
     """Return a hash of pixels and labels: a run must not be continued on data that changed."""
-    digest = hashlib.blake2b(digest_size=16)
+    total = hashlib.blake2b(digest_size=16)
     for part in (data.images, data.labels):
         for rows in part.split(4096):
-            digest.update(rows.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+            total.update(rows.contiguous().numpy().tobytes())
+    return total.hexdigest()
 
 
 def _describe(data: ImageSet, test: ImageSet | None, held_out: Tensor | None) -> dict[str, Json]:

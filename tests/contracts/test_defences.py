@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from antibackdoor.attacks import BadNets, poison
-from antibackdoor.defences import DEFENCES, Defence
+from antibackdoor.defences import DEFENCES, Defence, RatedDefence, RepairDefence
 from antibackdoor.errors import ConfigError, UnknownNameError
 from antibackdoor.registry import parameters_of
 from antibackdoor.seeds import Seeds
@@ -19,16 +19,26 @@ from antibackdoor.training import Phase, Trainer, TrainPlan
 from antibackdoor.types import ImageSet, Verdict
 
 every_defence = pytest.mark.parametrize("name", list(DEFENCES))
-both_verbs = pytest.mark.parametrize("verb", ["run", "scan"])
+SCANNING = [name for name in DEFENCES if DEFENCES.get(name).can_scan]
+every_scan = pytest.mark.parametrize("name", SCANNING)
+every_verb = pytest.mark.parametrize(
+    ("name", "verb"), [*((name, "run") for name in DEFENCES), *((name, "scan") for name in SCANNING)]
+)
 VERDICTS = set(typing.get_args(Verdict))
 PLAN = TrainPlan(epochs=4, batch_size=32, lr=0.05, schedule="onecycle", augment=("flip",))
 # Stages that would be longer than the test needs.
 SHORTER = {"isolation_epochs": 3, "unlearn_epochs": 1, "biased_epochs": 2, "scan_epochs": 2, "rounds": 2}
+SHORTER |= {"tune_updates": 2, "updates": 2, "curve_updates": 2}
 
 
 def build(name: str, **params: object) -> Defence:
     known = {field.name for field in dataclasses.fields(DEFENCES.get(name))}
     return DEFENCES.build(name, {key: value for key, value in {**SHORTER, **params}.items() if key in known})
+
+
+@pytest.fixture
+def trusted(blobs):
+    return blobs(24, 4, channels=1, height=16, width=16, seed=5)
 
 
 @pytest.fixture
@@ -49,8 +59,13 @@ class Noting(Trainer):
 
 
 @pytest.fixture
-def defend(runtime, tiny):
+def defend(runtime, tiny, trusted):
     def call(defence, data, verb="run", held_out=None, seed=0):
+        # What a defence needs beside the observed data is handed over, as a run does.
+        if isinstance(defence, RepairDefence):
+            defence = defence.with_trusted(trusted)
+        if isinstance(defence, RatedDefence):
+            defence = defence.with_rate(0.1)
         seeds = Seeds(seed)
         trainer = Noting(runtime, seeds, held_out=held_out)
         outcome = getattr(defence, verb)(data, build_model=tiny(data), fit=trainer, plan=PLAN, seeds=seeds)
@@ -59,8 +74,7 @@ def defend(runtime, tiny):
     return call
 
 
-@every_defence
-@both_verbs
+@every_verb
 def test_an_outcome_has_the_right_shapes(name, verb, defend, poisoned):
     data = poisoned.observed
     outcome, phases = defend(build(name), data, verb)
@@ -85,8 +99,7 @@ def test_an_outcome_has_the_right_shapes(name, verb, defend, poisoned):
         assert bool(logits.isfinite().all())
 
 
-@every_defence
-@both_verbs
+@every_verb
 def test_the_data_is_not_changed(name, verb, defend, poisoned):
     data = poisoned.observed
     images, labels = data.images.clone(), data.labels.clone()
@@ -120,8 +133,7 @@ def test_names_tell_a_defence_nothing(name, defend, poisoned):
     assert torch.equal(first.isolation.flagged, second.isolation.flagged)
 
 
-@every_defence
-@both_verbs
+@every_verb
 def test_a_seed_decides_everything(name, verb, defend, poisoned):
     first, again, other = (defend(build(name), poisoned.observed, verb, seed=seed)[0] for seed in (0, 0, 1))
     assert torch.equal(first.isolation.scores, again.isolation.scores)
@@ -134,18 +146,19 @@ def test_a_seed_decides_everything(name, verb, defend, poisoned):
         assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
-@every_defence
-@both_verbs
+@every_verb
 def test_held_out_images_are_scored_and_not_trained_on(name, verb, defend, poisoned, runtime, tiny):
     held_out = torch.zeros(120, dtype=torch.bool)
     held_out[::10] = True
     outcome, _ = defend(build(name), poisoned.observed, verb, held_out=held_out)
     assert bool(outcome.isolation.scores.isfinite().all())
-    for history in outcome.histories:
+    on_observed = [history for history in outcome.histories if not np.isnan(history.losses).all()]
+    assert on_observed
+    for history in on_observed:
         assert np.isfinite(history.losses[:, held_out.numpy()]).all()
 
 
-@every_defence
+@every_scan
 def test_the_scan_finds_what_the_run_finds(name, defend, poisoned):
     by_scan, _ = defend(build(name), poisoned.observed, "scan")
     by_run, _ = defend(build(name), poisoned.observed, "run")
@@ -163,6 +176,31 @@ def test_the_share_that_is_flagged(name, share, defend, poisoned):
     kept = outcome.isolation.scores[~outcome.isolation.flagged]
     assert outcome.isolation.scores[outcome.isolation.flagged].min() >= kept.max()
     assert outcome.isolation.verdict == "undecided"
+
+
+def test_what_a_defence_needs_is_told_by_its_class():
+    for name in DEFENCES:
+        defence = DEFENCES.get(name)
+        assert defence.needs_trusted == issubclass(defence, RepairDefence), name
+        assert defence.needs_rate == issubclass(defence, RatedDefence), name
+
+
+@pytest.mark.parametrize("name", [name for name in DEFENCES if DEFENCES.get(name).needs_trusted])
+def test_without_trusted_images_a_repair_does_not_run(name, poisoned, runtime, tiny):
+    data, seeds = poisoned.observed, Seeds(0)
+    settings = {"build_model": tiny(data), "fit": Trainer(runtime, seeds), "plan": PLAN, "seeds": seeds}
+    with pytest.raises(ConfigError, match="needs trusted images"):
+        build(name).run(data, **settings)
+    with pytest.raises(ConfigError, match="cannot scan"):
+        build(name).scan(data, **settings)
+
+
+@pytest.mark.parametrize("name", [name for name in DEFENCES if DEFENCES.get(name).needs_rate])
+@pytest.mark.parametrize("verb", ["run", "scan"])
+def test_without_a_rate_a_rated_defence_does_not_run(name, verb, poisoned, runtime, tiny):
+    data, seeds = poisoned.observed, Seeds(0)
+    with pytest.raises(ConfigError, match="needs the rate of poison"):
+        getattr(build(name), verb)(data, build_model=tiny(data), fit=Trainer(runtime, seeds), plan=PLAN, seeds=seeds)
 
 
 def test_no_defence_flags_nothing(defend, poisoned):
@@ -223,6 +261,31 @@ def test_parameters_go_round_through_the_registry(name):
         ("d-br", {"relearn_lr": 0.0}),
         ("d-br", {"learnt": 1.0}),
         ("d-br", {"scope": "all"}),
+        ("fine-pruning", {"trusted_share": 0.0}),
+        ("fine-pruning", {"trusted_share": 1.0}),
+        ("fine-pruning", {"tolerance": -0.01}),
+        ("fine-pruning", {"tolerance": 1.0}),
+        ("fine-pruning", {"tune_updates": 0}),
+        ("fine-pruning", {"tune_lr": float("nan")}),
+        ("fine-pruning", {"batch_size": 1}),
+        ("nad", {"updates": 0}),
+        ("nad", {"lr": 0.0}),
+        ("nad", {"power": float("inf")}),
+        ("nad", {"betas": ()}),
+        ("nad", {"betas": (1.0, -1.0)}),
+        ("mcr", {"second": "other"}),
+        ("mcr", {"curve_updates": 0}),
+        ("mcr", {"curve_lr": -1.0}),
+        ("mcr", {"positions": ()}),
+        ("mcr", {"positions": (0.1, 1.0)}),
+        ("spectral", {"rate": 1.0}),
+        ("spectral", {"rate": float("nan")}),
+        ("spectral", {"factor": 0.0}),
+        ("spectral", {"most": 0.6}),
+        ("activation-clustering", {"rate": -0.1}),
+        ("activation-clustering", {"factor": float("inf")}),
+        ("activation-clustering", {"largest": 0.0}),
+        ("activation-clustering", {"components": 0}),
     ],
 )
 def test_values_outside_their_range(name, params):

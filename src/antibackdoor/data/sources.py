@@ -17,7 +17,7 @@ from antibackdoor.errors import ConfigError, DataError
 from antibackdoor.progress import SILENT, Progress
 from antibackdoor.types import ImageSet
 
-__all__ = ["Loaded", "from_arrays", "from_dataset", "load", "subsample"]
+__all__ = ["Loaded", "from_arrays", "from_dataset", "load", "load_beside", "subsample"]
 
 EMBEDDED, HUB, NPZ = "embedded", "hub:", ".npz"
 SMALLEST, LARGEST = 8, 1024
@@ -81,6 +81,31 @@ def load(
     if chosen is None:
         return Loaded(train, None)
     return Loaded(train, fit_shape(with_classes(chosen, train.classes), train.shape, progress))
+
+
+def load_beside(
+    path: str | Path,
+    train: ImageSet,
+    *,
+    skip_bad: bool = False,
+    cache_dir: Path | None = None,
+    progress: Progress = SILENT,
+) -> ImageSet:
+    """Load more images of the classes of a training set, brought to its shape and its numbers.
+
+    Args:
+        path: A folder with one subfolder a class, or a .npz.
+        train: The training set.
+        skip_bad: See :func:`load`.
+        cache_dir: See :func:`load`.
+        progress: Told how far it is.
+
+    Raises:
+        DataError: Nothing there, images or labels that cannot be used, or classes that the training set lacks.
+        StorageError: The cache cannot be written.
+    """
+    reader = FolderReader(None, skip_bad, cache_dir or default_cache_dir(), progress)
+    return fit_shape(with_classes(_load_test(Path(path), train, reader), train.classes), train.shape, progress)
 
 
 def subsample(data: ImageSet, count: int, generator: torch.Generator) -> ImageSet:

@@ -1,23 +1,49 @@
 """Defences, one file each. To add one: its file, and its line in ``DEFENCES``."""
 
 from antibackdoor.defences.abl import AblPaper, AblReleased
-from antibackdoor.defences.base import Defence
+from antibackdoor.defences.activation_clustering import ActivationClustering
+from antibackdoor.defences.base import Defence, RatedDefence, RepairDefence
 from antibackdoor.defences.cbd import Cbd
 from antibackdoor.defences.dbr import Dbr
 from antibackdoor.defences.filter import Filter
+from antibackdoor.defences.fine_pruning import FinePruning
+from antibackdoor.defences.mcr import Mcr
+from antibackdoor.defences.nad import Nad
 from antibackdoor.defences.none import NoDefence
+from antibackdoor.defences.spectral import SpectralFilter
 from antibackdoor.registry import Registry
 
-__all__ = ["DEFENCES", "AblPaper", "AblReleased", "Cbd", "Dbr", "Defence", "Filter", "NoDefence"]
+__all__ = [
+    "DEFENCES",
+    "AblPaper",
+    "AblReleased",
+    "ActivationClustering",
+    "Cbd",
+    "Dbr",
+    "Defence",
+    "Filter",
+    "FinePruning",
+    "Mcr",
+    "Nad",
+    "NoDefence",
+    "RatedDefence",
+    "RepairDefence",
+    "SpectralFilter",
+]
 
 DEFENCES: Registry[Defence] = Registry(
     "defence",
     {
         "abl": AblReleased,
         "abl-paper": AblPaper,
+        "activation-clustering": ActivationClustering,
         "cbd": Cbd,
         "d-br": Dbr,
         "filter": Filter,
+        "fine-pruning": FinePruning,
+        "mcr": Mcr,
+        "nad": Nad,
         "none": NoDefence,
+        "spectral": SpectralFilter,
     },
 )

@@ -33,6 +33,6 @@ class NoDefence(Defence):
         isolation = dataclasses.replace(
             ranked,
             flagged=torch.zeros_like(ranked.flagged),
-            evidence=("Undefended training flags nothing; the scores are the fall of the loss, for reference.",),
+            evidence=("Undefended training flags nothing; the scores, from its losses, are for reference.",),
         )
         return Outcome(model, isolation, (history,))
