@@ -12,7 +12,8 @@ images and 100 epochs. Figures of a cell, beside those of ``types.Metrics``:
   seed and measured on the same triggered test images.
 * ca_gap: clean accuracy of the control minus that of the cell.
 * verdict, and false_alarm: whether it is "poisoned" without poison.
-* cost: seconds of all phases of training over those of the undefended cell of the same row and seed.
+* trainings: images that all phases were shown, epoch by epoch, over those of one ordinary training: the cost without
+  the noise of a clock; cost: the same in seconds of training.
 
 No defence is told the rate, the target or the trigger.
 """
@@ -25,6 +26,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from attacks import read_attack
 from record import made_by
@@ -133,6 +135,8 @@ class Bench:
         cell["ca_gap"] = cell["control_ca"] - cell["ca"]
         cell["excess"] = None if cell["asr"] is None else cell["asr"] - cell["control_asr"]
         cell["cost"] = round(seconds / base["seconds"], 3)
+        shown = sum(int(np.isfinite(history.losses).sum()) for history in result.outcome.histories)
+        cell["trainings"] = round(shown / (config.train.epochs * cell["n_train"]), 3)
         cell["flagged_share"] = cell["n_flagged"] / cell["n_train"]
         cell["false_alarm"] = None if row.attack else float(cell["verdict"] == "poisoned")
         cell["alarm"] = float(cell["verdict"] == "poisoned") if row.attack else None
@@ -150,7 +154,7 @@ class Bench:
 
 FIGURES = (
     *("ca", "asr", "ra", "ca_gap", "excess", "precision", "recall", "fpr", "auroc", "flagged_share", "false_alarm"),
-    *("alarm", "cost", "control_ca", "control_asr", "n_poison", "n_cover", "n_train"),
+    *("alarm", "cost", "trainings", "control_ca", "control_asr", "n_poison", "n_cover", "n_train"),
 )
 
 
@@ -162,7 +166,7 @@ def summarise(cells: list[dict[str, object]]) -> list[dict[str, object]]:
         row: dict[str, object] = {"row": text, "defence": defence, "n": len(group)}
         row["verdicts"] = [cell["verdict"] for cell in group]
         for key in FIGURES:
-            values = [cell[key] for cell in group if cell[key] is not None]
+            values = [cell[key] for cell in group if cell.get(key) is not None]
             if values:
                 tensor = torch.tensor(values, dtype=torch.float64)
                 row[key] = round(float(tensor.mean()), 4)
@@ -205,7 +209,8 @@ def main() -> None:
                 cells.append(cell)
                 keys = ("ca", "ca_gap", "asr", "excess", "recall", "fpr")
                 shown = " ".join(f"{key} {100 * cell[key]:5.1f}" for key in keys if cell[key] is not None)
-                print(f"{row.text:28s} {defence:8s} {seed}: {shown} cost {cell['cost']} {cell['verdict']}", flush=True)
+                cost = f"trainings {cell['trainings']}"
+                print(f"{row.text:28s} {defence:8s} {seed}: {shown} {cost} {cell['verdict']}", flush=True)
                 _write(arguments, cells, rows[0])
 
 

@@ -100,7 +100,17 @@ def strength(content: dict[str, object]) -> list[str]:
 
 def protection(content: dict[str, object]) -> list[str]:
     """Return the table of benchmarks/filter.py: one row an attack and defence, the control above each attack."""
-    names = ["attack", "defence", "n", "clean accuracy", "attack success", "precision", "recall", "false flags", "cost"]
+    names = [
+        "attack",
+        "defence",
+        "n",
+        "clean accuracy",
+        "attack success",
+        "precision",
+        "recall",
+        "false flags",
+        "trainings",
+    ]
     lines = [f"| {' | '.join(names)} | verdicts |", "|---|" + "---|" * len(names)]
     for row in content["summary"]:
         if row["defence"] == "none":
@@ -108,7 +118,7 @@ def protection(content: dict[str, object]) -> list[str]:
             lines.append(f"| {row['row']} | control | {row['n']} | {' | '.join(control)} | - | - | - | - | - |")
         figures = [share(row, key) for key in ("ca", "asr", "precision", "recall", "fpr")]
         verdicts = ", ".join(f"{row['verdicts'].count(name)} {name}" for name in dict.fromkeys(row["verdicts"]))
-        cells = [row["row"], row["defence"], str(row["n"]), *figures, f"{row['cost']:.2f}x", verdicts]
+        cells = [row["row"], row["defence"], str(row["n"]), *figures, f"{row['trainings']:.2f}", verdicts]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
