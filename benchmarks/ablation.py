@@ -5,12 +5,13 @@
 
 For each row (an attack and a rate, as in benchmarks/filter.py) and seed:
 
-* signals: every signal of the table, and the filter's own cut, on one finished ordinary training. auroc: over the whole
-  set; auroc_in_class: over the classes that the poison is labelled with, which is what is left once a class is known to
-  be poisoned; r_precision: share of poison among the as many most suspect images as there is poison; seconds.
+* signals: every signal of the table, and the filter's own two cuts, on one finished ordinary training. auroc: over the
+  whole set; auroc_in_class: over the classes that the poison is labelled with, which is what is left once a class is
+  known to be poisoned; r_precision: share of poison among the as many most suspect images as there is poison; seconds.
 * steps: the filter as it grows. "losses": classes are cut by their losses, at half of the training and at its end, and
-  a network is trained without the suspects; "features": suspects are sharpened by the network's features; "referee":
-  the network trained without them judges them, once; "rounds": until little changes, which is the default.
+  a network is trained without the suspects; "features": suspects are sharpened by the network's features;
+  "channels": classes are also cut by what excites the channels; "referee": the network trained without the suspects
+  judges them, once; "rounds": until little changes, which is the default.
 
 Every step repeats trainings that a step before has done; those are done once.
 """
@@ -32,7 +33,15 @@ from antibackdoor.config import RunConfig
 from antibackdoor.data.sources import Loaded, load
 from antibackdoor.defences.filter import Filter
 from antibackdoor.evaluation import evaluate
-from antibackdoor.isolation import SIGNALS, Evidence, Network, cut_classes
+from antibackdoor.isolation import (
+    SIGNALS,
+    ChannelCut,
+    Evidence,
+    Network,
+    channel_maxima,
+    cut_by_channels,
+    cut_classes,
+)
 from antibackdoor.models import builder_from
 from antibackdoor.ops.metrics import isolation_quality
 from antibackdoor.pipeline import limited, plant
@@ -41,8 +50,9 @@ from antibackdoor.training import Objective, Phase, Runtime, Trainer, TrainPlan,
 from antibackdoor.types import History, ImageSet, PoisonedSet
 
 STEPS: dict[str, dict[str, object]] = {
-    "losses": {"features": False, "referee": False},
-    "features": {"referee": False},
+    "losses": {"features": False, "channels": False, "referee": False},
+    "features": {"channels": False, "referee": False},
+    "channels": {"referee": False},
     "referee": {"rounds": 1},
     "rounds": {},
 }
@@ -83,14 +93,22 @@ class Remembering:
         return history
 
 
+def of_channels(evidence: Evidence) -> list[ChannelCut]:
+    """Return the cuts by what excites the network's channels."""
+    if evidence.network is None:
+        return []
+    maxima = evidence.network.measure([channel_maxima(evidence.network)])[0]
+    return cut_by_channels(maxima, evidence.labels, evidence.num_classes)
+
+
 def of_signals(evidence: Evidence, truth: PoisonedSet) -> dict[str, dict[str, float]]:
     """Return the figures of every signal."""
     found: dict[str, dict[str, float]] = {}
-    for name in (*SIGNALS, "cut"):
+    for name in (*SIGNALS, "cut", "channel-cut"):
         started = time.perf_counter()
-        if name == "cut":
+        if name not in SIGNALS:
             scores = torch.zeros(len(evidence.labels))
-            for cut in cut_classes(evidence):
+            for cut in cut_classes(evidence) if name == "cut" else of_channels(evidence):
                 scores[cut.rows] = (cut.suspicion * cut.strength).float()
         else:
             scores = SIGNALS.build(name, {}).scores(evidence)

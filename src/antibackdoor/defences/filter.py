@@ -3,9 +3,10 @@
 Nothing is known beforehand: no trusted image, no trigger, no share, no number of targets.
 
 1. Ordinary training records the loss of every image in every epoch. Half-way, and again at its end, every class is cut
-   in two (``isolation.cuts``). Where no class falls apart, the network is finished, as undefended training makes it.
+   in two: by these losses (``isolation.cuts``), and by what excites the network's channels (``isolation.channels``).
+   Where no class falls apart, the network is finished, as undefended training makes it.
 2. Of a class that falls apart, the part that was learned all at once is suspected, and what looks like it to the
-   network. A network is trained on the rest by the same plan.
+   network; or the part that is foreign to all classes. A network is trained on the rest by the same plan.
 3. That network is the referee (``isolation.referee``). A suspect to which it gives its own label with confidence,
    though it never saw it, is let go; an image that it rejects, though it was shown it and the first network was certain
    of it, is suspected too. Where that changes much, or another class falls apart now, another round follows.
@@ -26,13 +27,13 @@ from antibackdoor.defences.base import Defence
 from antibackdoor.defences.suspects import learn_relabelled, unlearn
 from antibackdoor.errors import ConfigError
 from antibackdoor.isolation import (
-    Cut,
+    AnyCut,
     Evidence,
+    Look,
     Network,
-    cut_classes,
-    penultimate,
+    look,
     ruling,
-    sharpened,
+    strongest,
     verdict_of,
     with_planted_copies,
 )
@@ -45,30 +46,12 @@ __all__ = ["Filter"]
 
 # What the alarm is multiplied by at the first look.
 _EARLY = 1.5
-# Responsibility from which the losses alone make a suspect, whatever the features say.
-_SURE = 0.9
 # Shares of the set that the planted control tries, and the share of the copies that must be found.
 _CONTROLS, _FOUND = (0.02, 0.01, 0.005, 0.002), 0.9
 # Times the alarm from which a class is not let go, however easy its suspects are.
 _STRONG = 2.0
 # Share of the suspects of a class that another round must bring to be worth its training.
 _WORTH = 0.05
-
-
-@dataclass(frozen=True, eq=False)
-class _Look:
-    """What one look at a training gave.
-
-    Attributes:
-        cuts: One a class, by label.
-        suspects: bool (N,).
-        aside: bool (N,), the suspects and what may belong to them: a little poison that stays in the training teaches
-            the backdoor again, and its network would then speak for all the rest.
-    """
-
-    cuts: dict[int, Cut]
-    suspects: Tensor
-    aside: Tensor
 
 
 @dataclass(frozen=True)
@@ -88,6 +71,8 @@ class Filter(Defence):
         rounds: Most trainings after the first, at least 1.
         confident: Probability from which the referee's word for a suspect's own label counts, above 0 and below 1.
         features: Sharpen the suspects by what the network sees in them; without, the losses alone decide.
+        channels: Look at what excites the network's channels as well (``isolation.channels``); without, the losses
+            alone raise the alarm.
         referee: Let the network trained without the suspects judge them; without, the first suspects are final.
         control: State the detection limit as well: plant copies with a trigger of ours, in 2, 1, 0.5 and 0.2 % of the
             set, and train and look again for each. It costs one training for each share that is found, and one more;
@@ -107,6 +92,7 @@ class Filter(Defence):
     rounds: int = 3
     confident: float = 0.9
     features: bool = True
+    channels: bool = True
     referee: bool = True
     control: bool = False
 
@@ -162,8 +148,8 @@ class Filter(Defence):
         *,
         kept: Tensor | None = None,
         early: bool = False,
-    ) -> _Look:
-        """Cut every class of the images that were trained on, and suspect what was learned all at once.
+    ) -> Look:
+        """Look at the images that were trained on; see ``isolation.look``.
 
         Args:
             history: Of the training.
@@ -176,16 +162,9 @@ class Filter(Defence):
         rows = torch.arange(len(data)) if kept is None else kept.nonzero().squeeze(1)
         held_out = None if history.held_out is None else torch.from_numpy(history.held_out)[rows]
         losses = torch.from_numpy(history.losses)[:, rows]
-        cuts = cut_classes(Evidence(losses, data.labels[rows], data.num_classes, held_out))
-        suspects, aside = torch.zeros(2, len(data), dtype=torch.bool)
-        for cut in cuts:
-            if cut.strength >= self.alarm_at(early) and len(losses) >= self.fewest:
-                members = cut.suspicion > 0.5
-                features = _features(Network(model, data, fit.runtime), rows[cut.rows]) if self.features else None
-                alike = members if features is None else sharpened(features, members)
-                suspects[rows[cut.rows]] = alike | (cut.suspicion > _SURE)
-                aside[rows[cut.rows]] = alike | members
-        return _Look({cut.label: dataclasses.replace(cut, rows=rows[cut.rows]) for cut in cuts}, suspects, aside)
+        evidence = Evidence(losses, data.labels[rows], data.num_classes, held_out, Network(model, data, fit.runtime))
+        alarm = self.alarm_at(early) if len(losses) >= self.fewest else math.inf
+        return look(evidence, rows, len(data), alarm=alarm, features=self.features, channels=self.channels)
 
 
 @dataclass(eq=False)
@@ -201,7 +180,7 @@ class _Search:
         seeds: The run's streams.
         histories: Of every training so far.
         words: A sentence a round.
-        cuts: The strongest evidence on each class, by label.
+        cuts: The evidence on each class, by label.
         suspects: bool (N,).
         aside: bool (N,), what the next network is not shown.
         kept: bool (N,), what ``model`` was shown.
@@ -218,7 +197,7 @@ class _Search:
     seeds: Seeds
     histories: list[History] = field(default_factory=list)
     words: list[str] = field(default_factory=list)
-    cuts: dict[int, Cut] = field(default_factory=dict)
+    cuts: dict[int, tuple[AnyCut, ...]] = field(default_factory=dict)
     early: bool = True
 
     def __post_init__(self) -> None:
@@ -265,7 +244,7 @@ class _Search:
         again = self.filter.look_at(self.histories[-1], self.model, self.data, self.fit, kept=shown)
         new = again.suspects & ~self.let_go
         strong = _STRONG * self.filter.alarm_at(self.early)
-        stays = {label for label, cut in self.cuts.items() if cut.strength >= strong}
+        stays = {label for label, cuts in self.cuts.items() if strongest(cuts).strength >= strong}
         stays |= {int(label) for label in labels[new].unique()}
         after = self._own_probability(self.model)
         judged = ruling(
@@ -277,9 +256,9 @@ class _Search:
             f"and rejects {int(judged.missed.sum())} others that the first one was certain of (suspected); "
             f"{int(new.sum())} more were learned all at once (suspected)."
         )
-        for label, cut in again.cuts.items():
-            if bool(new[cut.rows].any()) or not bool(self.aside[labels == label].any()):
-                self.cuts[label] = cut
+        for label, cuts in again.cuts.items():
+            if bool(new[labels == label].any()) or not bool(self.aside[labels == label].any()):
+                self.cuts[label] = cuts
         worth = _WORTH * int(self.suspects.sum())
         settled = int((judged.missed & shown).sum()) <= worth and not bool(new.any()) and not bool(judged.free.any())
         self.let_go |= judged.free
@@ -340,7 +319,7 @@ class _Search:
         self.histories.append(self.fit(self.first, self.data, phase))
         self.finished = True
 
-    def _take(self, look: _Look) -> None:
+    def _take(self, look: Look) -> None:
         self.cuts, self.suspects, self.aside = look.cuts, look.suspects, look.aside
 
     def _own_probability(self, model: nn.Module) -> Tensor:
@@ -369,12 +348,3 @@ class _Search:
         if not found:
             return [], []
         return [f"Planted control, copies with a patch of ours: {'; '.join(found)}."], histories
-
-
-def _features(network: Network, rows: Tensor) -> Tensor | None:
-    """Return the penultimate features of some images, or None where the network has no linear layer."""
-    try:
-        measure = penultimate(network)
-    except ConfigError:
-        return None
-    return network.measure([measure], rows)[0]

@@ -1,9 +1,11 @@
 """Isolation: signals (evidence -> scores) and decisions (scores -> flagged images)."""
 
+from antibackdoor.isolation.channels import ChannelCut, channel_maxima, cut_by_channels
 from antibackdoor.isolation.control import with_planted_copies
 from antibackdoor.isolation.cuts import Cut, cut_classes, sharpened
 from antibackdoor.isolation.decide import Scope, flag_share, most_suspect_first, rank_within_classes
 from antibackdoor.isolation.evidence import Evidence
+from antibackdoor.isolation.look import Look, look
 from antibackdoor.isolation.network import Measure, Network
 from antibackdoor.isolation.recorder import LossRecorder, isolate
 from antibackdoor.isolation.referee import Ruling, ruling
@@ -26,16 +28,19 @@ from antibackdoor.isolation.signals import (
     measured,
 )
 from antibackdoor.isolation.signals.features import penultimate
-from antibackdoor.isolation.verdict import verdict_of
+from antibackdoor.isolation.verdict import AnyCut, strongest, verdict_of
 
 __all__ = [
     "SIGNALS",
     "ActivationClusters",
+    "AnyCut",
     "Aul",
+    "ChannelCut",
     "Cut",
     "Evidence",
     "Flare",
     "IbdPsc",
+    "Look",
     "Loss",
     "LossDrop",
     "LossRecorder",
@@ -51,15 +56,19 @@ __all__ = [
     "Spectral",
     "TellTale",
     "Trajectory",
+    "channel_maxima",
+    "cut_by_channels",
     "cut_classes",
     "flag_share",
     "isolate",
+    "look",
     "measured",
     "most_suspect_first",
     "penultimate",
     "rank_within_classes",
     "ruling",
     "sharpened",
+    "strongest",
     "verdict_of",
     "with_planted_copies",
 ]

@@ -63,6 +63,16 @@ class Cut:
         """int64, the rows of the part that fell further."""
         return self.rows[self.suspicion > 0.5]
 
+    @property
+    def kind(self) -> str:
+        """What was found, in words."""
+        return "two kinds of images, one of which was learned all at once"
+
+    @property
+    def figures(self) -> str:
+        """The figures behind it, in words."""
+        return f"strength {self.strength:.2f}; gain {self.gain:.2f}, votes {self.votes:.2f}, fall {self.fall:.1f}"
+
 
 def cut_classes(evidence: Evidence, *, stretches: int = 5) -> list[Cut]:
     """Cut every class that has 20 trained images or more.

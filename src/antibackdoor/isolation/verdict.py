@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from antibackdoor.isolation.channels import ChannelCut
 from antibackdoor.isolation.cuts import Cut
 from antibackdoor.types import ImageSet, Isolation, Verdict
 
-__all__ = ["verdict_of"]
+__all__ = ["AnyCut", "strongest", "verdict_of"]
+
+# One class in two parts, by its losses or by what excites the network.
+AnyCut: TypeAlias = Cut | ChannelCut
 
 # Share of the alarm's strength from which a class is neither poisoned nor free of suspicion.
 _DOUBT = 0.9
@@ -19,8 +24,13 @@ _DOUBT = 0.9
 _APART = 0.8
 
 
+def strongest(cuts: Iterable[AnyCut]) -> AnyCut:
+    """Return the cut with the clearest evidence, of one or more."""
+    return max(cuts, key=lambda cut: cut.strength)
+
+
 def verdict_of(
-    cuts: Mapping[int, Cut],
+    cuts: Mapping[int, Sequence[AnyCut]],
     data: ImageSet,
     flagged: Tensor,
     *,
@@ -32,7 +42,7 @@ def verdict_of(
     """Return scores, flags, verdict and the evidence in words.
 
     Args:
-        cuts: One a class that could be cut, by label.
+        cuts: Those of each class that could be cut, one or more, by label.
         data: The set.
         flagged: bool (N,).
         alarm: Strength from which a class counts as poisoned.
@@ -41,37 +51,40 @@ def verdict_of(
         words: Sentences to add.
     """
     scores = torch.zeros(len(data))
-    for cut in cuts.values():
-        scores[cut.rows] = (cut.suspicion * cut.strength).float()
+    for cut in (cut for those in cuts.values() for cut in those):
+        scores[cut.rows] = torch.maximum(scores[cut.rows], (cut.suspicion * cut.strength).float())
     # What is flagged comes first, whatever brought it there.
     scores = scores + flagged.float() * (scores.max() + 1)
+    clearest = {label: strongest(those) for label, those in cuts.items()}
     poisoned = [label for label in cuts if bool(flagged[data.labels == label].any())]
-    doubtful = [
-        label
-        for label, cut in cuts.items()
-        if label not in poisoned and (cut.strength >= _DOUBT * alarm or cut.gain >= _APART / sensitivity)
-    ]
+    unlearned = {
+        label: cut
+        for label, those in cuts.items()
+        for cut in those
+        if isinstance(cut, Cut) and cut.gain >= _APART / sensitivity
+    }
+    doubtful = {
+        label: unlearned.get(label, cut) if cut.strength < _DOUBT * alarm else cut
+        for label, cut in clearest.items()
+        if label not in poisoned and (cut.strength >= _DOUBT * alarm or label in unlearned)
+    }
     sentences = [f"Too little to look at: {blind}."] if blind else []
     for label in poisoned:
-        count = int((flagged & (data.labels == label)).sum())
+        count, cut = int((flagged & (data.labels == label)).sum()), clearest[label]
         sentences.append(
-            f"Class {data.classes[label]!r} is poisoned, about {count} images: it holds two kinds of images, one "
-            f"of which was learned all at once ({_figures(cuts[label])}, alarm at {alarm:.2f})."
+            f"Class {data.classes[label]!r} is poisoned, about {count} images: it holds {cut.kind} ({cut.figures}, "
+            f"alarm at {alarm:.2f})."
         )
-    for label in doubtful:
+    for label, cut in doubtful.items():
         sentences.append(
-            f"Class {data.classes[label]!r} is not above suspicion ({_figures(cuts[label])}, alarm at "
-            f"{alarm:.2f}): it may hold images with wrong labels that were not learned yet."
+            f"Class {data.classes[label]!r} is not above suspicion ({cut.figures}, alarm at {alarm:.2f}): it may hold "
+            "images with wrong labels that were not learned yet."
         )
     if not sentences:
-        top = max(cuts.values(), key=lambda cut: cut.strength)
+        top = strongest(clearest.values())
         sentences.append(
-            f"No class falls apart into two kinds of images; nearest is {data.classes[top.label]!r} "
-            f"({_figures(top)}, alarm at {alarm:.2f})."
+            f"No class falls apart into two kinds of images; nearest is {data.classes[top.label]!r} ({top.figures}, "
+            f"alarm at {alarm:.2f})."
         )
     verdict: Verdict = "poisoned" if poisoned else "undecided" if doubtful or blind else "no sign of poison"
     return Isolation(scores, flagged, verdict, (*sentences, *words))
-
-
-def _figures(cut: Cut) -> str:
-    return f"strength {cut.strength:.2f}; gain {cut.gain:.2f}, votes {cut.votes:.2f}, fall {cut.fall:.1f}"

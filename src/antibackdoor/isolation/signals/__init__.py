@@ -50,4 +50,5 @@ SIGNALS: Registry[Signal] = Registry(
         "telltale": TellTale,
         "trajectory": Trajectory,
     },
+    base=Signal,
 )
