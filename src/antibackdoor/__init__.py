@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from antibackdoor.api import Run, scan, train
+    from antibackdoor.api import Run, load_plugin, scan, train
     from antibackdoor.attacks import ATTACKS, poison, triggered_test
     from antibackdoor.config import RunConfig
     from antibackdoor.data.sources import from_arrays, from_dataset, load
@@ -28,6 +28,7 @@ __all__ = [
     "from_arrays",
     "from_dataset",
     "load",
+    "load_plugin",
     "poison",
     "scan",
     "train",
@@ -45,6 +46,7 @@ _HOMES = {
     "from_arrays": "data.sources",
     "from_dataset": "data.sources",
     "load": "data.sources",
+    "load_plugin": "api",
     "poison": "attacks",
     "scan": "api",
     "train": "api",

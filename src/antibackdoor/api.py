@@ -9,20 +9,48 @@ from typing import Any, TypeAlias
 import numpy as np
 from torch import Tensor, nn
 
+from antibackdoor import plugins
+from antibackdoor.attacks import ATTACKS
 from antibackdoor.config import RunConfig
 from antibackdoor.data.arrays import fit_shape, with_classes
 from antibackdoor.data.dataset import Items
 from antibackdoor.data.sources import Loaded, from_arrays, from_dataset
+from antibackdoor.defences import DEFENCES
 from antibackdoor.errors import ConfigError
+from antibackdoor.isolation import SIGNALS
 from antibackdoor.pipeline import Result as Run
 from antibackdoor.pipeline import run
 from antibackdoor.progress import SILENT, Progress
 from antibackdoor.types import ImageSet
 
-__all__ = ["Data", "Run", "scan", "train"]
+__all__ = ["Data", "Run", "load_plugin", "scan", "train"]
 
 Pixels: TypeAlias = np.ndarray[Any, Any] | Tensor
 Data: TypeAlias = str | Path | ImageSet | Items | tuple[Pixels, Sequence[int] | Pixels]
+
+
+def load_plugin(path: str | Path) -> None:
+    """Make the attacks, defences and signals of a Python file known by their names, as ``--plugin`` does.
+
+    Args:
+        path: A file with tables called as ours, such as ``DEFENCES = {"mine": Mine}``; see docs/extend.md. It is run,
+            so it must be as trusted as any code. Loading it again does nothing.
+
+    Raises:
+        ConfigError: It is not there, does not run, has no such table, or what a table holds cannot be a member; then
+            nothing of it is known.
+    """
+    file = plugins.PluginFile.read(Path(path))
+    known = plugins.from_files()
+    plugin = plugins.load(file)
+    try:
+        ATTACKS.check_files()
+        DEFENCES.check_files()
+        SIGNALS.check_files()
+    except ConfigError:
+        if plugin not in known:
+            plugins.forget(plugin)
+        raise
 
 
 def train(

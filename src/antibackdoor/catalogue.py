@@ -20,7 +20,7 @@ from antibackdoor.training import Runtime
 
 __all__ = ["FAMILIES", "describe", "diagnose"]
 
-_EXTRAS = {"timm": "models", "datasets": "hub"}
+_EXTRAS = {"timm": "models", "datasets": "hub", "ray": "ray"}
 
 
 def _registered(registry: Registry[object]) -> list[tuple[str, str]]:

@@ -7,10 +7,12 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
+from antibackdoor.cli_bench import bench
 from antibackdoor.errors import AntiBackdoorError, ConfigError
 
 if TYPE_CHECKING:
@@ -25,8 +27,20 @@ EXIT_OURS, EXIT_USER, EXIT_SUSPECTS, EXIT_INTERRUPTED = 1, 2, 3, 130
 # What typer raises when the command line itself is wrong; it keeps a click of its own, so click's class is another.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
+
+class _Commands(TyperGroup):
+    """The root command; its option ``--plugin`` is every command's too."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        shared = [param for param in self.params if param.name == "plugin"]
+        for command in self.commands.values():
+            command.params += shared
+
+
 app = typer.Typer(
     name="antibackdoor",
+    cls=_Commands,
     help="Train a clean image classifier on data that may be poisoned, and name the images that should not be there.",
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -70,11 +84,29 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _load_plugins(paths: list[str] | None) -> None:
+    if paths:
+        from antibackdoor.api import load_plugin
+
+        for path in paths:
+            load_plugin(path)
+
+
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin",
+        metavar="FILE",
+        expose_value=False,
+        callback=_load_plugins,
+        help="Python file with attacks, defences or signals of your own; repeatable. See docs/extend.md.",
+    ),
+]
 Version = Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Say the version.")]
 
 
 @app.callback()
-def _root(version: Version = False) -> None:
+def _root(version: Version = False, plugin: Plugins = None) -> None:
     pass
 
 
@@ -278,6 +310,9 @@ def evaluate(
     _print_metrics(metrics)
 
 
+app.command()(bench)
+
+
 @app.command()
 def report(run: RunFolder) -> None:
     """Write the report of a finished run again."""
@@ -384,7 +419,10 @@ def main() -> None:
     except AntiBackdoorError as error:
         _fail(str(error), EXIT_USER)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; `train` and `scan` go on from the last epoch with --resume", EXIT_INTERRUPTED)
+        _fail(
+            "interrupted; `train` and `scan` go on from the last epoch with --resume, `bench` with the same command",
+            EXIT_INTERRUPTED,
+        )
     except OSError as error:
         if error.errno == errno.EPIPE:  # the reader, such as `head`, has had enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -399,8 +437,14 @@ def main() -> None:
 def _ours(error: Exception) -> NoReturn:
     if os.environ.get("ANTIBACKDOOR_DEBUG"):
         raise error
+    from antibackdoor import plugins
+
+    if (fault := plugins.blame(error)) is not None:
+        _fail(f"plugin {fault}; ANTIBACKDOOR_DEBUG=1 shows the traceback", EXIT_USER)
+    names = " and ".join(plugin.name for plugin in plugins.from_files())
+    ours = f"a fault of ours, or of what the plugin {names} returned" if names else "a fault of ours"
     _fail(
-        f"a fault of ours: {type(error).__name__}: {error}. Please report it; ANTIBACKDOOR_DEBUG=1 shows the traceback",
+        f"{ours}: {type(error).__name__}: {error}. Please report it; ANTIBACKDOOR_DEBUG=1 shows the traceback",
         EXIT_OURS,
     )
 

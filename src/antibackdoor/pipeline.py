@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from antibackdoor import report, storage
+from antibackdoor import plugins, report, storage
 from antibackdoor.attacks import ATTACKS, Attack, poison, triggered_test
 from antibackdoor.config import DataConfig, PoisonConfig, RunConfig
 from antibackdoor.data.sources import Loaded, load, subsample
@@ -126,10 +126,13 @@ def run(
     held_out = _held_out(observed, config.data.holdout, seeds) if needs_part else None
     given = hand_over(defence, config, loaded.train, truth=truth, held_out=held_out, seeds=seeds, progress=progress)
     resolved = _resolve(config, spec, given.defence, planted)
+    foreign = plugins.behind(given.defence, planted.attack if planted else None)
     checkpoints = None
     if out is not None:
         if runtime.rank == 0:
             settings = resolved | {"scan_only": scan_only, "data content": digest(observed)}
+            if foreign:
+                settings["plugins"] = dict(foreign)
             if given.trusted is not None:
                 settings["trusted content"] = digest(given.trusted)
             storage.claim(out, settings, resume=resume, overwrite=overwrite)
@@ -162,7 +165,7 @@ def run(
     record = RunRecord(
         config=resolved,
         seeds={"seed": config.seed},
-        versions=versions(),
+        versions=versions() | {f"plugin {name}": content for name, content in foreign.items()},
         device=runtime.describe(),
         seconds=clock.seconds,
         metrics=metrics,

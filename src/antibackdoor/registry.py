@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, Generic, TypeVar, get_type_hints
 
+from antibackdoor import plugins
 from antibackdoor.errors import ConfigError, UnknownNameError
 
 __all__ = ["Registry", "parameters_of"]
@@ -14,32 +15,72 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """A read-only table ``name -> dataclass``; every family (attacks, defences, signals) has one.
+    """A table ``name -> dataclass``; every family (attacks, defences, signals) has one.
+
+    Beside its own members it shows those that plugins bring, which never hide its own; see ``plugins``.
 
     Args:
-        kind: What a member is called in messages, such as "attack".
+        kind: What a member is called in messages, such as "attack"; a plugin's table is its plural in capitals.
         table: The members; each is a frozen dataclass whose fields are its hyper-parameters.
+        base: What members from outside must derive from.
     """
 
-    def __init__(self, kind: str, table: Mapping[str, type[T]]) -> None:
+    def __init__(self, kind: str, table: Mapping[str, type[T]], *, base: type = object) -> None:
         self.kind = kind
         self._table = dict(sorted(table.items()))
+        self._base = base
+        self._name = f"{kind.upper()}S"
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._table)
+        return iter(sorted(self._members()))
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self._members())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._table or name in self._members()
+
+    def add(self, name: str, cls: type[T]) -> None:
+        """Add a member to this process alone; adding the same again does nothing.
+
+        Methods in a plugin file (``antibackdoor.load_plugin``) are known to the worker processes of a grid, and
+        recorded in runs; what is added here is not.
+
+        Args:
+            name: Its name.
+            cls: A dataclass of the family.
+
+        Raises:
+            ConfigError: The name is taken by another class, or the class is none of the family.
+        """
+        fault = self._fault(name, cls, self._members(installed=False))
+        if fault is not None:
+            raise ConfigError(f"{self.kind} {name!r}: {fault}")
+        self._table[name] = cls
+
+    def check_files(self) -> None:
+        """Check what the plugin files bring to this table.
+
+        Raises:
+            ConfigError: A name is taken, or a class is none of the family.
+        """
+        self._members(installed=False)
 
     def get(self, name: str) -> type[T]:
         """Return the class called ``name``.
 
         Raises:
             UnknownNameError: No member has that name; the message lists all and the nearest.
+            ConfigError: A plugin file brings what does not fit into the table.
         """
-        if name not in self._table:
-            raise UnknownNameError(self.kind, name, self._table)
-        return self._table[name]
+        if name in self._table:
+            return self._table[name]
+        members = self._members(installed=False)
+        if name not in members:
+            members = self._members()
+        if name not in members:
+            raise UnknownNameError(self.kind, name, members)
+        return members[name]
 
     def build(self, name: str, params: Mapping[str, object], *, path: str | None = None) -> T:
         """Build the member ``name`` from plain values.
@@ -58,6 +99,47 @@ class Registry(Generic[T]):
         """
         cls = self.get(name)
         return _build_dataclass(cls, params, path or self.kind)
+
+    def _members(self, *, installed: bool = True) -> dict[str, type[T]]:
+        """Return all members; from an installed plugin, what does not fit is left out, not refused."""
+        members = dict(self._table)
+        for plugin in plugins.from_files():
+            for name, cls in plugin.tables.get(self._name, {}).items():
+                fault = self._fault(name, cls, members)
+                if fault is not None:
+                    raise ConfigError(f"{plugin.source}: {self._name}[{name!r}]: {fault}")
+                members[name] = cls  # type: ignore[index, assignment]  # what _fault looked at
+        for plugin in plugins.installed() if installed else ():
+            for name, cls in plugin.tables.get(self._name, {}).items():
+                fault = self._fault(name, cls, members)
+                if fault is not None:
+                    plugins.warn_left_out(f"{self._name}[{name!r}] of {plugin.source}", fault)
+                    continue
+                members[name] = cls  # type: ignore[index, assignment]
+        return members
+
+    def _fault(self, name: object, cls: object, members: Mapping[str, type[T]]) -> str | None:
+        """Return why a class cannot be a member under a name, or None."""
+        if not isinstance(name, str) or not name.strip():
+            return "a name must be a string that is not empty"
+        if not isinstance(cls, type):
+            return f"must be a class, not {cls!r}"
+        if members.get(name, cls) is not cls:
+            return f"the name is taken by {members[name].__name__}; choose another"
+        if name == "none" and name not in members:
+            return f"the name is taken: it says that there is no {self.kind}"
+        if not issubclass(cls, self._base):
+            return f"{cls.__name__} must derive from {self._base.__name__} to be a member of this family"
+        if "__dataclass_params__" not in vars(cls):
+            return f"{cls.__name__} is no dataclass; put @dataclass(frozen=True) above it"
+        missing = sorted(getattr(cls, "__abstractmethods__", ()))
+        if missing:
+            return f"{cls.__name__} does not define {', '.join(missing)}"
+        try:
+            get_type_hints(cls)
+        except Exception as error:  # noqa: BLE001 - an annotation may be any expression
+            return f"the type of a hyper-parameter of {cls.__name__} cannot be read: {error}"
+        return None
 
 
 def parameters_of(member: object) -> dict[str, object]:

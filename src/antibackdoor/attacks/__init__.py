@@ -81,4 +81,5 @@ ATTACKS: Registry[Attack] = Registry(
         "trojan": Trojan,
         "wanet": WaNet,
     },
+    base=Attack,
 )

@@ -74,15 +74,26 @@ def cached(key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]
         StorageError: The cache cannot be written.
     """
     path = default_cache_dir() / "attacks" / f"{key}.safetensors"
-    if path.exists():
-        with contextlib.suppress(OSError, SafetensorError):  # A damaged entry is made again.
-            return load_file(path)
+    found = _read(path)
+    if found is not None:
+        return found
+    with _making(path):
+        found = _read(path)  # Another process may have made it while this one waited.
+        return _store(path, key, make()) if found is None else found
+
+
+def _read(path: Path) -> dict[str, Tensor] | None:
+    with contextlib.suppress(OSError, SafetensorError):  # A damaged entry is made again.
+        return load_file(path)
+    return None
+
+
+def _store(path: Path, key: str, made: Mapping[str, Tensor]) -> dict[str, Tensor]:
     tensors = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in make().items()
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in made.items()
     }
     partial = path.with_suffix(f".{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, partial, metadata={"format": "antibackdoor attack 1", "key": key})
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
@@ -90,6 +101,22 @@ def cached(key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]
     finally:
         _remove(partial)
     return tensors
+
+
+@contextlib.contextmanager
+def _making(path: Path) -> Iterator[None]:
+    """Let one process at a time make an entry, where the system has such locks; a killed one loses its lock."""
+    with contextlib.ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(path.with_suffix(".lock").open("a"))
+            with contextlib.suppress(ImportError):
+                import fcntl
+
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            raise StorageError(f"cannot write the cache {path}: {error}") from None
+        yield
 
 
 def train_surrogate(

@@ -46,4 +46,5 @@ DEFENCES: Registry[Defence] = Registry(
         "none": NoDefence,
         "spectral": SpectralFilter,
     },
+    base=Defence,
 )

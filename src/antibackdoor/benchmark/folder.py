@@ -1,0 +1,210 @@
+"""The folder of a grid: one process at a time, one record a cell, what cells share; written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TypeAlias
+
+from antibackdoor.benchmark.cells import Cell
+from antibackdoor.benchmark.grid import GridConfig
+from antibackdoor.errors import RunExistsError, StorageError
+from antibackdoor.types import Json
+
+__all__ = ["CELL_FORMAT", "FileShelf", "GridFolder", "Record", "claimed", "read_records"]
+
+CELL_FORMAT = "antibackdoor cell 1"
+_GRID_FORMAT = "antibackdoor grid 1"
+_GRID, _LOCK, _CELLS, _SHARED = "grid.json", ".lock", "cells", "shared"
+_STALE_SECONDS = 3600.0  # a half-written file this old is what a kill left behind
+
+Record: TypeAlias = dict[str, Json]
+
+
+@dataclass(frozen=True)
+class FileShelf:
+    """What cells share, as files.
+
+    Attributes:
+        folder: Where they lie.
+    """
+
+    folder: Path
+
+    def get(self, name: str) -> bytes | None:
+        """Return the content of a file, or None where there is none."""
+        try:
+            return (self.folder / name).read_bytes()
+        except OSError:
+            return None
+
+    def put(self, name: str, blob: bytes) -> None:
+        """Keep a file.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        _write_whole(self.folder / name, blob)
+
+
+class GridFolder:
+    """The folder of a grid that this process holds; see :func:`claimed`.
+
+    Args:
+        out: The folder.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.shelf = FileShelf(out / _SHARED)
+
+    def begin(self, grid: GridConfig, cells: Iterable[Cell]) -> None:
+        """Write which cells the grid has now; records of other cells stay, and are left out of what is read.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        values = {"format": _GRID_FORMAT, "config": grid.dump(), "cells": [cell.file for cell in cells]}
+        _write_whole(self.out / _GRID, _to_bytes(values))
+        for folder in (self.out / _CELLS, self.out / _SHARED):
+            _sweep(folder)
+
+    def record_of(self, cell: Cell) -> Record | None:
+        """Return the record of a cell, or None where there is none that can be used."""
+        record = _read_record(self.out / _CELLS / cell.file)
+        return record if record is not None and record.get("key") == cell.key else None
+
+    def write(self, cell: Cell, record: Record) -> None:
+        """Write the record of a cell.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        _write_whole(self.out / _CELLS / cell.file, _to_bytes(record))
+
+
+@contextlib.contextmanager
+def claimed(out: Path) -> Iterator[GridFolder]:
+    """Hold the folder of a grid for this process alone, until the end of the block or of the process.
+
+    Args:
+        out: The folder; made if it is not there.
+
+    Raises:
+        RunExistsError: Another process holds it, or it holds files that are not a grid's.
+        StorageError: It is of another format, a file, or cannot be written.
+    """
+    _refuse(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / _LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"cannot write {out}: {error.strerror}") from None
+    with lock:
+        _lock(lock, out)
+        _refuse(out)  # What another process did before the lock was ours.
+        yield GridFolder(out)
+
+
+def read_records(out: Path) -> list[Record]:
+    """Return the records that a grid's folder has, in the order of the grid; cells not run yet are left out.
+
+    Raises:
+        StorageError: It is not the folder of a grid, or of another format.
+    """
+    names = _manifest(out).get("cells")
+    files = [str(name) for name in names] if isinstance(names, list) else []
+    found = (_read_record(out / _CELLS / Path(name).name) for name in files)
+    return [record for record in found if record is not None]
+
+
+def _refuse(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise StorageError(f"cannot write {out}: it is a file; --out is a folder")
+    if (out / _GRID).exists():
+        _manifest(out)
+        return
+    held = sorted(path.name for path in out.iterdir() if not _ours(path.name)) if out.exists() else []
+    if held:
+        raise RunExistsError(f"{out} holds other files ({', '.join(held[:3])}) and no grid; give another --out")
+
+
+def _ours(name: str) -> bool:
+    return name == _LOCK or name.startswith(f".{_GRID}.")
+
+
+def _manifest(out: Path) -> dict[str, Json]:
+    try:
+        values = json.loads((out / _GRID).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StorageError(f"{out} holds no grid (no {_GRID})") from None
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{out / _GRID} is damaged: {error}; give another --out") from None
+    found = values.get("format") if isinstance(values, dict) else None
+    if found != _GRID_FORMAT or not isinstance(values, dict):
+        raise StorageError(
+            f"{out} is of another format ({found!r}, not {_GRID_FORMAT!r}) and stays as it is; use another --out"
+        )
+    return values
+
+
+def _lock(file: IO[str], out: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # No such locks on this system.
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip()
+        by = f" (process {holder})" if holder else ""
+        raise RunExistsError(
+            f"{out}: another process{by} runs a grid there; wait for its end, or give another --out"
+        ) from None
+    except OSError as error:
+        raise StorageError(f"{out}: the folder cannot be locked: {error.strerror}") from None
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+
+
+def _read_record(path: Path) -> Record | None:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # Not there, or damaged: the cell is run again.
+    return record if isinstance(record, dict) and record.get("format") == CELL_FORMAT else None
+
+
+def _to_bytes(values: Mapping[str, object]) -> bytes:
+    return (json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(errors="backslashreplace")
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes left half-written."""
+    for path in folder.glob(".*.partial"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                path.unlink()

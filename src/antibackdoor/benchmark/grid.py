@@ -1,0 +1,343 @@
+"""The configuration of a grid, and the product that it stands for."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from antibackdoor.attacks import ATTACKS, RateOf
+from antibackdoor.benchmark.cells import NONE, PLACES, Cell, filled
+from antibackdoor.config import Choice, DataConfig, PoisonConfig, RunConfig, TrainConfig, apply_settings
+from antibackdoor.defences import DEFENCES
+from antibackdoor.errors import ConfigError, UnknownNameError
+from antibackdoor.models import MODELS
+from antibackdoor.types import Json
+
+__all__ = ["GridAttack", "GridConfig", "GridData", "GridDefence", "Skip"]
+
+_OPEN_SOURCES = ("embedded", "hub:")
+
+
+def _as_tuple(value: object) -> object:
+    return value if value is None or isinstance(value, list | tuple) else (value,)
+
+
+class GridData(DataConfig):
+    """One data set of a grid; a bare word is both its name and its source.
+
+    Attributes:
+        name: What tables call it; part of the key of every cell, where its place on disk is not.
+        source: As in ``DataConfig``; left out in a configuration, it is given by ``--data NAME=SOURCE``.
+        train: Settings of ``train`` that differ for this set.
+        model: The one network for this set, in place of the grid's.
+        target: The target of every attack that has none of its own: a class name or its index.
+    """
+
+    name: str = Field(min_length=1)
+    source: str = ""
+    train: dict[str, Any] = Field(default_factory=dict)
+    model: str | None = None
+    target: int | str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_word(cls, value: object) -> object:
+        return {"name": value, "source": value} if isinstance(value, str) else value
+
+    def plain(self) -> DataConfig:
+        """Return the data section of a run."""
+        return DataConfig(**{key: getattr(self, key) for key in DataConfig.model_fields})
+
+
+class GridAttack(Choice):
+    """One attack of a grid; hyper-parameters stand beside the name.
+
+    Attributes:
+        label: What tables call it; its name if None.
+        rate: One share of images to poison, or several; the grid's if None.
+        rate_of: As in ``PoisonConfig``.
+        seed: As in ``PoisonConfig``.
+    """
+
+    label: str | None = None
+    rate: tuple[float, ...] | None = None
+    rate_of: RateOf = "dataset"
+    seed: int | None = None
+
+    _one_or_several = field_validator("rate", mode="before")(_as_tuple)
+
+
+class GridDefence(Choice):
+    """One defence of a grid; hyper-parameters stand beside the name.
+
+    Attributes:
+        label: What tables call it; its name if None.
+    """
+
+    label: str | None = None
+
+
+class Skip(BaseModel):
+    """A part of the grid to leave out: the cells that match everything given, each one value or several.
+
+    Attributes:
+        data: Names of data sets.
+        attack: Names or labels of attacks.
+        rate: Poisoning rates.
+        defence: Names or labels of defences.
+        model: Networks.
+        seed: Seeds.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: tuple[str, ...] | None = None
+    attack: tuple[str, ...] | None = None
+    rate: tuple[float, ...] | None = None
+    defence: tuple[str, ...] | None = None
+    model: tuple[str, ...] | None = None
+    seed: tuple[int, ...] | None = None
+
+    _one_or_several = field_validator("*", mode="before")(_as_tuple)
+
+    def matches(self, cell: Cell) -> bool:
+        """Say whether a cell is to be left out."""
+        values = cell.traits
+        given = {name: getattr(self, name) for name in values}
+        return all(wanted is None or values[name] & set(wanted) for name, wanted in given.items())
+
+
+class GridConfig(BaseModel):
+    """A product of data sets, attacks, rates, defences, networks and seeds, always with no attack and no defence.
+
+    Attributes:
+        data: The data sets.
+        attacks: The attacks; "none" joins them, once for all rates.
+        defences: The defences; "none" joins them.
+        rates: Poisoning rates of the attacks that have none of their own, above 0 and at most 1.
+        models: Networks of the data sets that have none of their own.
+        seeds: Seeds.
+        train: As in ``RunConfig``.
+        device: As in ``RunConfig``.
+        skip: What to leave out.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: tuple[GridData, ...]
+    attacks: tuple[GridAttack, ...]
+    defences: tuple[GridDefence, ...]
+    rates: tuple[Annotated[float, Field(strict=True)], ...] = (0.1,)
+    models: tuple[str, ...] = ("auto",)
+    seeds: tuple[Annotated[int, Field(strict=True)], ...] = (0,)
+    train: TrainConfig = TrainConfig()
+    device: str = "auto"
+    skip: tuple[Skip, ...] = ()
+
+    @staticmethod
+    def parse(values: Mapping[str, object]) -> GridConfig:
+        """Validate plain values, names of attacks, defences and networks and all hyper-parameters included.
+
+        Raises:
+            ConfigError: A value of the wrong type or outside its range, something that stands twice, or a list without
+                entries; the message starts with its path.
+            UnknownNameError: A key or a name that does not exist; the message names the nearest that does.
+        """
+        try:
+            grid = GridConfig.model_validate(values)
+        except ValidationError as error:
+            raise _explained(error) from None
+        grid._check()
+        return grid
+
+    @staticmethod
+    def load(path: Path, settings: Iterable[str] = ()) -> GridConfig:
+        """Read a YAML file.
+
+        Args:
+            path: The file.
+            settings: Each "path=value", laid over it; see ``config.apply_settings``.
+
+        Raises:
+            ConfigError: The file is missing, no YAML, or not a valid configuration.
+        """
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except FileNotFoundError:
+            raise ConfigError(f"no configuration file at {path}") from None
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{path} must hold settings by name, not a {type(values).__name__}")
+        return GridConfig.parse(apply_settings(values, settings))
+
+    def with_sources(self, sources: Mapping[str, str]) -> GridConfig:
+        """Return the grid with the places of its data sets filled in.
+
+        Args:
+            sources: Place by name of the data set, over what the configuration says.
+
+        Raises:
+            ConfigError: A data set that ``skip`` does not leave out still has no source, or one that is not there.
+            UnknownNameError: No data set has that name.
+        """
+        names = [data.name for data in self.data]
+        for name in sources:
+            if name not in names:
+                raise UnknownNameError("data set", name, names)
+        placed = tuple(data.model_copy(update={"source": sources.get(data.name, data.source)}) for data in self.data)
+        used = {cell.data for cell in self.cells()}
+        for data in placed:
+            if data.name not in used:
+                continue
+            if not data.source:
+                raise ConfigError(f"data.{data.name}.source: missing; give --data {data.name}=DIR")
+            for place in (data.source, data.test):
+                if place and not place.startswith(_OPEN_SOURCES) and not Path(place).exists():
+                    raise ConfigError(f"data.{data.name}: {place} is not there")
+        return self.model_copy(update={"data": placed})
+
+    def dump(self) -> dict[str, Json]:
+        """Return plain values, without the places of data on this machine."""
+        values: dict[str, Json] = self.model_dump(mode="json", exclude={"attacks", "defences", "data"})
+        values["data"] = [
+            data.model_dump(mode="json", exclude=set() if data.source.startswith(_OPEN_SOURCES) else set(PLACES))
+            for data in self.data
+        ]
+        values["attacks"] = [attack.flat() for attack in self.attacks]
+        values["defences"] = [defence.flat() for defence in self.defences]
+        return values
+
+    def cells(self) -> list[Cell]:
+        """Return every cell, those without an attack and without a defence first.
+
+        Raises:
+            ConfigError: ``skip`` leaves nothing, or matches nothing.
+        """
+        every = list(self._product())
+        for number, rule in enumerate(self.skip):
+            _check_rule(f"skip.{number}", rule, every)
+        kept = [cell for cell in every if not any(rule.matches(cell) for rule in self.skip)]
+        if not kept:
+            raise ConfigError("skip: it leaves no cell of the grid")
+        return kept
+
+    def _product(self) -> Iterator[Cell]:
+        attacks = _with_none(self.attacks, GridAttack(name=NONE))
+        defences = _with_none(self.defences, GridDefence(name=NONE))
+        for data, seed in itertools.product(self.data, self.seeds):
+            train = self._train_of(data)
+            for model, attack, defence in itertools.product(self._models_of(data), attacks, defences):
+                for rate in self._rates_of(attack):
+                    config = RunConfig(
+                        data=data.plain(),
+                        model=model,
+                        attack=None if rate is None else _poison(attack, rate, data.target),
+                        defence=Choice(name=defence.name, params=defence.params),
+                        train=train,
+                        seed=seed,
+                        device=self.device,
+                    )
+                    names = (attack.name, attack.label or attack.name, rate, defence.name)
+                    yield Cell(data.name, *names, defence.label or defence.name, model, seed, config)
+
+    def _rates_of(self, attack: GridAttack) -> tuple[float | None, ...]:
+        return (None,) if attack.name == NONE else attack.rate or self.rates
+
+    def _models_of(self, data: GridData) -> tuple[str, ...]:
+        return self.models if data.model is None else (data.model,)
+
+    def _train_of(self, data: GridData) -> TrainConfig:
+        try:
+            return RunConfig.parse({"train": {**self.train.model_dump(), **data.train}}).train
+        except UnknownNameError:
+            known = TrainConfig.model_fields
+            strange = next(key for key in data.train if key not in known)
+            raise UnknownNameError(f"setting below data.{data.name}.train:", strange, known) from None
+        except ConfigError as error:
+            raise ConfigError(f"data.{data.name}.{error}") from None
+
+    def _check(self) -> None:
+        labels = {
+            "data": [data.name for data in self.data],
+            "attacks": [attack.label or attack.name for attack in self.attacks],
+            "defences": [defence.label or defence.name for defence in self.defences],
+            "rates": self.rates,
+            "models": self.models,
+            "seeds": self.seeds,
+        }
+        for path, values in labels.items():
+            _check_list(path, values)
+        for number, attack in enumerate(self.attacks):
+            _check_list(f"attacks.{number}.rate", (0.1,) if attack.rate is None else attack.rate)
+        for rate in (*self.rates, *(rate for attack in self.attacks for rate in attack.rate or ())):
+            if not 0 < rate <= 1:
+                raise ConfigError(f"rates: each must be above 0 and at most 1, got {rate:g}; no attack is always there")
+        for attack in self.attacks:
+            if attack.name == NONE and attack != GridAttack(name=NONE):
+                raise ConfigError(f"attacks.{NONE}: it has no settings; without an attack there is nothing to set")
+            if attack.name != NONE:
+                filled(ATTACKS, attack, f"attacks.{attack.label or attack.name}")
+        for defence in self.defences:
+            filled(DEFENCES, defence, f"defences.{defence.label or defence.name}")
+        for data in self.data:
+            self._train_of(data)
+            for model in self._models_of(data):
+                if model not in {"auto", *MODELS} and not model.startswith("timm:"):
+                    raise UnknownNameError("model", model, ["auto", *MODELS, "timm:NAME"])
+
+
+def _with_none(members: Sequence[Any], none: Choice) -> list[Any]:
+    return [none, *(member for member in members if member.name != NONE)]
+
+
+def _poison(attack: GridAttack, rate: float, target: int | str | None) -> PoisonConfig:
+    params = attack.params if target is None else {"target": target, **attack.params}
+    return PoisonConfig(name=attack.name, params=params, rate=rate, rate_of=attack.rate_of, seed=attack.seed)
+
+
+def _check_list(path: str, values: Sequence[object]) -> None:
+    if not values:
+        raise ConfigError(f"{path}: empty, so the grid has no cells; give at least one")
+    for value in values:
+        if values.count(value) > 1:
+            more = "; give each a label of its own" if path in {"attacks", "defences"} else ""
+            raise ConfigError(f"{path}: {value!r} stands there more than once{more}")
+
+
+def _check_rule(path: str, rule: Skip, cells: Sequence[Cell]) -> None:
+    for name in Skip.model_fields:
+        known = {value for cell in cells for value in cell.traits[name]}
+        for value in getattr(rule, name) or ():
+            if value not in known:
+                raise UnknownNameError(f"value of {path}.{name}:", str(value), map(str, known))
+    if not any(rule.matches(cell) for cell in cells):
+        raise ConfigError(f"{path}: no cell matches all of it")
+
+
+def _explained(error: ValidationError) -> ConfigError:
+    """Return the first fault of a configuration as one line that starts with its path."""
+    first = error.errors()[0]
+    *parents, key = (str(part) for part in first["loc"])
+    path = ".".join([*parents, key])
+    if first["type"] == "extra_forbidden":
+        known = _section_at(parents).model_fields
+        return UnknownNameError("setting", path, [".".join([*parents, name]) for name in known])
+    if first["type"] == "missing":
+        return ConfigError(f"{path}: missing")
+    return ConfigError(f"{path}: {first['msg']}, got {first['input']!r}")
+
+
+def _section_at(parents: Iterable[str]) -> type[BaseModel]:
+    section: type[BaseModel] = GridConfig
+    for parent in parents:
+        annotation = None if parent.isdecimal() else section.model_fields[parent].annotation
+        for option in get_args(annotation) or (annotation,):  # "tuple[GridData, ...]" has its members as options
+            if isinstance(option, type) and issubclass(option, BaseModel):
+                section = option
+    return section

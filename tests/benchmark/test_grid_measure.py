@@ -1,0 +1,163 @@
+"""The work of one cell: what its record says, and that it says the same however it came about."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from antibackdoor.benchmark.folder import FileShelf
+from antibackdoor.benchmark.measure import Task, curves_of, failed, forget_data, perform
+from antibackdoor.evaluation import evaluate
+from antibackdoor.models import builder_from
+from antibackdoor.pipeline import load_data, plant, run
+from antibackdoor.progress import SILENT
+from antibackdoor.seeds import Seeds
+from antibackdoor.training import Runtime
+from antibackdoor.types import ImageSet, Metrics, PoisonedSet
+
+FIELDS = {
+    *("format", "key", "cell", "config", "status", "error", "metrics", "control", "verdict", "evidence", "seconds"),
+    *("train_seconds", "versions", "device", "curves"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    """No images of an earlier test, and as many threads in this process as a task has."""
+    forget_data()
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def shelf(tmp_path):
+    return FileShelf(tmp_path / "shared")
+
+
+def truth_of(poison, cover):
+    count = len(poison)
+    data = ImageSet(
+        torch.zeros((count, 1, 8, 8), dtype=torch.uint8),
+        torch.zeros(count, dtype=torch.int64),
+        ("a", "b"),
+        tuple(map(str, range(count))),
+    )
+    return PoisonedSet(data, torch.tensor(poison), torch.tensor(cover), data.labels, 0)
+
+
+def test_curves_against_a_count_by_hand():
+    nan = float("nan")
+    truth = truth_of([True, True, False, False, False], [False, False, False, False, True])
+    losses = np.array([[0.1, 0.5, 0.4, 0.8, 0.0], [0.1, 0.2, nan, 0.3, 9.0], [nan] * 5], dtype=np.float32)
+    curves = curves_of(losses, truth, shares=(0.25, 0.5, 1.0))
+    assert curves["loss_poison"] == pytest.approx([0.3, 0.15, None])
+    assert curves["loss_clean"] == pytest.approx([0.6, 0.3, None])
+    # Of 4 images that count, then of 3: covers never, left-out ones not then.
+    assert curves["precision"] == {
+        "0.25": [1.0, 1.0, None],
+        "0.5": [0.5, 1.0, None],
+        "1": [0.5, pytest.approx(2 / 3), None],
+    }
+
+
+def test_the_record_of_a_cell_is_that_of_the_run(grid, shelf):
+    cells = {(cell.attack, cell.defence): cell for cell in grid().cells()}
+    control = perform(Task(cells["none", "none"], "measure"), shelf)
+    attacked = perform(Task(cells["badnets", "abl"], "measure"), shelf)
+    clean = perform(Task(cells["none", "abl"], "measure"), shelf)
+    for record in (control, attacked, clean):
+        assert record.keys() == FIELDS
+        assert record["status"] == "done", record["error"]
+        assert record["metrics"].keys() == {field.name for field in dataclasses.fields(Metrics)}
+    plain = run(cells["badnets", "abl"].config)
+    assert attacked["metrics"] == dataclasses.asdict(plain.record.metrics)
+    assert attacked["evidence"] == list(plain.record.evidence)
+    assert attacked["config"]["defence"] == plain.record.config["defence"]
+    assert attacked["config"]["attack"] == plain.record.config["attack"]
+    assert attacked["train_seconds"] == pytest.approx(
+        sum(attacked["seconds"][h.phase] for h in plain.outcome.histories), abs=0.01
+    )
+    curves = attacked["curves"]
+    assert (curves["phase"], len(curves["loss_clean"])) == ("isolate", 1)
+    assert curves["loss_poison"][0] == pytest.approx(
+        plain.outcome.histories[0].losses[0][plain.truth.poison.numpy()].mean(), abs=1e-5
+    )
+    assert clean["curves"] is None
+    assert control["control"] == {"ca": control["metrics"]["ca"], "asr": None, "ra": None}
+    assert clean["control"] == control["control"]
+
+
+def test_the_control_is_measured_on_the_triggered_images_of_the_cell(grid, shelf):
+    cell = next(c for c in grid().cells() if (c.attack, c.defence) == ("badnets", "none"))
+    record = perform(Task(cell, "measure"), shelf)
+    clean, attacked = run(cell.control.config), run(cell.config)
+    loaded = load_data(cell.config.data, SILENT)
+    build, _ = builder_from(cell.config.model, loaded.train)
+    runtime = Runtime.create("cpu")
+    triggered = plant(cell.config.attack, loaded, build, runtime, Seeds(cell.seed)).triggered
+    expected = evaluate(clean.model, runtime, test=loaded.test, triggered=triggered)
+    assert record["control"] == {"ca": expected.ca, "asr": expected.asr, "ra": expected.ra}
+    assert record["metrics"] == dataclasses.asdict(attacked.record.metrics)
+
+
+def test_it_does_not_matter_what_was_shared(grid, shelf, tmp_path):
+    cell = next(c for c in grid().cells() if (c.attack, c.defence) == ("badnets", "abl"))
+    figures = ("metrics", "control", "verdict", "evidence", "curves", "config")
+
+    def measured():
+        forget_data()
+        record = perform(Task(cell, "measure"), shelf)
+        return {name: record[name] for name in figures}
+
+    alone = measured()
+    assert {path.name for path in shelf.folder.iterdir()} == {cell.shared_poison, cell.shared_control}
+    made = {path: path.read_bytes() for path in shelf.folder.iterdir()}
+    assert measured() == alone
+    for path, content in made.items():
+        path.write_bytes(content[: len(content) // 2])
+    assert measured() == alone
+    assert {path: path.read_bytes() for path in shelf.folder.iterdir()} == made
+    shelf.put(cell.shared_poison, b"nonsense")
+    assert perform(Task(cell, "plant"), shelf) is None
+    assert shelf.get(cell.shared_poison) == made[shelf.folder / cell.shared_poison]
+
+
+def test_a_shared_set_is_used_and_not_made_again(grid, shelf, monkeypatch):
+    cell = next(c for c in grid().cells() if (c.attack, c.defence) == ("badnets", "none"))
+    perform(Task(cell, "plant"), shelf)
+
+    def nothing_new(config: object, *_: object, **__: object) -> None:
+        assert config is None, "planted again"
+
+    monkeypatch.setattr("antibackdoor.benchmark.measure.plant", nothing_new)
+    monkeypatch.setattr("antibackdoor.pipeline.plant", nothing_new)
+    record = perform(Task(cell, "measure"), shelf)
+    assert record["status"] == "done", record["error"]
+
+
+def test_a_cell_that_cannot_be_measured_says_why(grid, pets, shelf):
+    too_many = next(c for c in grid(rates=[0.9]).cells() if c.attack == "badnets")
+    record = perform(Task(too_many, "measure"), shelf)
+    assert record["status"] == "failed"
+    assert record["error"]["type"] == "PoisonError"
+    assert "0.9" in record["error"]["message"]
+    assert record.keys() == FIELDS
+    assert record["metrics"] is None
+    untested = grid(data=[{"name": "pets", "source": pets["source"]}]).cells()[0]
+    assert "no test images" in perform(Task(untested, "measure"), shelf)["error"]["message"]
+    assert failed(too_many, "X", "two\n lines")["error"] == {"type": "X", "message": "two lines"}
+
+
+def test_a_task_computes_with_its_threads_and_on_its_device(grid, shelf):
+    cell = grid().cells()[0]
+    record = perform(Task(cell, "measure", threads=2), shelf)
+    assert record["device"]["threads"] == 2
+    assert torch.get_num_threads() == 1
+    other = perform(Task(cell, "measure", device="cuda:99"), shelf)
+    assert other["error"]["type"] == "DeviceError"
+    assert other["key"] == record["key"]
