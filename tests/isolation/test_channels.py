@@ -68,10 +68,16 @@ def test_images_that_are_not_fitted_to_are_cut_with_the_others():
     assert torch.allclose(cuts[1].suspicion[seen], again[1].suspicion[seen])
 
 
+def test_a_few_images_of_their_own_are_no_evidence():
+    few = (LABELS == 2).nonzero().squeeze(1)[:15]
+    cuts = cut_by_channels(shifted(maxima(), few), LABELS, CLASSES)
+    assert max(cut.strength for cut in cuts) < 0.25
+
+
 def test_small_classes_and_silent_channels():
     labels = LABELS.clone()
     labels[labels == 3] = torch.arange(150) % 3
-    labels[:10] = 3
+    labels[:90] = 3
     assert [cut.label for cut in cut_by_channels(maxima(), labels, CLASSES)] == [0, 1, 2]
     flat = cut_by_channels(torch.ones(COUNT, CHANNELS), LABELS, CLASSES)
     assert [cut.strength for cut in flat] == [0.0] * CLASSES

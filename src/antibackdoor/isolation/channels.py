@@ -20,7 +20,8 @@ __all__ = ["ChannelCut", "channel_maxima", "cut_by_channels"]
 # Channels of a convolution that are looked at, the first ones; a ResNet-18 has 4,800 in all.
 _CHANNELS = 64
 _COMPONENTS = 5
-_SMALLEST_CLASS = 20
+# In smaller classes a few images that are nearly the same, frames of one scene, lie as far apart as a trigger would.
+_SMALLEST_CLASS, _SMALLEST_PART = 100, 20
 _FLOOR = 1e-6
 # A distance between the parts, in standard deviations, that counts once.
 _FAR = 8.0
@@ -35,7 +36,8 @@ class ChannelCut:
         rows: int64 (n,), its images.
         suspicion: float64 (n,), responsibility of the part that other classes have least of, 0..1.
         gain: How much better two Gaussians describe the class than one: the gain in BIC per image.
-        apart: Distance of the parts along the line that tells them apart best, in standard deviations.
+        apart: Distance of the parts along the line that tells them apart best, in standard deviations; 0 where one has
+            fewer than 20 images.
         common: Share of the images of other classes that would lie in that part, over the part's share of the class, at
             most 1. What splits all classes alike, such as day and night, is no trigger.
     """
@@ -79,7 +81,7 @@ def channel_maxima(network: Network) -> Measure:
 
 
 def cut_by_channels(maxima: Tensor, labels: Tensor, num_classes: int, fitted: Tensor | None = None) -> list[ChannelCut]:
-    """Cut every class that has 20 images to fit to.
+    """Cut every class that has 100 images to fit to.
 
     A class is described by five principal components of its channels' maxima. A trigger that can be seen excites the
     first layers in its own way, whether the network has learned it or not, so the images that carry it lie together and
@@ -135,8 +137,8 @@ def _components(values: NDArray[np.float64], fitted: NDArray[np.bool_]) -> NDArr
 
 
 def _apart(points: NDArray[np.float64], inside: NDArray[np.bool_]) -> float:
-    """Return the distance of two groups along their discriminant, in pooled standard deviations; 0 without a group."""
-    if min(inside.sum(), (~inside).sum()) < 2:
+    """Return the distance of two groups along their discriminant, in pooled standard deviations; 0 if one is small."""
+    if min(inside.sum(), (~inside).sum()) < _SMALLEST_PART:
         return 0.0
     one, other = points[inside], points[~inside]
     within = (np.cov(one.T) + np.cov(other.T)).reshape(points.shape[1], -1) / 2
