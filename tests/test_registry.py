@@ -149,3 +149,39 @@ def test_given_values_are_not_changed(fruits):
     params = {"weight": 2, "places": ["a"]}
     fruits.build("apple", params)
     assert params == {"weight": 2, "places": ["a"]}
+
+
+class Tree(Apple):
+    """An apple that is no dataclass of its own."""
+
+
+def test_a_member_is_added_once(fruits):
+    @dataclass(frozen=True)
+    class Plum:
+        stone: bool = True
+
+    fruits.add("plum", Plum)
+    fruits.add("plum", Plum)
+    assert list(fruits) == ["apple", "pear", "plum"]
+    assert fruits.build("plum", {"stone": False}) == Plum(stone=False)
+    with pytest.raises(ConfigError, match=r"^fruit 'plum': the name is taken by Plum; choose another"):
+        fruits.add("plum", Pear)
+    assert fruits.get("plum") is Plum
+
+
+@pytest.mark.parametrize(
+    ("name", "cls", "reason"),
+    [
+        ("apple", Pear, "the name is taken by Apple"),
+        ("pear", Pear, "Pear must derive from Apple"),
+        ("tree", Tree, "Tree is no dataclass"),
+        ("", Apple, "a name must be a string"),
+        ("made", Apple(), "must be a class, not Apple"),
+        ("none", Apple, "it says that there is no fruit"),
+    ],
+)
+def test_what_cannot_be_a_member(name, cls, reason):
+    fruits = Registry("fruit", {"apple": Apple}, base=Apple)
+    with pytest.raises(ConfigError, match=reason):
+        fruits.add(name, cls)
+    assert list(fruits) == ["apple"]

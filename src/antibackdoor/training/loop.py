@@ -126,18 +126,6 @@ class Trainer:
         """Device, precision, processes."""
         return self._runtime
 
-    def __call__(
-        self,
-        model: nn.Module,
-        data: ImageSet,
-        phase: Phase,
-        *,
-        objective: Objective = mean_loss,
-        subset: Tensor | None = None,
-    ) -> History:
-        """Train; see :meth:`fit`."""
-        return self.fit(model, data, phase, objective=objective, subset=subset)
-
     def fit(
         self,
         model: nn.Module,
@@ -229,6 +217,9 @@ class Trainer:
             self._checkpoints.save(capture(history, done=True))
         self._leave(phase, optimizer)
         return history
+
+    # What methods are given as ``fit``.
+    __call__ = fit
 
     def stream(self, name: str, phase: Phase, epoch: int) -> Seeds:
         """Return the seeds of one epoch: no state to save, so a resumed epoch is the same as an uninterrupted one."""
