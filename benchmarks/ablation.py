@@ -144,12 +144,11 @@ def measure(row: Row, seed: int, data: Loaded, arguments: argparse.Namespace) ->
     ]
     losses = torch.from_numpy(np.concatenate([part.losses for part in parts]))
     evidence = Evidence(losses, observed.labels, observed.num_classes, None, Network(first, observed, runtime))
-    base = sum(float(part.seconds.sum()) for part in parts)
     cell: dict[str, object] = {"row": row.text, "seed": seed, "n_train": len(observed)}
     cell["n_poison"] = int(planted.train.poison.sum())
     cell["signals"] = of_signals(evidence, planted.train)
     undefended = evaluate(first, runtime, test=drawn.test, triggered=planted.triggered)
-    steps: dict[str, object] = {"none": {"ca": undefended.ca, "asr": undefended.asr, "cost": 1.0}}
+    steps: dict[str, object] = {"none": {"ca": undefended.ca, "asr": undefended.asr, "trainings": 1.0}}
     for name, params in STEPS.items():
         outcome = Filter(**params).run(observed, build_model=build_model, fit=fit, plan=plan, seeds=seeds)
         metrics = evaluate(
@@ -161,9 +160,10 @@ def measure(row: Row, seed: int, data: Loaded, arguments: argparse.Namespace) ->
             isolation=outcome.isolation,
             truth=planted.train,
         )
-        seconds = sum(float(history.seconds.sum()) for history in outcome.histories)
+        shown = sum(int(np.isfinite(history.losses).sum()) for history in outcome.histories)
         figures = {key: getattr(metrics, key) for key in ("ca", "asr", "precision", "recall", "fpr")}
-        steps[name] = figures | {"cost": round(seconds / base, 3), "verdict": outcome.isolation.verdict}
+        trainings = round(shown / (plan.epochs * len(observed)), 3)
+        steps[name] = figures | {"trainings": trainings, "verdict": outcome.isolation.verdict}
     cell["steps"] = steps
     return cell
 

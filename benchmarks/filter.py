@@ -13,7 +13,7 @@ images and 100 epochs. Figures of a cell, beside those of ``types.Metrics``:
 * ca_gap: clean accuracy of the control minus that of the cell.
 * verdict, and false_alarm: whether it is "poisoned" without poison.
 * trainings: images that all phases were shown, epoch by epoch, over those of one ordinary training: the cost without
-  the noise of a clock; cost: the same in seconds of training.
+  the noise of a clock; seconds, of all phases of training, beside it.
 
 No defence is told the rate, the target or the trigger.
 """
@@ -134,7 +134,6 @@ class Bench:
         cell |= {"control_ca": base["control_ca"], "control_asr": base["control_asr"]}
         cell["ca_gap"] = cell["control_ca"] - cell["ca"]
         cell["excess"] = None if cell["asr"] is None else cell["asr"] - cell["control_asr"]
-        cell["cost"] = round(seconds / base["seconds"], 3)
         shown = sum(int(np.isfinite(history.losses).sum()) for history in result.outcome.histories)
         cell["trainings"] = round(shown / (config.train.epochs * cell["n_train"]), 3)
         cell["flagged_share"] = cell["n_flagged"] / cell["n_train"]
@@ -154,7 +153,7 @@ class Bench:
 
 FIGURES = (
     *("ca", "asr", "ra", "ca_gap", "excess", "precision", "recall", "fpr", "auroc", "flagged_share", "false_alarm"),
-    *("alarm", "cost", "trainings", "control_ca", "control_asr", "n_poison", "n_cover", "n_train"),
+    *("alarm", "trainings", "control_ca", "control_asr", "n_poison", "n_cover", "n_train"),
 )
 
 
