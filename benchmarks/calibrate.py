@@ -3,8 +3,8 @@
     python benchmarks/calibrate.py embedded --json benchmarks/results/calibrate_embedded.json
     python benchmarks/calibrate.py cifar10 --data DIR --json benchmarks/results/calibrate_cifar10_cpu.json
 
-Each cell trains once on clean images, as ordinary training does, and cuts every class at the filter's first look and at
-the end. What is natural trouble and no poison is among the sets:
+Each cell trains once on clean images, as ordinary training does, and cuts every class, by losses and by channels, at the
+filter's first look and at the end. What is natural trouble and no poison is among the sets:
 
 * plain: as it is;
 * noise: 5 % of the labels are wrong, at random;
@@ -19,13 +19,14 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from filter import EPOCHS, SMALL
 from record import made_by
 
 from antibackdoor.data.sources import load, subsample
 from antibackdoor.defences.filter import Filter
-from antibackdoor.isolation import Evidence, cut_classes
+from antibackdoor.isolation import ChannelCut, Cut
 from antibackdoor.models import builder_from
 from antibackdoor.seeds import Seeds
 from antibackdoor.training import Phase, Runtime, Trainer, TrainPlan
@@ -68,16 +69,20 @@ def measure(data: ImageSet, kind: str, seed: int, arguments: argparse.Namespace)
     build_model, _ = builder_from(arguments.model, drawn)
     augment = ("flip",) if arguments.set == "embedded" else ("crop", "flip")
     plan = TrainPlan(epochs=arguments.epochs or EPOCHS[arguments.set], augment=augment)
-    history = Trainer(runtime, seeds)(build_model(seeds.generator("init")), drawn, Phase("train", plan))
+    defence, fit = Filter(), Trainer(runtime, seeds)
+    model, half = build_model(seeds.generator("init")), defence.first_look(plan)
     cell: dict[str, object] = {"set": arguments.set, "kind": kind, "seed": seed, "n_train": len(drawn)}
-    for name, epochs in (("look", round(Filter().look * plan.epochs)), ("end", plan.epochs)):
-        evidence = Evidence(torch.from_numpy(history.losses[:epochs]), drawn.labels, drawn.num_classes)
-        cuts = cut_classes(evidence)
-        cell[name] = [
-            {"label": c.label, "gain": c.gain, "votes": c.votes, "fall": c.fall, "strength": c.strength} for c in cuts
-        ]
-        cell[f"{name}_strength"] = max(cut.strength for cut in cuts)
-        cell[f"{name}_gain"] = max(cut.gain for cut in cuts)
+    losses = np.empty((0, len(drawn)), np.float32)
+    for name, first, last in (("look", 0, half), ("end", half, plan.epochs)):
+        history = fit(model, drawn, Phase(name, plan, first=first, last=last, part_of="train"))
+        losses = np.concatenate([losses, history.losses])
+        found = defence.look_at(dataclasses.replace(history, losses=losses), model, drawn, fit, early=name == "look")
+        cuts = [cut for those in found.cuts.values() for cut in those]
+        cell[name] = [{"label": cut.label, "strength": cut.strength, "figures": cut.figures} for cut in cuts]
+        cell[f"{name}_strength"] = max(cut.strength for cut in cuts if isinstance(cut, Cut))
+        cell[f"{name}_gain"] = max(cut.gain for cut in cuts if isinstance(cut, Cut))
+        cell[f"{name}_channels"] = max((cut.strength for cut in cuts if isinstance(cut, ChannelCut)), default=None)
+        cell[f"{name}_alarm"] = float(bool(found.suspects.any()))
     return cell
 
 
@@ -101,7 +106,8 @@ def main() -> None:
     for seed in arguments.seeds:
         for kind in arguments.kinds:
             cells.append(measure(data, kind, seed, arguments))
-            figures = " ".join(f"{key} {cells[-1][key]:.2f}" for key in ("look_strength", "end_strength", "end_gain"))
+            keys = ("look_strength", "look_channels", "end_strength", "end_channels", "end_gain")
+            figures = " ".join(f"{key} {cells[-1][key]:.2f}" for key in keys)
             print(f"{kind:12s} seed {seed}: {figures}", flush=True)
             content = {
                 **made_by(arguments.device),

@@ -124,16 +124,16 @@ def protection(content: dict[str, object]) -> list[str]:
 
 
 def null(content: dict[str, object]) -> list[str]:
-    """Return the table of benchmarks/calibrate.py: the highest strength of any class, and the highest gain."""
-    lines = [
-        "| set | n | strength, first look | strength, end | gain, first look | gain, end |",
-        "|---|---|---|---|---|---|",
-    ]
-    keys = ("look_strength", "end_strength", "look_gain", "end_gain")
+    """Return the table of benchmarks/calibrate.py: the highest strength of any class by losses and by channels."""
+    keys = ("look_strength", "end_strength", "look_channels", "end_channels", "end_gain")
+    names = ["by losses, first look", "by losses, end", "by channels, first look", "by channels, end", "gain of losses"]
+    lines = [f"| set | n | {' | '.join(names)} | alarms |", "|---|---|" + "---|" * (len(names) + 1)]
     for kind in dict.fromkeys(cell["kind"] for cell in content["cells"]):
         group = [cell for cell in content["cells"] if cell["kind"] == kind]
-        highest = [f"{max(cell[key] for cell in group):.2f}" for key in keys]
-        lines.append(f"| {group[0]['set']}, {kind} | {len(group)} | {' | '.join(highest)} |")
+        highest = [max((cell[key] for cell in group if cell[key] is not None), default=None) for key in keys]
+        shown = ["-" if value is None else f"{value:.2f}" for value in highest]
+        alarms = sum(cell["look_alarm"] + cell["end_alarm"] > 0 for cell in group)
+        lines.append(f"| {group[0]['set']}, {kind} | {len(group)} | {' | '.join(shown)} | {alarms} |")
     return lines
 
 

@@ -40,7 +40,7 @@ class Registry(Generic[T]):
     def __contains__(self, name: object) -> bool:
         return name in self._table or name in self._members()
 
-    def add(self, name: str, cls: type[T]) -> None:
+    def add(self, name: str, member: type[T]) -> None:
         """Add a member to this process alone; adding the same again does nothing.
 
         Methods in a plugin file (``antibackdoor.load_plugin``) are known to the worker processes of a grid, and
@@ -48,15 +48,15 @@ class Registry(Generic[T]):
 
         Args:
             name: Its name.
-            cls: A dataclass of the family.
+            member: A dataclass of the family.
 
         Raises:
             ConfigError: The name is taken by another class, or the class is none of the family.
         """
-        fault = self._fault(name, cls, self._members(installed=False))
+        fault = self._fault(name, member, self._members(installed=False))
         if fault is not None:
             raise ConfigError(f"{self.kind} {name!r}: {fault}")
-        self._table[name] = cls
+        self._table[name] = member
 
     def check_files(self) -> None:
         """Check what the plugin files bring to this table.
