@@ -80,13 +80,15 @@ def isolation(content: dict[str, object]) -> list[str]:
 def strength(content: dict[str, object]) -> list[str]:
     """Return the tables of benchmarks/attacks.py: how strong, and how visible and fast; one row an attack."""
     rows = content["summary"]
-    head = ["attack", "poison (covers)", "clean accuracy", "control", "attack success", "control", "of covers", ""]
+    head = ["attack", "n", "poison (covers)", "clean accuracy", "control", "attack success", "control", "of covers", ""]
     lines = [f"| {' | '.join(head)} |", "|---|" + "---|" * (len(head) - 1)] if "asr" in rows[0] else []
     for row in rows if lines else []:
         covers = f" ({row['n_cover']:.0f})" if row["n_cover"] else ""
         note = "" if row["asr"] >= WEAK else "too weak at this size"
         figures = [share(row, key) for key in ("ca", "control_ca", "asr", "control_asr", "cover_asr")]
-        lines.append(f"| {row['attack']} | {row['n_poison']:.0f}{covers} | {' | '.join(figures)} | {note} |")
+        lines.append(
+            f"| {row['attack']} | {row['n']} | {row['n_poison']:.0f}{covers} | {' | '.join(figures)} | {note} |"
+        )
     seen = ["attack", "PSNR, dB", "SSIM", "L-inf, of 255", "PSNR of test images", "s to prepare", "images/s stamped"]
     lines += ["", f"| {' | '.join(seen)} |", "|---|" + "---|" * (len(seen) - 1)]
     for row in rows:
