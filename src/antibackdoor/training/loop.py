@@ -126,6 +126,18 @@ class Trainer:
         """Device, precision, processes."""
         return self._runtime
 
+    def __call__(
+        self,
+        model: nn.Module,
+        data: ImageSet,
+        phase: Phase,
+        *,
+        objective: Objective = mean_loss,
+        subset: Tensor | None = None,
+    ) -> History:
+        """Train as :meth:`fit` does, overridden or not."""
+        return self.fit(model, data, phase, objective=objective, subset=subset)
+
     def fit(
         self,
         model: nn.Module,
@@ -217,9 +229,6 @@ class Trainer:
             self._checkpoints.save(capture(history, done=True))
         self._leave(phase, optimizer)
         return history
-
-    # What methods are given as ``fit``.
-    __call__ = fit
 
     def stream(self, name: str, phase: Phase, epoch: int) -> Seeds:
         """Return the seeds of one epoch: no state to save, so a resumed epoch is the same as an uninterrupted one."""
