@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from antibackdoor.benchmark import GridConfig
+from antibackdoor.config import OWN_TRAIN
 from antibackdoor.errors import ConfigError, UnknownNameError
 
 GRIDS = sorted((Path(__file__).parents[2] / "benchmarks" / "grids").glob("*.yaml"))
@@ -216,3 +217,13 @@ def test_a_file_that_is_no_grid(tmp_path):
         (tmp_path / "bad.yaml").write_text(text, encoding="utf-8")
         with pytest.raises(ConfigError, match=message):
             GridConfig.load(tmp_path / "bad.yaml")
+
+
+def test_images_of_a_grid_are_known_to_be_clean_so_controls_have_trusted_ones():
+    given = {"attacks": ["badnets"], "rates": [0.1], "defences": ["nad"]}
+    cells = GridConfig.parse({**given, "data": ["embedded"]}).cells()
+    assert {cell.config.data.trusted for cell in cells} == {OWN_TRAIN}
+    data = {"name": "embedded", "source": "embedded", "trusted": "/somewhere/clean"}
+    named = GridConfig.parse({**given, "data": [data]}).cells()
+    assert {cell.settings["data"]["trusted"] for cell in named} == {"clean"}
+    assert {cell.key for cell in named}.isdisjoint({cell.key for cell in cells})

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from antibackdoor import plugins
@@ -91,6 +92,8 @@ class Cell:
         config = self.config
         values = config.dump()
         data = config.data.model_dump(mode="json", exclude=set(PLACES))
+        # Other trusted images give other results, wherever they lie.
+        data["trusted"] = None if config.data.trusted is None else Path(config.data.trusted).name
         values["data"] = {"name": self.data, **data}
         values["defence"] = {"name": config.defence.name, **filled(DEFENCES, config.defence, "defence")}
         if config.attack is not None:

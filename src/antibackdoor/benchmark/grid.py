@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from antibackdoor.attacks import ATTACKS, RateOf
 from antibackdoor.benchmark.cells import NONE, PLACES, Cell, filled
-from antibackdoor.config import Choice, DataConfig, PoisonConfig, RunConfig, TrainConfig, apply_settings
+from antibackdoor.config import OWN_TRAIN, Choice, DataConfig, PoisonConfig, RunConfig, TrainConfig, apply_settings
 from antibackdoor.defences import DEFENCES
 from antibackdoor.errors import ConfigError, UnknownNameError
 from antibackdoor.models import MODELS
@@ -50,8 +50,13 @@ class GridData(DataConfig):
         return {"name": value, "source": value} if isinstance(value, str) else value
 
     def plain(self) -> DataConfig:
-        """Return the data section of a run."""
-        return DataConfig(**{key: getattr(self, key) for key in DataConfig.model_fields})
+        """Return the data section of a run.
+
+        The images of a grid are known to be clean before an attack, so where none is planted, as in a control, trusted
+        images are taken from them too.
+        """
+        own = {key: getattr(self, key) for key in DataConfig.model_fields}
+        return DataConfig(**{**own, "trusted": self.trusted or OWN_TRAIN})
 
 
 class GridAttack(Choice):
