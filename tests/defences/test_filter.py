@@ -320,6 +320,55 @@ def test_what_only_a_poisoned_network_accepts_is_suspected_too(missed, rounds, d
     assert torch.equal(outcome.isolation.flagged, PLANTED)
 
 
+# --- poison that is not learned yet ----------------------------------------------------------------------------------
+
+
+def not_learned(base, rows):
+    """The same training, but some images stay as hard as they were."""
+    losses = base.clone()
+    losses[:, rows] = 6 * losses[:3].mean()
+    losses[:, rows] *= 1 + 0.1 * torch.rand(losses[:, rows].shape, generator=torch.Generator().manual_seed(3))
+    return losses
+
+
+def test_a_class_with_a_slow_part_is_suspected_before_its_poison_is_learned(defend, trajectories):
+    base = trajectories(LABELS, NOBODY)
+    losses = {"look": not_learned(base, PLANTED), "": base}
+    outcome, fit = defend(losses, marked=PLANTED)
+    assert fit.phases == ["look", "retrain 1"]
+    assert torch.equal(outcome.isolation.flagged, PLANTED)
+    assert "hardly accepted as this class" in outcome.isolation.evidence[0]
+
+
+def test_hard_images_beside_slow_poison_come_back(defend, trajectories):
+    base = trajectories(LABELS, NOBODY)
+    hard = (LABELS == TARGET) & (torch.arange(COUNT) >= 200) & (torch.arange(COUNT) < 275)
+    own = torch.where(PLANTED, 0.01, torch.where(hard, 0.6, 0.97))
+    losses = {"look": not_learned(base, PLANTED | hard), "": base}
+    outcome, fit = defend(losses, marked=PLANTED | hard, own={"retrain 1": own, "retrain 2": own})
+    assert fit.phases == ["look", "retrain 1", "retrain 2"]
+    assert torch.equal(fit.dropped("retrain 1"), PLANTED | hard)
+    assert torch.equal(fit.dropped("retrain 2"), PLANTED)
+    assert torch.equal(outcome.isolation.flagged, PLANTED)
+
+
+def test_a_slow_part_that_another_network_half_accepts_is_let_go(defend, trajectories):
+    base = trajectories(LABELS, NOBODY)
+    losses = {"look": not_learned(base, PLANTED), "": base}
+    outcome, fit = defend(losses, own={"retrain 1": torch.where(PLANTED, 0.4, 0.97)})
+    assert fit.phases == ["look", "retrain 1", "train"]
+    assert not bool(outcome.isolation.flagged.any())
+    assert outcome.model is model_of(fit, "look")
+
+
+def test_wrong_labels_in_all_classes_alike_are_no_attack(defend, trajectories):
+    everywhere = torch.arange(COUNT) < 50
+    outcome, fit = defend(not_learned(trajectories(LABELS, NOBODY), everywhere))
+    assert fit.phases == ["look", "train"]
+    assert not bool(outcome.isolation.flagged.any())
+    assert outcome.isolation.verdict == "undecided"
+
+
 # --- other uses of the suspects, and steps left out -------------------------------------------------------------------
 
 

@@ -6,7 +6,8 @@ Nothing is known beforehand: no trusted image, no trigger, no share, no number o
    in two: by these losses (``isolation.cuts``), and by what excites the network's channels (``isolation.channels``).
    Where no class falls apart, the network is finished, as undefended training makes it.
 2. Of a class that falls apart, the part that was learned all at once is suspected, and what looks like it to the
-   network; or the part that is foreign to all classes. A network is trained on the rest by the same plan.
+   network; or the part that is foreign to all classes; or, of a class that falls apart alone, the part that is hardly
+   learned yet. A network is trained on the rest by the same plan.
 3. That network is the referee (``isolation.referee``). A suspect to which it gives its own label with confidence,
    though it never saw it, is let go; an image that it rejects, though it was shown it and the first network was certain
    of it, is suspected too. Where that changes much, or another class falls apart now, another round follows.
@@ -28,6 +29,7 @@ from antibackdoor.defences.suspects import learn_relabelled, unlearn
 from antibackdoor.errors import ConfigError
 from antibackdoor.isolation import (
     AnyCut,
+    Cut,
     Evidence,
     Look,
     Network,
@@ -164,7 +166,15 @@ class Filter(Defence):
         losses = torch.from_numpy(history.losses)[:, rows]
         evidence = Evidence(losses, data.labels[rows], data.num_classes, held_out, Network(model, data, fit.runtime))
         alarm = self.alarm_at(early) if len(losses) >= self.fewest else math.inf
-        return look(evidence, rows, len(data), alarm=alarm, features=self.features, channels=self.channels)
+        return look(
+            evidence,
+            rows,
+            len(data),
+            alarm=alarm,
+            sensitivity=self.sensitivity,
+            features=self.features,
+            channels=self.channels,
+        )
 
 
 @dataclass(eq=False)
@@ -247,9 +257,18 @@ class _Search:
         stays = {label for label, cuts in self.cuts.items() if strongest(cuts).strength >= strong}
         stays |= {int(label) for label in labels[new].unique()}
         after = self._own_probability(self.model)
+        slow = {label for label, cuts in self.cuts.items() if any(isinstance(c, Cut) and c.slow for c in cuts)}
         judged = ruling(
-            self.suspects, labels, before=self._before, after=after, confident=self.filter.confident, stays=stays
+            self.suspects,
+            labels,
+            before=self._before,
+            after=after,
+            confident=self.filter.confident,
+            stays=stays,
+            slow=slow,
         )
+        # The hard images of such a class were left out with its poison; they come back.
+        released = judged.cleared & torch.isin(labels, torch.tensor(sorted(slow), dtype=labels.dtype))
         self.words.append(
             f"Round {number}: a network was trained without {int(self.aside.sum())} images, {int(self.suspects.sum())} "
             f"of them suspects. It gives {int(judged.cleared.sum())} suspects their own label with confidence (let go) "
@@ -260,10 +279,11 @@ class _Search:
             if bool(new[labels == label].any()) or not bool(self.aside[labels == label].any()):
                 self.cuts[label] = cuts
         worth = _WORTH * int(self.suspects.sum())
-        settled = int((judged.missed & shown).sum()) <= worth and not bool(new.any()) and not bool(judged.free.any())
+        changed = int((judged.missed & shown).sum()) > worth or int(released.sum()) > worth
+        settled = not changed and not bool(new.any()) and not bool(judged.free.any())
         self.let_go |= judged.free
         self.suspects = (self.suspects & ~judged.cleared) | judged.missed | new
-        self.aside = (self.aside & ~judged.free) | self.suspects | (again.aside & ~self.let_go)
+        self.aside = (self.aside & ~judged.free & ~released) | self.suspects | (again.aside & ~self.let_go)
         return settled
 
     def settle(self) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,7 +13,14 @@ from torch import Tensor
 from antibackdoor.isolation.evidence import Evidence
 from antibackdoor.isolation.mixture import two_gaussians
 
-__all__ = ["Cut", "cut_classes", "sharpened"]
+__all__ = ["APART", "Cut", "cut_classes", "sharpened", "slow_cuts"]
+
+# Gain from which a class holds two kinds of images, whichever part fell further; clean classes stayed under 0.6.
+APART = 0.75
+# How many times the median gain of the other classes that must be: labels that are wrong everywhere are no attack.
+_ALONE = 4.0
+# Promptness below which neither part of a class was learned all at once.
+_PROMPT = 0.5
 
 # A loss below this is a matter of rounding, so its logarithm says nothing more.
 _FLOOR = 1e-6
@@ -29,17 +37,19 @@ _MANY_VOTES, _LONG_FALL = 0.3, 1.0
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """One class in two parts: the images whose losses fell further, and the rest.
+    """One class in two parts: the images whose losses fell further, and the rest; one of them is suspected.
 
     Attributes:
         label: The class.
         rows: int64 (n,), its images.
-        suspicion: float64 (n,), responsibility of the part that fell further, 0..1.
+        suspicion: float64 (n,), responsibility of the suspected part, 0..1: the one that fell further, or with ``slow``
+            the other.
         gain: How much better two Gaussians describe the class than one: the gain in BIC per image.
         votes: Share of the furthest-fallen 1 % of all images that lie in that part, beyond what the class would have
             by its size: 0..1.
         fall: Mean fall of its log-losses from the first two epochs to the last third, in standard deviations of the
             fall of all images above their mean.
+        slow: The part that did not fall is the suspected one: images that are hardly accepted as this class.
     """
 
     label: int
@@ -48,30 +58,41 @@ class Cut:
     gain: float
     votes: float
     fall: float
+    slow: bool = False
 
     @property
     def strength(self) -> float:
-        """How clearly the class holds two kinds of images, one of them learned all at once; 1 is much.
+        """How clearly the class holds two kinds of images, one of them learned all at once or not at all; 1 is much.
 
         The gain counts by how many of the furthest-fallen images the part holds, which is decisive where there is one
-        target, or by how far it fell, which is decisive where there are several.
+        target, or by how far it fell, which is decisive where there are several; for a slow part it counts by itself.
         """
-        return max(self.gain, 0.0) * max(self.votes / _MANY_VOTES, self.fall / _LONG_FALL)
+        if self.slow:
+            return max(self.gain, 0.0) / (2 * APART)
+        return max(self.gain, 0.0) * self.promptness
+
+    @property
+    def promptness(self) -> float:
+        """How far the part that fell further fell, or how many of the furthest-fallen images it holds; 1 is far."""
+        return max(self.votes / _MANY_VOTES, self.fall / _LONG_FALL)
 
     @property
     def members(self) -> Tensor:
-        """int64, the rows of the part that fell further."""
+        """int64, the rows of the suspected part."""
         return self.rows[self.suspicion > 0.5]
 
     @property
     def kind(self) -> str:
         """What was found, in words."""
+        if self.slow:
+            return "two kinds of images, one of which is hardly accepted as this class"
         return "two kinds of images, one of which was learned all at once"
 
     @property
     def figures(self) -> str:
         """The figures behind it, in words."""
-        return f"strength {self.strength:.2f}; gain {self.gain:.2f}, votes {self.votes:.2f}, fall {self.fall:.1f}"
+        how = f"strength {self.strength:.2f}; gain {self.gain:.2f}"
+        return how if self.slow else f"{how}, votes {self.votes:.2f}, fall {self.fall:.1f}"
 
 
 def cut_classes(evidence: Evidence, *, stretches: int = 5) -> list[Cut]:
@@ -113,6 +134,26 @@ def cut_classes(evidence: Evidence, *, stretches: int = 5) -> list[Cut]:
         suspicion = torch.from_numpy(share[:, suspect].copy())
         cuts.append(Cut(label, rows, suspicion, gain, votes, float(mean_falls[suspect])))
     return cuts
+
+
+def slow_cuts(cuts: Sequence[Cut], *, apart: float) -> list[Cut]:
+    """Return the classes that alone fall apart, though neither part fell far, with the slow part suspected.
+
+    Poison with a wrong label looks like an image of another class until its trigger is learned: it is a group of its
+    own among the images of its label, and a slow one. Wrong labels in all classes alike, as careless labelling makes
+    them, are not meant.
+
+    Args:
+        cuts: Of all classes.
+        apart: Gain from which a class falls apart.
+    """
+    found = []
+    for cut in cuts:
+        others = [max(other.gain, 0.0) for other in cuts if other is not cut]
+        alone = not others or cut.gain >= _ALONE * float(np.median(others))
+        if cut.gain >= apart and alone and cut.promptness < _PROMPT:
+            found.append(replace(cut, suspicion=1 - cut.suspicion, slow=True))
+    return found
 
 
 def _two_parts(points: NDArray[np.float64], fitted: NDArray[np.bool_]) -> tuple[NDArray[np.float64], float]:

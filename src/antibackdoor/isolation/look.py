@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from antibackdoor.errors import ConfigError
 from antibackdoor.isolation.channels import ChannelCut, channel_maxima, cut_by_channels
-from antibackdoor.isolation.cuts import cut_classes, sharpened
+from antibackdoor.isolation.cuts import APART, cut_classes, sharpened, slow_cuts
 from antibackdoor.isolation.evidence import Evidence
 from antibackdoor.isolation.signals.features import penultimate
 from antibackdoor.isolation.verdict import AnyCut
@@ -38,7 +39,14 @@ class Look:
 
 
 def look(
-    evidence: Evidence, rows: Tensor, total: int, *, alarm: float, features: bool = True, channels: bool = True
+    evidence: Evidence,
+    rows: Tensor,
+    total: int,
+    *,
+    alarm: float,
+    sensitivity: float = 1.0,
+    features: bool = True,
+    channels: bool = True,
 ) -> Look:
     """Cut every class by its losses and by what excites the network, and suspect a part where the alarm is raised.
 
@@ -47,14 +55,18 @@ def look(
         rows: int64 (M,), which images of the set these are.
         total: N, images of the set.
         alarm: Strength from which a part of a class is suspected; infinity only cuts.
+        sensitivity: Divides the gain from which a slow part is suspected, as it did ``alarm``.
         features: Sharpen what the losses suspect by what the network sees in it.
         channels: Cut by channels as well.
     """
     by_losses = cut_classes(evidence)
+    if math.isfinite(alarm):
+        slow = {cut.label: cut for cut in slow_cuts(by_losses, apart=APART / sensitivity)}
+        by_losses = [slow.get(cut.label, cut) for cut in by_losses]
     by_channels = _by_channels(evidence, rows) if channels else []
     suspects, aside = torch.zeros(2, total, dtype=torch.bool)
     for cut in by_losses:
-        if cut.strength >= alarm:
+        if cut.slow or cut.strength >= alarm:
             members = cut.suspicion > 0.5
             alike = _sharpened(evidence, rows[cut.rows], members) if features else members
             suspects[rows[cut.rows]] = alike | (cut.suspicion > _SURE)

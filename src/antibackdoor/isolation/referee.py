@@ -37,6 +37,7 @@ def ruling(
     after: Tensor,
     confident: float,
     stays: Collection[int] = (),
+    slow: Collection[int] = (),
 ) -> Ruling:
     """Judge the suspects by two networks.
 
@@ -45,6 +46,9 @@ def ruling(
     * Poison with a wrong label is rejected by a network that has not learned the trigger. Clean-label poison carries
       the right label, so single images of it pass: only where the suspects of a class are clearly wrong (median) is one
       that is accepted let go.
+    * Suspects that were slow to be accepted as their class are poison that is not learned yet, whose labels are wrong,
+      or the hard images of a clean class. Where they are not clearly wrong (median), the class is let go; where they
+      are, every single one is that the second network rather accepts.
     * An image beside the suspects, of their class, that the second network rejects though it was shown it, and that the
       first was certain of, was learned with the trigger.
 
@@ -54,13 +58,18 @@ def ruling(
         before: float (N,), probability that the first network, trained on everything, gives each image's own label.
         after: float (N,), the same of the second network.
         confident: Probability from which a network's word counts, above 0 and below 1.
+        slow: Classes whose suspects are their slow part.
         stays: Classes that are not let go, because the evidence is strong or more suspects turned up in them.
     """
     free, cleared = torch.zeros_like(suspects), torch.zeros_like(suspects)
     for label in labels[suspects].unique():
         of_class = labels == label
         own = after[suspects & of_class].median()
-        if own >= _EASY and int(label) not in stays:
+        if int(label) in slow:
+            cleared |= suspects & of_class & (after >= 0.5)
+            if own > _WRONG:
+                free |= of_class
+        elif own >= _EASY and int(label) not in stays:
             free |= of_class
         elif own <= _WRONG:
             cleared |= suspects & of_class & (after >= confident)
