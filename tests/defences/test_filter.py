@@ -361,14 +361,6 @@ def test_a_slow_part_that_another_network_half_accepts_is_let_go(defend, traject
     assert outcome.model is model_of(fit, "look")
 
 
-def test_wrong_labels_in_all_classes_alike_are_no_attack(defend, trajectories):
-    everywhere = torch.arange(COUNT) < 50
-    outcome, fit = defend(not_learned(trajectories(LABELS, NOBODY), everywhere))
-    assert fit.phases == ["look", "train"]
-    assert not bool(outcome.isolation.flagged.any())
-    assert outcome.isolation.verdict == "undecided"
-
-
 # --- other uses of the suspects, and steps left out -------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ import torch
 from scipy.stats import multivariate_normal
 
 from antibackdoor.isolation import Cut, Evidence, cut_classes, sharpened
+from antibackdoor.isolation.cuts import APART, slow_cuts
 
 CLASSES, COUNT, TARGET = 5, 1000, 2
 LABELS = torch.arange(COUNT) % CLASSES
@@ -235,3 +236,35 @@ def test_features_that_are_all_alike_are_no_fault():
     drawn[:, 5:] = 0
     assert int((sharpened(drawn, torch.arange(100) < 30) == (torch.arange(100) < 30)).sum()) >= 95
     assert sharpened(torch.ones(100, 4), torch.arange(100) < 30).shape == (100,)
+
+
+def a_cut(label, gain, *, votes=0.0, fall=0.0):
+    suspicion = torch.tensor([0.9, 0.2, 0.0], dtype=torch.float64)
+    return Cut(label, torch.arange(3) + 3 * label, suspicion, gain, votes, fall)
+
+
+def test_a_class_that_falls_apart_alone_and_slowly_has_its_slow_part_suspected():
+    calm = [a_cut(label, 0.1) for label in range(4)]
+    (found,) = slow_cuts([*calm, a_cut(4, 0.8)], apart=APART)
+    assert (found.label, found.slow) == (4, True)
+    assert torch.allclose(found.suspicion, torch.tensor([0.1, 0.8, 1.0], dtype=torch.float64))
+    assert found.members.tolist() == [13, 14]
+    assert found.strength == pytest.approx(0.8 / (2 * APART))
+    assert "hardly accepted" in found.kind
+    assert "votes" not in found.figures
+
+
+@pytest.mark.parametrize(
+    "cuts",
+    [
+        # Wrong labels everywhere.
+        [a_cut(label, 0.9 + 0.1 * label) for label in range(5)],
+        # Not far enough apart.
+        [*(a_cut(label, 0.1) for label in range(4)), a_cut(4, 0.7)],
+        # A part that was learned all at once is another matter.
+        [*(a_cut(label, 0.1) for label in range(4)), a_cut(4, 0.9, fall=1.0)],
+        [*(a_cut(label, 0.1) for label in range(4)), a_cut(4, 0.9, votes=0.2)],
+    ],
+)
+def test_other_classes_have_no_slow_part(cuts):
+    assert slow_cuts(cuts, apart=APART) == []
