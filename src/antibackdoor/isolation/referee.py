@@ -58,8 +58,8 @@ def ruling(
         before: float (N,), probability that the first network, trained on everything, gives each image's own label.
         after: float (N,), the same of the second network.
         confident: Probability from which a network's word counts, above 0 and below 1.
-        slow: Classes whose suspects are their slow part.
         stays: Classes that are not let go, because the evidence is strong or more suspects turned up in them.
+        slow: Classes whose suspects are their slow part.
     """
     free, cleared = torch.zeros_like(suspects), torch.zeros_like(suspects)
     for label in labels[suspects].unique():
