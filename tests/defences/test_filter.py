@@ -373,6 +373,17 @@ def test_unlearning_finishes_the_first_network_and_forgets_the_suspects_in_it(de
     assert "made to forget the flagged ones" in outcome.isolation.evidence[-1]
 
 
+def test_who_was_suspected_at_the_first_look_is_unlearned_too(defend, trajectories):
+    early, late = trajectories(LABELS, PLANTED), trajectories(LABELS, SECOND)
+    # At the end the second alone stands out.
+    losses = {"look": early, "": torch.cat([early[:10].mean(0).expand(10, -1), late[10:]])}
+    outcome, fit = defend(losses, marked=PLANTED | SECOND, defence=Filter(suspects="unlearn"))
+    assert fit.phases == ["look", "train", "unlearn"]
+    assert bool(outcome.isolation.flagged[PLANTED].all())
+    assert outcome.isolation.verdict == "poisoned"
+    assert "'cat' is poisoned" in outcome.isolation.evidence[0]
+
+
 def test_where_nothing_is_suspected_nothing_is_unlearned(defend, trajectories):
     outcome, fit = defend(trajectories(LABELS, NOBODY), defence=Filter(suspects="unlearn"))
     assert fit.phases == ["look", "train"]

@@ -231,15 +231,19 @@ class _Search:
         self._take(self.filter.look_at(history, self.first, self.data, self.fit, early=self.early))
 
     def look_last(self) -> None:
-        """Finish the first network, and look again."""
+        """Finish the first network, and look again; who was suspected before stays so."""
         if self.finished:
             return
         self._finish()
+        suspects, aside, cuts = self.suspects, self.aside, self.cuts
         whole = dataclasses.replace(
             self.histories[0], losses=np.concatenate([history.losses for history in self.histories])
         )
         self.early = False
         self._take(self.filter.look_at(whole, self.first, self.data, self.fit))
+        for label in self.data.labels[suspects & ~self.suspects].unique().tolist():
+            self.cuts[label] = (*cuts[label], *self.cuts.get(label, ()))
+        self.suspects, self.aside = self.suspects | suspects, self.aside | aside
 
     def round(self, number: int) -> bool:
         """Train a network without the suspects, and let it judge them; returns whether little changed."""
