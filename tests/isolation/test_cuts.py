@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -239,17 +240,17 @@ def test_features_that_are_all_alike_are_no_fault():
 
 
 def a_cut(label, gain, *, votes=0.0, fall=0.0):
-    suspicion = torch.tensor([0.9, 0.2, 0.0], dtype=torch.float64)
-    return Cut(label, torch.arange(3) + 3 * label, suspicion, gain, votes, fall)
+    suspicion = torch.tensor([0.9, 0.2, 0.0, 1.0], dtype=torch.float64)
+    return Cut(label, torch.arange(4) + 4 * label, suspicion, gain, votes, fall)
 
 
 def test_a_class_that_falls_apart_alone_and_slowly_has_its_slow_part_suspected():
     calm = [a_cut(label, 0.1) for label in range(4)]
-    (found,) = slow_cuts([*calm, a_cut(4, 0.8)], apart=APART)
+    (found,) = slow_cuts([*calm, a_cut(4, 0.9)], apart=APART)
     assert (found.label, found.slow) == (4, True)
-    assert torch.allclose(found.suspicion, torch.tensor([0.1, 0.8, 1.0], dtype=torch.float64))
-    assert found.members.tolist() == [13, 14]
-    assert found.strength == pytest.approx(0.8 / (2 * APART))
+    assert torch.allclose(found.suspicion, torch.tensor([0.1, 0.8, 1.0, 0.0], dtype=torch.float64))
+    assert found.members.tolist() == [17, 18]
+    assert found.strength == pytest.approx(0.9 / (2 * APART))
     assert "hardly accepted" in found.kind
     assert "votes" not in found.figures
 
@@ -260,10 +261,12 @@ def test_a_class_that_falls_apart_alone_and_slowly_has_its_slow_part_suspected()
         # Wrong labels everywhere.
         [a_cut(label, 0.9 + 0.1 * label) for label in range(5)],
         # Not far enough apart.
-        [*(a_cut(label, 0.1) for label in range(4)), a_cut(4, 0.7)],
+        [*(a_cut(label, 0.1) for label in range(4)), a_cut(4, 0.8)],
         # A part that was learned all at once is another matter.
         [*(a_cut(label, 0.1) for label in range(4)), a_cut(4, 0.9, fall=1.0)],
         [*(a_cut(label, 0.1) for label in range(4)), a_cut(4, 0.9, votes=0.2)],
+        # Most of a class.
+        [*(a_cut(label, 0.1) for label in range(4)), replace(a_cut(4, 0.9), suspicion=torch.tensor([1.0, 0, 0, 0]))],
     ],
 )
 def test_other_classes_have_no_slow_part(cuts):

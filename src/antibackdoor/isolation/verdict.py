@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from antibackdoor.isolation.channels import ChannelCut
-from antibackdoor.isolation.cuts import APART, Cut
+from antibackdoor.isolation.cuts import Cut
 from antibackdoor.types import ImageSet, Isolation, Verdict
 
 __all__ = ["AnyCut", "strongest", "verdict_of"]
@@ -19,6 +19,8 @@ AnyCut: TypeAlias = Cut | ChannelCut
 
 # Share of the alarm's strength from which a class is neither poisoned nor free of suspicion.
 _DOUBT = 0.9
+# Gain from which a class is not above suspicion, whichever part fell further.
+_UNCERTAIN = 0.8
 
 
 def strongest(cuts: Iterable[AnyCut]) -> AnyCut:
@@ -58,7 +60,7 @@ def verdict_of(
         label: cut
         for label, those in cuts.items()
         for cut in those
-        if isinstance(cut, Cut) and cut.gain >= APART / sensitivity
+        if isinstance(cut, Cut) and cut.gain >= _UNCERTAIN / sensitivity
     }
     doubtful = {
         label: unlearned.get(label, cut) if cut.strength < _DOUBT * alarm else cut
