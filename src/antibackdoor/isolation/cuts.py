@@ -15,8 +15,8 @@ from antibackdoor.isolation.mixture import two_gaussians
 
 __all__ = ["APART", "Cut", "cut_classes", "sharpened", "slow_cuts"]
 
-# Gain from which a class holds two kinds of images, whichever part fell further; clean classes of 600 images stayed under
-# 0.6, one of 200 had 0.76.
+# Gain from which a class holds two kinds of images, whichever part fell further; clean classes of 600 images stayed
+# under 0.6, one of 200 had 0.76.
 APART = 0.85
 # Largest share of a class that its slow part may be: most of a class cannot be wrong.
 _MOST = 0.6
