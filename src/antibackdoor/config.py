@@ -22,6 +22,7 @@ __all__ = [
     "RunConfig",
     "TrainConfig",
     "apply_settings",
+    "read_yaml",
     "set_path",
 ]
 
@@ -168,15 +169,7 @@ class RunConfig(_Section):
         Raises:
             ConfigError: The file is missing, no YAML, or not a valid configuration.
         """
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except FileNotFoundError:
-            raise ConfigError(f"no configuration file at {path}") from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(values, Mapping):
-            raise ConfigError(f"{path} must hold settings by name, not a {type(values).__name__}")
-        return RunConfig.parse(values)
+        return RunConfig.parse(read_yaml(path))
 
     def dump(self) -> dict[str, Json]:
         """Return plain values; ``parse`` of them gives the same configuration."""
@@ -188,6 +181,23 @@ class RunConfig(_Section):
     def to_yaml(self) -> str:
         """Return the configuration as YAML."""
         return yaml.safe_dump(self.dump(), sort_keys=False)
+
+
+def read_yaml(path: Path) -> dict[str, object]:
+    """Return the settings of a YAML file as plain values; none of an empty file.
+
+    Raises:
+        ConfigError: The file is missing, no YAML, or holds something else than settings by name.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise ConfigError(f"no configuration file at {path}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path} must hold settings by name, not a {type(values).__name__}")
+    return dict(values)
 
 
 def _unknown_key(location: Iterable[int | str]) -> UnknownNameError:

@@ -7,12 +7,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from antibackdoor.attacks import ATTACKS, RateOf
 from antibackdoor.benchmark.cells import NONE, PLACES, Cell, filled
-from antibackdoor.config import OWN_TRAIN, Choice, DataConfig, PoisonConfig, RunConfig, TrainConfig, apply_settings
+from antibackdoor.config import (
+    OWN_TRAIN,
+    Choice,
+    DataConfig,
+    PoisonConfig,
+    RunConfig,
+    TrainConfig,
+    apply_settings,
+    read_yaml,
+)
 from antibackdoor.defences import DEFENCES
 from antibackdoor.errors import ConfigError, UnknownNameError
 from antibackdoor.models import MODELS
@@ -171,15 +179,7 @@ class GridConfig(BaseModel):
         Raises:
             ConfigError: The file is missing, no YAML, or not a valid configuration.
         """
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except FileNotFoundError:
-            raise ConfigError(f"no configuration file at {path}") from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(values, Mapping):
-            raise ConfigError(f"{path} must hold settings by name, not a {type(values).__name__}")
-        return GridConfig.parse(apply_settings(values, settings))
+        return GridConfig.parse(apply_settings(read_yaml(path), settings))
 
     def with_sources(self, sources: Mapping[str, str]) -> GridConfig:
         """Return the grid with the places of its data sets filled in.

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 
 import jinja2
 
 from antibackdoor.benchmark.summary import RULES, Entry, Stat, Summary, mapping, summarise
+from antibackdoor.report.pages import storable, template
 from antibackdoor.storage import write_text
 from antibackdoor.types import Json
 
@@ -82,17 +82,12 @@ def render_leaderboard(records: Sequence[Mapping[str, object]]) -> str:
         devices=Counter(_device(record.get("device")) for record in done).most_common(),
         versions=_versions(done),
     )
-    # A name that is not valid text carries lone surrogates, which no file can hold.
-    return page.encode("utf-8", "backslashreplace").decode("utf-8")
+    return storable(page)
 
 
 @cache
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    source = files("antibackdoor.benchmark").joinpath("leaderboard.html.j2")
-    return environment.from_string(source.read_text(encoding="utf-8"))
+    return template("antibackdoor.benchmark", "leaderboard.html.j2")
 
 
 def _row(summary: Summary, entry: Entry) -> dict[str, Json]:

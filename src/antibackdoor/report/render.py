@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from typing import TYPE_CHECKING
 
 import jinja2
@@ -17,6 +16,7 @@ import numpy as np
 from markupsafe import Markup
 
 from antibackdoor.report import charts, tables
+from antibackdoor.report.pages import storable, template
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -100,17 +100,12 @@ def render(view: StoredRun) -> str:
         ],
         skipped=_skipped(record),
     )
-    # A path that is not valid text in its file system carries lone surrogates, which no file can hold.
-    return page.encode("utf-8", "backslashreplace").decode("utf-8")
+    return storable(page)
 
 
 @cache
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(percent=tables.percent, count=tables.grouped)
-    return environment.from_string(files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
+    return template("antibackdoor.report", "report.html.j2", percent=tables.percent, count=tables.grouped)
 
 
 def _named(value: Json) -> str:
