@@ -5,11 +5,11 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from html_page import Page
 
 from antibackdoor.benchmark.leaderboard import render_leaderboard, write_leaderboard
 
@@ -20,33 +20,6 @@ CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
 )
 in_browser = pytest.mark.skipif(not CHROMIUM, reason="no chromium here")
-
-
-class Page(HTMLParser):
-    """The tags of a page, and the texts outside scripts and styles."""
-
-    VOID = frozenset({"meta", "input", "br"})
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.words: list[str] = []
-        self.feed(page)
-        self.close()
-        self.text = " ".join(" ".join(self.words).split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] not in ("script", "style", "title"):
-            self.words.append(data)
 
 
 def data_of(page: str) -> dict[str, Any]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
+from easy_backdoor import attack_success, clean, clean_accuracy, defend, planted
 from torch import nn
 
-from antibackdoor.attacks import BadNets, poison
 from antibackdoor.defences import FinePruning, NoDefence
 from antibackdoor.defences.fine_pruning import Channels
 from antibackdoor.errors import ConfigError
 from antibackdoor.models import builder_from
 from antibackdoor.seeds import Seeds
-from antibackdoor.training import Trainer, logits_of
 from antibackdoor.types import ImageSet
 
 
@@ -136,38 +137,19 @@ def test_what_costs_more_than_the_tolerance_is_put_back(runtime):
         assert torch.equal(model.head.weight, before * channels.mask(found))
 
 
-ATTACK = BadNets(target=1, pattern="white")
-
-
-def planted(blobs, count, rate, seed):
-    data = blobs(count, 4, channels=1, height=16, width=16, noise=60.0, seed=seed)
-    return poison(data, ATTACK, rate=rate, generator=torch.Generator().manual_seed(0))
-
-
 @pytest.fixture
-def run(blobs, runtime, tiny, plan):
-    def call(defence, data):
-        seeds = Seeds(0)
-        settings = {"build_model": tiny(data), "fit": Trainer(runtime, seeds), "seeds": seeds}
-        return defence.run(data, plan=plan.but(epochs=12, batch_size=32, schedule="onecycle"), **settings)
-
-    return call
+def run(runtime, tiny, plan):
+    return partial(defend, runtime=runtime, tiny=tiny, plan=plan)
 
 
 def test_an_easy_backdoor_does_not_outlive_it_and_pruned_channels_stay_pruned(run, blobs, runtime):
     data, test = planted(blobs, 400, 0.1, 0).observed, planted(blobs, 200, 0.7, 9)
-    trusted = blobs(80, 4, channels=1, height=16, width=16, noise=60.0, seed=3)
-
-    def share(outcome, rows, labels):
-        predicted = logits_of(outcome.model, test.observed, runtime, index=rows).argmax(1)
-        return float((predicted == labels).float().mean())
-
-    triggered, clean = test.poison.nonzero().squeeze(1), (~test.poison).nonzero().squeeze(1)
+    trusted = clean(blobs, 80, 3)
     undefended = run(NoDefence(), data)
     defended = run(FinePruning(tune_updates=60, batch_size=32).with_trusted(trusted), data)
-    assert share(undefended, triggered, 1) > 0.9
-    assert share(defended, triggered, 1) < 0.1
-    assert share(defended, clean, test.observed.labels[clean]) > 0.9
+    assert attack_success(undefended, test, runtime) > 0.9
+    assert attack_success(defended, test, runtime) < 0.1
+    assert clean_accuracy(defended, test, runtime) > 0.9
     assert [history.phase for history in defended.histories] == ["train", "fine-tune"]
     # The head reads 16 places of each of 16 channels.
     alive = (defended.model.head.weight.reshape(4, 16, 16) != 0).any(0).any(1)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
+from easy_backdoor import attack_success, defend, planted
 
-from antibackdoor.attacks import BadNets, poison
 from antibackdoor.defences import ActivationClustering, NoDefence, SpectralFilter
 from antibackdoor.isolation import SIGNALS, Evidence, Network
 from antibackdoor.ops.metrics import isolation_quality
-from antibackdoor.seeds import Seeds
-from antibackdoor.training import Trainer, logits_of
-
-ATTACK = BadNets(target=1, pattern="white")
 
 
 @pytest.mark.parametrize(("rate", "taken"), [(0.0, 0), (0.01, 2), (0.02, 3), (0.1, 15), (0.5, 30)])
@@ -46,19 +43,9 @@ def test_activation_clustering_takes_small_clusters_up_to_the_rate():
         assert flagged.nonzero().squeeze(1).tolist() == expected, rate
 
 
-def planted(blobs, count, rate, seed):
-    data = blobs(count, 4, channels=1, height=16, width=16, noise=60.0, seed=seed)
-    return poison(data, ATTACK, rate=rate, generator=torch.Generator().manual_seed(0))
-
-
 @pytest.fixture
 def run(runtime, tiny, plan):
-    def call(defence, data, verb="run"):
-        seeds = Seeds(0)
-        settings = {"build_model": tiny(data), "fit": Trainer(runtime, seeds), "seeds": seeds}
-        return getattr(defence, verb)(data, plan=plan.but(epochs=12, batch_size=32, schedule="onecycle"), **settings)
-
-    return call
+    return partial(defend, runtime=runtime, tiny=tiny, plan=plan)
 
 
 @pytest.mark.parametrize(
@@ -68,15 +55,9 @@ def run(runtime, tiny, plan):
 )
 def test_an_easy_backdoor_is_removed_and_the_network_trained_anew(defence, signal, run, blobs, runtime):
     data, test = planted(blobs, 400, 0.05, 0), planted(blobs, 200, 0.7, 9)
-    triggered = test.poison.nonzero().squeeze(1)
-
-    def success(outcome):
-        logits = logits_of(outcome.model, test.observed, runtime, index=triggered)
-        return float((logits.argmax(1) == 1).float().mean())
-
     undefended, defended = run(NoDefence(), data.observed), run(defence.with_rate(0.05), data.observed)
-    assert success(undefended) > 0.9
-    assert success(defended) < 0.1
+    assert attack_success(undefended, test, runtime) > 0.9
+    assert attack_success(defended, test, runtime) < 0.1
     isolation = defended.isolation
     assert isolation_quality(isolation.scores, isolation.flagged, data.poison, data.cover)["recall"] > 0.9
     assert isolation.verdict == "undecided"

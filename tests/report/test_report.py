@@ -5,11 +5,11 @@ import dataclasses
 import io
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 
 import matplotlib
 import numpy as np
 import pytest
+from html_page import Page
 from PIL import Image
 
 from antibackdoor.report import StoredRun, render
@@ -18,39 +18,6 @@ from antibackdoor.types import Metrics
 
 Make = Callable[..., StoredRun]
 N, K = 200, 4
-
-
-class Page(HTMLParser):
-    """The tags and the plain text of a page."""
-
-    VOID = frozenset({"meta", "img", "wbr"})
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.words: list[str] = []
-        self.feed(page)
-        self.close()
-        self.text = " ".join(" ".join(self.words).split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] not in ("style", "title"):
-            self.words.append(data)
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 def charts_of(page: str) -> list[str]:

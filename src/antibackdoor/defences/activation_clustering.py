@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from antibackdoor.defences.base import RatedDefence
-from antibackdoor.defences.retrain import look, without_flagged
+from antibackdoor.defences.retrain import look
 from antibackdoor.errors import ConfigError
 from antibackdoor.isolation import ActivationClusters, flag_share
 from antibackdoor.models import BuildModel
@@ -67,11 +67,6 @@ class ActivationClustering(RatedDefence):
             "first, not whether there is poison."
         )
         return Outcome(model, Isolation(scores, flagged, "undecided", (sentence,)), (history,))
-
-    def run(self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds) -> Outcome:
-        """Train by the plan, flag, and train anew without what is flagged."""
-        found = self.scan(data, build_model=build_model, fit=fit, plan=plan, seeds=seeds)
-        return without_flagged(found, data, build_model=build_model, fit=fit, plan=plan, seeds=seeds)
 
     def flag(self, scores: Tensor, rate: float) -> Tensor:
         """Flag the highest scores above 0, as many as the rate allows.

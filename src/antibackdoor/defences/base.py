@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
+from antibackdoor.defences.retrain import without_flagged
 from antibackdoor.errors import ConfigError
 from antibackdoor.models import BuildModel
 from antibackdoor.seeds import Seeds
@@ -118,6 +119,8 @@ class RepairDefence(Defence):
 class RatedDefence(Defence):
     """A defence that must be told how much poison there is.
 
+    Unless it writes a ``run`` of its own, it removes what its scan flags and trains anew.
+
     Attributes:
         rate: Share of the images that is poison, at least 0 and below 1. In an experiment None stands for the true one;
             on data of your own it has to be given.
@@ -138,6 +141,11 @@ class RatedDefence(Defence):
             ConfigError: The rate is out of range.
         """
         return replace(self, rate=rate)
+
+    def run(self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds) -> Outcome:
+        """Scan, and train a new network by the plan without what is flagged."""
+        found = self.scan(data, build_model=build_model, fit=fit, plan=plan, seeds=seeds)
+        return without_flagged(found, data, build_model=build_model, fit=fit, plan=plan, seeds=seeds)
 
     def _told(self) -> float:
         if self.rate is None:

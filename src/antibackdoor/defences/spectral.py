@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from antibackdoor.defences.base import RatedDefence
-from antibackdoor.defences.retrain import look, without_flagged
+from antibackdoor.defences.retrain import look
 from antibackdoor.errors import ConfigError
 from antibackdoor.isolation import Spectral
 from antibackdoor.models import BuildModel
@@ -60,11 +60,6 @@ class SpectralFilter(RatedDefence):
             "class. A fixed number says which images to look at first, not whether there is poison."
         )
         return Outcome(model, Isolation(scores, flagged, "undecided", (sentence,)), (history,))
-
-    def run(self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds) -> Outcome:
-        """Train by the plan, flag, and train anew without what is flagged."""
-        found = self.scan(data, build_model=build_model, fit=fit, plan=plan, seeds=seeds)
-        return without_flagged(found, data, build_model=build_model, fit=fit, plan=plan, seeds=seeds)
 
     def flag(self, scores: Tensor, labels: Tensor, rate: float) -> Tensor:
         """Flag the highest scores of every class.
