@@ -76,7 +76,7 @@ def measure(data: ImageSet, kind: str, seed: int, arguments: argparse.Namespace)
     for name, first, last in (("look", 0, half), ("end", half, plan.epochs)):
         history = fit(model, drawn, Phase(name, plan, first=first, last=last, part_of="train"))
         losses = np.concatenate([losses, history.losses])
-        found = defence.look_at(dataclasses.replace(history, losses=losses), model, drawn, fit, early=name == "look")
+        found = defence.look_at(dataclasses.replace(history, losses=losses), model, drawn, fit, plan)
         cuts = [cut for those in found.cuts.values() for cut in those]
         cell[name] = [{"label": cut.label, "strength": cut.strength, "figures": cut.figures} for cut in cuts]
         cell[f"{name}_strength"] = max(cut.strength for cut in cuts if isinstance(cut, Cut))

@@ -105,6 +105,11 @@ def defend(data, runtime):
     return call
 
 
+def nearly(dropped, expected, strangers=10):
+    """Whether all of these were left out, and few others: images near the border are, before the referee has spoken."""
+    return bool((dropped | ~expected).all()) and int((dropped & ~expected).sum()) <= strangers
+
+
 def model_of(fit, phase):
     return next(model for name, model, _ in fit.calls if name == phase)
 
@@ -139,7 +144,7 @@ def test_classes_too_small_to_be_cut_leave_the_verdict_open(runtime, blobs, tiny
 def test_poison_is_dropped_and_a_network_trained_without_it(with_head, defend, trajectories):
     outcome, fit = defend(trajectories(LABELS, PLANTED), marked=PLANTED, with_head=with_head)
     assert fit.phases == ["look", "retrain 1"]
-    assert torch.equal(fit.dropped("retrain 1"), PLANTED)
+    assert nearly(fit.dropped("retrain 1"), PLANTED)
     assert torch.equal(outcome.isolation.flagged, PLANTED)
     assert outcome.model is model_of(fit, "retrain 1") is not model_of(fit, "look")
     assert outcome.isolation.verdict == "poisoned"
@@ -195,8 +200,8 @@ def test_what_falls_apart_only_without_the_first_poison_needs_another_round(defe
     both = PLANTED | SECOND
     outcome, fit = defend({**losses, "retrain 2": trajectories(LABELS, NOBODY)}, marked=both)
     assert fit.phases == ["look", "retrain 1", "retrain 2"]
-    assert torch.equal(fit.dropped("retrain 1"), PLANTED)
-    assert torch.equal(fit.dropped("retrain 2"), both)
+    assert nearly(fit.dropped("retrain 1"), PLANTED)
+    assert nearly(fit.dropped("retrain 2"), both, strangers=20)
     assert torch.equal(outcome.isolation.flagged, both)
     assert outcome.model is model_of(fit, "retrain 2")
 
@@ -271,7 +276,7 @@ def test_one_class_is_let_go_and_the_other_is_not(defend, trajectories):
     own = {"retrain 1": own, "retrain 2": own}
     outcome, fit = defend(losses, marked=PLANTED | SECOND, own=own, defence=Filter(alarm=weakest / 1.2 / 1.5))
     assert fit.phases == ["look", "retrain 1", "retrain 2"]
-    assert torch.equal(fit.dropped("retrain 2"), PLANTED)
+    assert nearly(fit.dropped("retrain 2"), PLANTED)
     assert torch.equal(outcome.isolation.flagged, PLANTED)
 
 
@@ -315,7 +320,7 @@ def test_what_only_a_poisoned_network_accepts_is_suspected_too(missed, rounds, d
         marked=PLANTED & ~slow,
         own={"retrain 1": own, "retrain 2": own, "look": torch.full((COUNT,), 0.97)},
     )
-    assert torch.equal(fit.dropped("retrain 1"), PLANTED & ~slow)
+    assert nearly(fit.dropped("retrain 1"), PLANTED & ~slow)
     assert fit.phases[1:] == [f"retrain {number}" for number in range(1, rounds + 1)]
     assert torch.equal(outcome.isolation.flagged, PLANTED)
 
@@ -326,37 +331,67 @@ def test_what_only_a_poisoned_network_accepts_is_suspected_too(missed, rounds, d
 def not_learned(base, rows):
     """The same training, but some images stay as hard as they were."""
     losses = base.clone()
-    losses[:, rows] = 6 * losses[:3].mean()
+    losses[:, rows] = 3 * losses[:3].mean()
     losses[:, rows] *= 1 + 0.1 * torch.rand(losses[:, rows].shape, generator=torch.Generator().manual_seed(3))
     return losses
 
 
-def test_a_class_with_a_slow_part_is_suspected_before_its_poison_is_learned(defend, trajectories):
+def learned_since(base, rows):
+    """The rest of such a training: they are learned, but have not fallen further than the others."""
+    losses = base.clone()
+    losses[:, rows] = 0.5 + 0.1 * torch.rand(losses[:, rows].shape, generator=torch.Generator().manual_seed(4))
+    return losses
+
+
+def test_a_class_with_a_slow_part_is_looked_at_again_when_the_first_network_is_finished(defend, trajectories):
     base = trajectories(LABELS, NOBODY)
-    losses = {"look": not_learned(base, PLANTED), "": base}
+    losses = {"look": not_learned(base, PLANTED), "train": learned_since(base, PLANTED), "": base}
     outcome, fit = defend(losses, marked=PLANTED)
-    assert fit.phases == ["look", "retrain 1"]
+    assert fit.phases == ["look", "train", "retrain 1"]
     assert torch.equal(outcome.isolation.flagged, PLANTED)
     assert "hardly accepted as this class" in outcome.isolation.evidence[0]
 
 
-def test_hard_images_beside_slow_poison_come_back(defend, trajectories):
+def test_the_scan_suspects_a_slow_part_at_once(defend, trajectories):
+    base = trajectories(LABELS, NOBODY)
+    outcome, fit = defend({"": not_learned(base, PLANTED)}, "scan", marked=PLANTED)
+    assert fit.phases == ["look"]
+    assert torch.equal(outcome.isolation.flagged, PLANTED)
+    assert outcome.isolation.verdict == "poisoned"
+
+
+def test_hard_images_that_were_never_learned_are_not_where_the_search_starts(defend, trajectories):
     base = trajectories(LABELS, NOBODY)
     hard = (LABELS == TARGET) & (torch.arange(COUNT) >= 200) & (torch.arange(COUNT) < 275)
+    then = not_learned(learned_since(base, PLANTED), hard)
+    losses = {"look": not_learned(base, PLANTED | hard), "train": then, "": base}
+    own = torch.where(PLANTED, 0.01, 0.97)
+    outcome, fit = defend(losses, marked=PLANTED, own={"retrain 1": own})
+    assert fit.phases == ["look", "train", "retrain 1"]
+    assert nearly(fit.dropped("retrain 1"), PLANTED)
+    assert torch.equal(outcome.isolation.flagged, PLANTED)
+
+
+@pytest.mark.parametrize(("count", "rounds"), [(15, 1), (25, 2)])
+def test_hard_images_beside_slow_poison_come_back(count, rounds, defend, trajectories):
+    """With another round where they are more than one in fifty of the set."""
+    base = trajectories(LABELS, NOBODY)
+    hard = (LABELS == TARGET) & (torch.arange(COUNT) >= 200) & (torch.arange(COUNT) < 200 + 5 * count)
     own = torch.where(PLANTED, 0.01, torch.where(hard, 0.6, 0.97))
-    losses = {"look": not_learned(base, PLANTED | hard), "": base}
+    losses = {"look": not_learned(base, PLANTED | hard), "train": learned_since(base, PLANTED | hard), "": base}
     outcome, fit = defend(losses, marked=PLANTED | hard, own={"retrain 1": own, "retrain 2": own})
-    assert fit.phases == ["look", "retrain 1", "retrain 2"]
-    assert torch.equal(fit.dropped("retrain 1"), PLANTED | hard)
-    assert torch.equal(fit.dropped("retrain 2"), PLANTED)
+    assert fit.phases[2:] == [f"retrain {number}" for number in range(1, rounds + 1)]
+    assert nearly(fit.dropped("retrain 1"), PLANTED | hard)
+    if rounds == 2:
+        assert nearly(fit.dropped("retrain 2"), PLANTED)
     assert torch.equal(outcome.isolation.flagged, PLANTED)
 
 
 def test_a_slow_part_that_another_network_half_accepts_is_let_go(defend, trajectories):
     base = trajectories(LABELS, NOBODY)
-    losses = {"look": not_learned(base, PLANTED), "": base}
+    losses = {"look": not_learned(base, PLANTED), "train": learned_since(base, PLANTED), "": base}
     outcome, fit = defend(losses, own={"retrain 1": torch.where(PLANTED, 0.4, 0.97)})
-    assert fit.phases == ["look", "retrain 1", "train"]
+    assert fit.phases == ["look", "train", "retrain 1"]
     assert not bool(outcome.isolation.flagged.any())
     assert outcome.model is model_of(fit, "look")
 
@@ -369,7 +404,7 @@ def test_unlearning_finishes_the_first_network_and_forgets_the_suspects_in_it(de
     assert fit.phases == ["look", "train", "unlearn"]
     assert outcome.model is model_of(fit, "look") is model_of(fit, "unlearn")
     assert torch.equal(outcome.isolation.flagged, PLANTED)
-    assert not bool(fit.dropped("unlearn").any())
+    assert nearly(fit.dropped("unlearn"), NOBODY)
     assert "made to forget the flagged ones" in outcome.isolation.evidence[-1]
 
 
@@ -397,7 +432,7 @@ def test_suspects_are_learned_without_their_labels(defend, trajectories):
     assert fit.phases == ["look", "retrain 1", "unlabelled"]
     assert outcome.model is model_of(fit, "unlabelled") is model_of(fit, "retrain 1")
     assert torch.equal(outcome.isolation.flagged, PLANTED)
-    assert not bool(fit.dropped("unlabelled").any())
+    assert nearly(fit.dropped("unlabelled"), NOBODY)
     assert "then learned 40 of the suspects" in outcome.isolation.evidence[-1]
 
 

@@ -11,7 +11,7 @@ import torch
 from scipy.stats import multivariate_normal
 
 from antibackdoor.isolation import Cut, Evidence, cut_classes, sharpened
-from antibackdoor.isolation.cuts import APART, slow_cuts
+from antibackdoor.isolation.cuts import APART, learned, slow_cuts
 
 CLASSES, COUNT, TARGET = 5, 1000, 2
 LABELS = torch.arange(COUNT) % CLASSES
@@ -210,7 +210,8 @@ def test_missed_members_are_found_and_strangers_let_go():
     marked = torch.arange(300) < 60
     start = marked & (torch.arange(300) < 40) | (torch.arange(300) >= 290)
     before = start.clone()
-    found = sharpened(features(marked), start)
+    found, near = sharpened(features(marked), start)
+    assert bool((near | ~found).all())
     assert (found.shape, found.dtype) == (start.shape, torch.bool)
     assert int((found & marked).sum()) >= 58
     assert not bool(found[290:].any())
@@ -221,22 +222,51 @@ def test_missed_members_are_found_and_strangers_let_go():
 def test_a_second_pass_finds_more():
     marked = torch.arange(300) < 60
     start = torch.arange(300) < 15
-    once, twice = (sharpened(features(marked), start, passes=passes) for passes in (1, 2))
+    once, twice = (sharpened(features(marked), start, passes=passes)[0] for passes in (1, 2))
     assert int((twice == marked).sum()) >= int((once == marked).sum()) > int((start == marked).sum())
-    assert torch.equal(sharpened(features(marked), start, passes=0), start)
+    assert all(torch.equal(part, start) for part in sharpened(features(marked), start, passes=0))
 
 
 @pytest.mark.parametrize("count", [0, 9, 91, 100])
 def test_too_few_on_a_side_stay_as_they_are(count):
     start = torch.arange(100) < count
-    assert torch.equal(sharpened(features(torch.arange(100) < 50), start), start)
+    assert all(torch.equal(part, start) for part in sharpened(features(torch.arange(100) < 50), start))
 
 
 def test_features_that_are_all_alike_are_no_fault():
     drawn = features(torch.arange(100) < 30)
     drawn[:, 5:] = 0
-    assert int((sharpened(drawn, torch.arange(100) < 30) == (torch.arange(100) < 30)).sum()) >= 95
-    assert sharpened(torch.ones(100, 4), torch.arange(100) < 30).shape == (100,)
+    start = torch.arange(100) < 30
+    assert int((sharpened(drawn, start)[0] == start).sum()) >= 95
+    assert all(torch.equal(part, start) for part in sharpened(torch.ones(100, 4), start))
+
+
+def test_what_lies_near_the_border_may_belong_to_the_suspects():
+    # Half of the marked ones are marked faintly.
+    faint = torch.arange(300) < 30
+    marked = torch.arange(300) < 60
+    drawn = features(marked, by=8.0)
+    drawn[faint, 0] -= 5.0
+    found, near = sharpened(drawn, marked & ~faint)
+    assert int((near & marked).sum()) > int((found & marked).sum())
+    assert int(near.sum()) < 150
+
+
+def test_all_of_a_part_that_fell_is_where_to_start():
+    losses = torch.full((6, 4), 2.0)
+    assert learned(a_cut(0, 1.0), losses).tolist() == [True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("last", "start"), [([0.1, 0.1], [True, True]), ([0.1, 2.0], [True, False]), ([2.0, 2.0], [True, True])]
+)
+def test_of_a_slow_part_the_images_learned_since_are_where_to_start(last, start):
+    losses = torch.full((6, 4), 2.0)
+    losses[3:, 1:3] = torch.tensor(last)
+    # Its slow part is the two in the middle.
+    (slow,) = slow_cuts([a_cut(0, 0.9)], apart=APART)
+    assert learned(slow, losses)[1:3].tolist() == start
+    assert not bool(learned(slow, losses)[[0, 3]].any())
 
 
 def a_cut(label, gain, *, votes=0.0, fall=0.0):

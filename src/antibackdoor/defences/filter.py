@@ -7,7 +7,8 @@ Nothing is known beforehand: no trusted image, no trigger, no share, no number o
    Where no class falls apart, the network is finished, as undefended training makes it.
 2. Of a class that falls apart, the part that was learned all at once is suspected, and what looks like it to the
    network; or the part that is foreign to all classes; or, of a class that falls apart alone, the part that is hardly
-   learned yet. A network is trained on the rest by the same plan.
+   learned yet: then the first network is finished, and those are suspected that were learned since. A network is
+   trained on the rest by the same plan.
 3. That network is the referee (``isolation.referee``). A suspect to which it gives its own label with confidence,
    though it never saw it, is let go; an image that it rejects, though it was shown it and the first network was certain
    of it, is suspected too. Where that changes much, or another class falls apart now, another round follows.
@@ -52,8 +53,9 @@ _EARLY = 1.5
 _CONTROLS, _FOUND = (0.02, 0.01, 0.005, 0.002), 0.9
 # Times the alarm from which a class is not let go, however easy its suspects are.
 _STRONG = 2.0
-# Share of the suspects of a class that another round must bring to be worth its training.
-_WORTH = 0.05
+# What makes another round worth its training: new suspects, as a share of those there are, or images that come back, as
+# a share of the set.
+_WORTH, _WORTH_BACK = 0.05, 0.02
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ class Filter(Defence):
         latest: Epochs after which the first look comes at the latest, at least ``fewest``.
         rounds: Most trainings after the first, at least 1.
         confident: Probability from which the referee's word for a suspect's own label counts, above 0 and below 1.
-        features: Sharpen the suspects by what the network sees in them; without, the losses alone decide.
+        features: Sharpen the suspects by what the network makes of them (maxima of its channels, penultimate features);
+            without, the losses alone decide.
         channels: Look at what excites the network's channels as well (``isolation.channels``); without, the losses
             alone raise the alarm.
         referee: Let the network trained without the suspects judge them; without, the first suspects are final.
@@ -120,7 +123,7 @@ class Filter(Defence):
         """Train, and again without the suspects for as long as that changes who is suspected."""
         search = _Search(self, data, build_model, fit, plan, seeds)
         search.look_first()
-        if self.suspects == "unlearn" or not search.suspected:
+        if self.suspects == "unlearn" or not search.suspected or len(search.slow):
             search.look_last()
         if self.suspects == "unlearn":
             search.unlearn()
@@ -147,30 +150,31 @@ class Filter(Defence):
         model: nn.Module,
         data: ImageSet,
         fit: Fit,
+        plan: TrainPlan,
         *,
         kept: Tensor | None = None,
-        early: bool = False,
     ) -> Look:
         """Look at the images that were trained on; see ``isolation.look``.
 
         Args:
-            history: Of the training.
+            history: Of the training so far, from its first epoch.
             model: What it trained.
             data: The set.
             fit: The training loop, which says where to compute.
+            plan: Of the whole training.
             kept: bool (N,), the images that were trained on; all by default.
-            early: The training is not over.
         """
         rows = torch.arange(len(data)) if kept is None else kept.nonzero().squeeze(1)
         held_out = None if history.held_out is None else torch.from_numpy(history.held_out)[rows]
         losses = torch.from_numpy(history.losses)[:, rows]
         evidence = Evidence(losses, data.labels[rows], data.num_classes, held_out, Network(model, data, fit.runtime))
-        alarm = self.alarm_at(early) if len(losses) >= self.fewest else math.inf
+        alarm = self.alarm_at(len(losses) < plan.epochs) if len(losses) >= self.fewest else math.inf
         return look(
             evidence,
             rows,
             len(data),
             alarm=alarm,
+            half=self.first_look(plan),
             sensitivity=self.sensitivity,
             features=self.features,
             channels=self.channels,
@@ -223,24 +227,31 @@ class _Search:
         """Whether any image is."""
         return bool(self.suspects.any())
 
+    @property
+    def slow(self) -> Tensor:
+        """int64, the classes whose slow part is suspected."""
+        labels = [label for label, cuts in self.cuts.items() if any(isinstance(cut, Cut) and cut.slow for cut in cuts)]
+        return torch.tensor(sorted(labels), dtype=self.data.labels.dtype)
+
     def look_first(self) -> None:
         """Train the first part of the plan, and look."""
         history = self.fit(self.first, self.data, Phase("look", self.plan, last=self.half, part_of="train"))
         self.histories.append(history)
         self.early = not self.finished
-        self._take(self.filter.look_at(history, self.first, self.data, self.fit, early=self.early))
+        self._take(self.filter.look_at(history, self.first, self.data, self.fit, self.plan))
 
     def look_last(self) -> None:
-        """Finish the first network, and look again; who was suspected before stays so."""
+        """Finish the first network, and look again; who was suspected before stays so, but for the slow parts."""
         if self.finished:
             return
         self._finish()
-        suspects, aside, cuts = self.suspects, self.aside, self.cuts
+        cuts, stays = self.cuts, ~torch.isin(self.data.labels, self.slow)
+        suspects, aside = self.suspects & stays, self.aside & stays
         whole = dataclasses.replace(
             self.histories[0], losses=np.concatenate([history.losses for history in self.histories])
         )
         self.early = False
-        self._take(self.filter.look_at(whole, self.first, self.data, self.fit))
+        self._take(self.filter.look_at(whole, self.first, self.data, self.fit, self.plan))
         for label in self.data.labels[suspects & ~self.suspects].unique().tolist():
             self.cuts[label] = (*cuts[label], *self.cuts.get(label, ()))
         self.suspects, self.aside = self.suspects | suspects, self.aside | aside
@@ -255,24 +266,24 @@ class _Search:
         if self._before is None:
             return True
         labels, shown = self.data.labels, self.kept
-        again = self.filter.look_at(self.histories[-1], self.model, self.data, self.fit, kept=shown)
+        again = self.filter.look_at(self.histories[-1], self.model, self.data, self.fit, self.plan, kept=shown)
         new = again.suspects & ~self.let_go
         strong = _STRONG * self.filter.alarm_at(self.early)
         stays = {label for label, cuts in self.cuts.items() if strongest(cuts).strength >= strong}
         stays |= {int(label) for label in labels[new].unique()}
         after = self._own_probability(self.model)
-        slow = {label for label, cuts in self.cuts.items() if any(isinstance(c, Cut) and c.slow for c in cuts)}
         judged = ruling(
             self.suspects,
             labels,
             before=self._before,
             after=after,
             confident=self.filter.confident,
+            shown=shown,
             stays=stays,
-            slow=slow,
+            slow=self.slow.tolist(),
         )
         # The hard images of such a class were left out with its poison; they come back.
-        released = judged.cleared & torch.isin(labels, torch.tensor(sorted(slow), dtype=labels.dtype))
+        released = judged.cleared & torch.isin(labels, self.slow)
         self.words.append(
             f"Round {number}: a network was trained without {int(self.aside.sum())} images, {int(self.suspects.sum())} "
             f"of them suspects. It gives {int(judged.cleared.sum())} suspects their own label with confidence (let go) "
@@ -283,7 +294,7 @@ class _Search:
             if bool(new[labels == label].any()) or not bool(self.aside[labels == label].any()):
                 self.cuts[label] = cuts
         worth = _WORTH * int(self.suspects.sum())
-        changed = int((judged.missed & shown).sum()) > worth or int(released.sum()) > worth
+        changed = int((judged.missed & shown).sum()) > worth or int(released.sum()) > _WORTH_BACK * len(labels)
         settled = not changed and not bool(new.any()) and not bool(judged.free.any())
         self.let_go |= judged.free
         self.suspects = (self.suspects & ~judged.cleared) | judged.missed | new
@@ -361,8 +372,7 @@ class _Search:
             longer, planted = with_planted_copies(self.data, max(1, round(share * count)), generator)
             model = self._network()
             history = self.fit(model, longer, Phase(f"control {100 * share:g}", self.plan, last=epochs))
-            early = epochs < self.plan.epochs
-            suspects = self.filter.look_at(history, model, longer, self.fit, early=early).suspects
+            suspects = self.filter.look_at(history, model, longer, self.fit, self.plan).suspects
             histories.append(dataclasses.replace(history, losses=history.losses[:, :count]))
             recall = float(suspects[planted].float().mean())
             if recall < _FOUND:

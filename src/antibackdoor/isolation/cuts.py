@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from antibackdoor.isolation.evidence import Evidence
 from antibackdoor.isolation.mixture import two_gaussians
 
-__all__ = ["APART", "Cut", "cut_classes", "sharpened", "slow_cuts"]
+__all__ = ["APART", "Cut", "cut_classes", "learned", "sharpened", "slow_cuts"]
 
 # Gain from which a class holds two kinds of images, whichever part fell further; clean classes of 600 images stayed
 # under 0.6, one of 200 had 0.76.
@@ -32,10 +33,17 @@ _SMALLEST_CLASS = 20
 _VOTERS = 0.01
 # Epochs at the start from which a fall counts: a backdoor may be learned in the third.
 _START = 2
-# How well features must tell the suspects from the rest (mean of the two shares that are right) to have a say.
-_TELLING = 0.8
+# How well the network must tell the suspects from the rest (mean of the two shares that are right) to have a say.
+_TELLING = 0.65
+_COMPONENTS, _PENALTY = 100, 0.01
+# Share of the suspects' median distance from the border up to which images beyond it may belong to them as well.
+_NEAR = 0.4
 # Votes and fall that count once.
 _MANY_VOTES, _LONG_FALL = 0.3, 1.0
+# Fewest images on either side of a line.
+_FEWEST = 10
+# Epochs over which the last losses are averaged.
+_LAST = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,37 +180,66 @@ def _two_parts(points: NDArray[np.float64], fitted: NDArray[np.bool_]) -> tuple[
     return two.predict_proba(standard), gain
 
 
-def sharpened(features: Tensor, members: Tensor, *, passes: int = 2) -> Tensor:
-    """Return which images of a class look to the network like the suspects of it.
+def learned(cut: Cut, losses: Tensor) -> Tensor:
+    """Return the part of a class to start from: bool (n,), the suspects, of a slow part those that were learned since.
+
+    Poison that was slow and then learned is what a backdoor comes from. Where less than half of a slow part has been
+    learned, there is no telling yet, and all of it stays.
+
+    Args:
+        cut: Of the class.
+        losses: float (E, n), of its images.
+    """
+    members = cut.suspicion > 0.5
+    if not cut.slow:
+        return members
+    since = members & (losses[-_LAST:].mean(0) < math.log(2))
+    return since if 2 * int(since.sum()) >= int(members.sum()) else members
+
+
+def sharpened(seen: Tensor, members: Tensor, *, passes: int = 5) -> tuple[Tensor, Tensor]:
+    """Return which images of a class look to the network like the suspects of it, and which may.
 
     A linear classifier learns to tell the suspects from the rest and is asked about images that it was not fitted to;
-    what it answers takes the place of the suspects, and again. A trigger gives the images that carry it a feature in
+    what it answers takes the place of the suspects, and again. A trigger gives the images that carry it something in
     common, so those that the losses missed are found, and those that only happened to be learned like it are let go.
 
     Args:
-        features: float (n, D), penultimate features of the class.
+        seen: float (n, D), what the network makes of the images of the class; 100 principal components are used.
         members: bool (n,), the suspects to start from.
-        passes: How often.
+        passes: How often at most.
 
     Returns:
-        bool (n,); ``members`` itself where there are fewer than ten on either side, or where the features hardly tell
-        them apart.
+        Two of bool (n,): those that look like the suspects, and with them those that are nearly on their side;
+        ``members`` itself twice where there are fewer than ten on either side, or where the network hardly tells them
+        apart.
 
     Source:
         Ours; self-training with cross-validation.
     """
+    from sklearn.decomposition import PCA
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import cross_val_predict
 
-    values = features.double().numpy()
-    standard = (values - values.mean(0)) / (values.std(0) + 1e-9)
-    current = members.numpy()
-    for _ in range(passes):
-        if min(current.sum(), len(current) - current.sum()) < 10:
+    values = seen.double().numpy()
+    values = values[:, values.std(0) > _FLOOR]
+    current = near = members.numpy()
+    if values.shape[1] == 0:
+        return members, members
+    standard = (values - values.mean(0)) / values.std(0)
+    if standard.shape[1] > _COMPONENTS:
+        count = min(_COMPONENTS, len(standard) - 1)
+        standard = PCA(count, svd_solver="randomized", random_state=0).fit_transform(standard)
+    for number in range(passes):
+        if min(current.sum(), len(current) - current.sum()) < _FEWEST:
             break
-        line = LogisticRegression(C=0.05, max_iter=500, class_weight="balanced")
-        told = cross_val_predict(line, standard, current, cv=5, method="decision_function") > 0
-        if (told[current].mean() + (~told[~current]).mean()) / 2 < _TELLING:
+        line = LogisticRegression(C=_PENALTY, max_iter=500, class_weight="balanced")
+        side = cross_val_predict(line, standard, current, cv=5, method="decision_function")
+        told = side > 0
+        if number == 0 and (told[current].mean() + (~told[~current]).mean()) / 2 < _TELLING:
+            break
+        near = told | (side > -_NEAR * np.median(side[told])) if told.any() else told
+        if (told == current).all():
             break
         current = told
-    return torch.from_numpy(np.ascontiguousarray(current))
+    return torch.from_numpy(np.ascontiguousarray(current)), torch.from_numpy(np.ascontiguousarray(near))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,15 +12,13 @@ from torch import Tensor
 
 from antibackdoor.errors import ConfigError
 from antibackdoor.isolation.channels import ChannelCut, channel_maxima, cut_by_channels
-from antibackdoor.isolation.cuts import APART, cut_classes, sharpened, slow_cuts
+from antibackdoor.isolation.cuts import APART, cut_classes, learned, sharpened, slow_cuts
 from antibackdoor.isolation.evidence import Evidence
+from antibackdoor.isolation.network import Measure, Network
 from antibackdoor.isolation.signals.features import penultimate
 from antibackdoor.isolation.verdict import AnyCut
 
 __all__ = ["Look", "look"]
-
-# Responsibility from which the losses alone make a suspect, whatever the features say.
-_SURE = 0.9
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +43,7 @@ def look(
     total: int,
     *,
     alarm: float,
+    half: int | None = None,
     sensitivity: float = 1.0,
     features: bool = True,
     channels: bool = True,
@@ -55,22 +55,29 @@ def look(
         rows: int64 (M,), which images of the set these are.
         total: N, images of the set.
         alarm: Strength from which a part of a class is suspected; infinity only cuts.
+        half: Epochs by which the slow parts are told from the rest; all by default.
         sensitivity: Divides the gain from which a slow part is suspected, as it did ``alarm``.
         features: Sharpen what the losses suspect by what the network sees in it.
         channels: Cut by channels as well.
     """
     by_losses = cut_classes(evidence)
     if math.isfinite(alarm):
-        slow = {cut.label: cut for cut in slow_cuts(by_losses, apart=APART / sensitivity)}
+        before = dataclasses.replace(evidence, losses=evidence.losses[:half])
+        slow = {cut.label: cut for cut in slow_cuts(cut_classes(before), apart=APART / sensitivity)}
         by_losses = [slow.get(cut.label, cut) for cut in by_losses]
-    by_channels = _by_channels(evidence, rows) if channels else []
+    maxima = _measured(evidence, rows, channel_maxima) if features or channels else None
+    by_channels: list[ChannelCut] = []
+    if channels and maxima is not None:
+        by_channels = cut_by_channels(maxima, evidence.labels, evidence.num_classes, evidence.trained)
     suspects, aside = torch.zeros(2, total, dtype=torch.bool)
     for cut in by_losses:
         if cut.slow or cut.strength >= alarm:
-            members = cut.suspicion > 0.5
-            alike = _sharpened(evidence, rows[cut.rows], members) if features else members
-            suspects[rows[cut.rows]] = alike | (cut.suspicion > _SURE)
-            aside[rows[cut.rows]] = alike | members
+            alike = near = learned(cut, evidence.losses[:, cut.rows])
+            if features:
+                seen = _seen(evidence, rows, cut.rows, maxima)
+                alike, near = sharpened(seen, alike) if seen is not None else (alike, near)
+            suspects[rows[cut.rows]] = alike
+            aside[rows[cut.rows]] = near if cut.slow else near | (cut.suspicion > 0.5)
     for apart in by_channels:
         if apart.strength >= alarm:
             suspects[rows[apart.rows[apart.suspicion > 0.5]]] = True
@@ -81,26 +88,19 @@ def look(
     return Look(cuts, suspects, aside | suspects)
 
 
-def _by_channels(evidence: Evidence, rows: Tensor) -> list[ChannelCut]:
-    """Cut by channels where there is a network that has some."""
-    network = evidence.network
-    if network is None:
-        return []
+def _measured(evidence: Evidence, rows: Tensor, of: Callable[[Network], Measure]) -> Tensor | None:
+    """Return what a measure gives for some images of the set, (len(rows), D); None where the network has no such."""
+    if evidence.network is None:
+        return None
     try:
-        measure = channel_maxima(network)
+        measure = of(evidence.network)
     except ConfigError:
-        return []
-    maxima = network.measure([measure], rows)[0]
-    return cut_by_channels(maxima, evidence.labels, evidence.num_classes, evidence.trained)
+        return None
+    return evidence.network.measure([measure], rows)[0]
 
 
-def _sharpened(evidence: Evidence, rows: Tensor, members: Tensor) -> Tensor:
-    """Return which images of a class look to the network like its suspects, where it has features to tell by."""
-    network = evidence.network
-    if network is None:
-        return members
-    try:
-        measure = penultimate(network)
-    except ConfigError:
-        return members
-    return sharpened(network.measure([measure], rows)[0], members)
+def _seen(evidence: Evidence, rows: Tensor, own: Tensor, maxima: Tensor | None) -> Tensor | None:
+    """Return what the network makes of the images of a class: its channels' maxima and its penultimate features."""
+    penultimates = _measured(evidence, rows[own], penultimate)
+    parts = [part for part in (None if maxima is None else maxima[own], penultimates) if part is not None]
+    return torch.cat(parts, 1) if parts else None

@@ -36,6 +36,7 @@ def ruling(
     before: Tensor,
     after: Tensor,
     confident: float,
+    shown: Tensor | None = None,
     stays: Collection[int] = (),
     slow: Collection[int] = (),
 ) -> Ruling:
@@ -50,7 +51,7 @@ def ruling(
       or the hard images of a clean class. Where they are not clearly wrong (median), the class is let go; where they
       are, every single one is that the second network rather accepts.
     * An image beside the suspects, of their class, that the second network rejects though it was shown it, and that the
-      first was certain of, was learned with the trigger.
+      first was certain of, was learned with the trigger. So was one that it was not shown and clearly rejects.
 
     Args:
         suspects: bool (N,), some of them True; the second network was not trained on these.
@@ -58,6 +59,7 @@ def ruling(
         before: float (N,), probability that the first network, trained on everything, gives each image's own label.
         after: float (N,), the same of the second network.
         confident: Probability from which a network's word counts, above 0 and below 1.
+        shown: bool (N,), what the second network was trained on; by default all but the suspects.
         stays: Classes that are not let go, because the evidence is strong or more suspects turned up in them.
         slow: Classes whose suspects are their slow part.
     """
@@ -75,5 +77,6 @@ def ruling(
             cleared |= suspects & of_class & (after >= confident)
     remaining = labels[suspects & ~free].unique()
     beside = torch.isin(labels, remaining) & ~suspects
-    missed = beside & (before >= confident) & (after < 0.5)
+    rejected = after < (0.5 if shown is None else torch.where(shown, 0.5, _WRONG))
+    missed = beside & (before >= confident) & rejected
     return Ruling(free, cleared | (suspects & free), missed)
