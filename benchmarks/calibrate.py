@@ -3,8 +3,8 @@
     python benchmarks/calibrate.py embedded --json benchmarks/results/calibrate_embedded.json
     python benchmarks/calibrate.py cifar10 --data DIR --json benchmarks/results/calibrate_cifar10_cpu.json
 
-Each cell trains once on clean images, as ordinary training does, and cuts every class, by losses and by channels, at
-the filter's first look and at the end. What is natural trouble and no poison is among the sets:
+Each cell trains once on clean images, as ordinary training does, and cuts every class, by losses, by channels and
+by what was learned late, at the filter's first look and at the end. What is natural trouble and no poison is among the sets:
 
 * plain: as it is;
 * noise: 5 % of the labels are wrong, at random;
@@ -26,7 +26,7 @@ from record import made_by
 
 from antibackdoor.data.sources import load, subsample
 from antibackdoor.defences.filter import Filter
-from antibackdoor.isolation import ChannelCut, Cut
+from antibackdoor.isolation import ChannelCut, Cut, LateCut
 from antibackdoor.models import builder_from
 from antibackdoor.seeds import Seeds
 from antibackdoor.training import Phase, Runtime, Trainer, TrainPlan
@@ -82,6 +82,7 @@ def measure(data: ImageSet, kind: str, seed: int, arguments: argparse.Namespace)
         cell[f"{name}_strength"] = max(cut.strength for cut in cuts if isinstance(cut, Cut))
         cell[f"{name}_gain"] = max(cut.gain for cut in cuts if isinstance(cut, Cut))
         cell[f"{name}_channels"] = max((cut.strength for cut in cuts if isinstance(cut, ChannelCut)), default=None)
+        cell[f"{name}_late"] = max((cut.strength for cut in cuts if isinstance(cut, LateCut)), default=None)
         cell[f"{name}_alarm"] = float(bool(found.suspects.any()))
     return cell
 
@@ -106,13 +107,14 @@ def main() -> None:
     for seed in arguments.seeds:
         for kind in arguments.kinds:
             cells.append(measure(data, kind, seed, arguments))
-            keys = ("look_strength", "look_channels", "end_strength", "end_channels", "end_gain")
-            figures = " ".join(f"{key} {cells[-1][key]:.2f}" for key in keys)
+            keys = ("look_strength", "look_gain", "look_channels", "end_strength", "end_channels", "end_late")
+            figures = " ".join(f"{key} {cells[-1][key]:.2f}" for key in keys if cells[-1][key] is not None)
+            figures += "".join(f" ALARM at the {name}" for name in ("look", "end") if cells[-1][f"{name}_alarm"])
             print(f"{kind:12s} seed {seed}: {figures}", flush=True)
             content = {
                 **made_by(arguments.device),
                 "alarm": Filter().alarm,
-                "highest": max(max(cell["look_strength"], cell["end_strength"]) for cell in cells),
+                "false_alarms": sum(max(cell["look_alarm"], cell["end_alarm"]) for cell in cells),
                 "cells": cells,
             }
             arguments.json.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ import torch
 from scipy.stats import multivariate_normal
 
 from antibackdoor.isolation import Cut, Evidence, cut_classes, sharpened
-from antibackdoor.isolation.cuts import APART, learned, slow_cuts
+from antibackdoor.isolation.cuts import APART, slow_cuts, start_of
 
 CLASSES, COUNT, TARGET = 5, 1000, 2
 LABELS = torch.arange(COUNT) % CLASSES
@@ -254,7 +254,7 @@ def test_what_lies_near_the_border_may_belong_to_the_suspects():
 
 def test_all_of_a_part_that_fell_is_where_to_start():
     losses = torch.full((6, 4), 2.0)
-    assert learned(a_cut(0, 1.0), losses).tolist() == [True, False, False, True]
+    assert start_of(a_cut(0, 1.0), losses).tolist() == [True, False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -265,8 +265,8 @@ def test_of_a_slow_part_the_images_learned_since_are_where_to_start(last, start)
     losses[3:, 1:3] = torch.tensor(last)
     # Its slow part is the two in the middle.
     (slow,) = slow_cuts([a_cut(0, 0.9)], apart=APART)
-    assert learned(slow, losses)[1:3].tolist() == start
-    assert not bool(learned(slow, losses)[[0, 3]].any())
+    assert start_of(slow, losses)[1:3].tolist() == start
+    assert not bool(start_of(slow, losses)[[0, 3]].any())
 
 
 def a_cut(label, gain, *, votes=0.0, fall=0.0):

@@ -7,7 +7,8 @@ Nothing is known beforehand: no trusted image, no trigger, no share, no number o
    Where no class falls apart, the network is finished, as undefended training makes it.
 2. Of a class that falls apart, the part that was learned all at once is suspected, and what looks like it to the
    network; or the part that is foreign to all classes; or, of a class that falls apart alone, the part that is hardly
-   learned yet: then the first network is finished, and those are suspected that were learned since. A network is
+   learned yet: then the first network is finished, and those are suspected that were learned since. So is, at the end,
+   what was hard half-way, was learned all the same and looks like no other class (``isolation.late``). A network is
    trained on the rest by the same plan.
 3. That network is the referee (``isolation.referee``). A suspect to which it gives its own label with confidence,
    though it never saw it, is let go; an image that it rejects, though it was shown it and the first network was certain

@@ -5,6 +5,7 @@ from antibackdoor.isolation.control import with_planted_copies
 from antibackdoor.isolation.cuts import Cut, cut_classes, sharpened
 from antibackdoor.isolation.decide import Scope, flag_share, most_suspect_first, rank_within_classes
 from antibackdoor.isolation.evidence import Evidence
+from antibackdoor.isolation.late import LateCut, late_cuts
 from antibackdoor.isolation.look import Look, look
 from antibackdoor.isolation.network import Measure, Network
 from antibackdoor.isolation.recorder import LossRecorder, isolate
@@ -40,6 +41,7 @@ __all__ = [
     "Evidence",
     "Flare",
     "IbdPsc",
+    "LateCut",
     "Look",
     "Loss",
     "LossDrop",
@@ -61,6 +63,7 @@ __all__ = [
     "cut_classes",
     "flag_share",
     "isolate",
+    "late_cuts",
     "look",
     "measured",
     "most_suspect_first",

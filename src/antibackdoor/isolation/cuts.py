@@ -14,7 +14,7 @@ from torch import Tensor
 from antibackdoor.isolation.evidence import Evidence
 from antibackdoor.isolation.mixture import two_gaussians
 
-__all__ = ["APART", "Cut", "cut_classes", "learned", "sharpened", "slow_cuts"]
+__all__ = ["APART", "Cut", "cut_classes", "learned", "sharpened", "slow_cuts", "start_of"]
 
 # Gain from which a class holds two kinds of images, whichever part fell further; clean classes of 600 images stayed
 # under 0.6, one of 200 had 0.76.
@@ -180,7 +180,12 @@ def _two_parts(points: NDArray[np.float64], fitted: NDArray[np.bool_]) -> tuple[
     return two.predict_proba(standard), gain
 
 
-def learned(cut: Cut, losses: Tensor) -> Tensor:
+def learned(losses: Tensor) -> Tensor:
+    """Return which images a network gives their labels in the end, bool (n,), from their losses, float (E, n)."""
+    return losses[-_LAST:].mean(0) < math.log(2)
+
+
+def start_of(cut: Cut, losses: Tensor) -> Tensor:
     """Return the part of a class to start from: bool (n,), the suspects, of a slow part those that were learned since.
 
     Poison that was slow and then learned is what a backdoor comes from. Where less than half of a slow part has been
@@ -191,10 +196,8 @@ def learned(cut: Cut, losses: Tensor) -> Tensor:
         losses: float (E, n), of its images.
     """
     members = cut.suspicion > 0.5
-    if not cut.slow:
-        return members
-    since = members & (losses[-_LAST:].mean(0) < math.log(2))
-    return since if 2 * int(since.sum()) >= int(members.sum()) else members
+    since = members & learned(losses)
+    return since if cut.slow and 2 * int(since.sum()) >= int(members.sum()) else members
 
 
 def sharpened(seen: Tensor, members: Tensor, *, passes: int = 5) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""One look at a training: every class cut in two in two ways, and who is suspected for it."""
+"""One look at a training: every class cut in two in several ways, and who is suspected for it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from antibackdoor.errors import ConfigError
 from antibackdoor.isolation.channels import ChannelCut, channel_maxima, cut_by_channels
-from antibackdoor.isolation.cuts import APART, cut_classes, learned, sharpened, slow_cuts
+from antibackdoor.isolation.cuts import APART, Cut, cut_classes, sharpened, slow_cuts, start_of
 from antibackdoor.isolation.evidence import Evidence
+from antibackdoor.isolation.late import LateCut, late_cuts
 from antibackdoor.isolation.network import Measure, Network
 from antibackdoor.isolation.signals.features import penultimate
 from antibackdoor.isolation.verdict import AnyCut
@@ -55,36 +56,34 @@ def look(
         rows: int64 (M,), which images of the set these are.
         total: N, images of the set.
         alarm: Strength from which a part of a class is suspected; infinity only cuts.
-        half: Epochs by which the slow parts are told from the rest; all by default.
+        half: Epochs by which the slow parts are told from the rest; all by default, and then nothing was learned late.
         sensitivity: Divides the gain from which a slow part is suspected, as it did ``alarm``.
-        features: Sharpen what the losses suspect by what the network sees in it.
+        features: Sharpen what the losses suspect by what the network makes of it, and look for what was learned late.
         channels: Cut by channels as well.
     """
     by_losses = cut_classes(evidence)
+    before = by_losses if half is None else cut_classes(dataclasses.replace(evidence, losses=evidence.losses[:half]))
     if math.isfinite(alarm):
-        before = dataclasses.replace(evidence, losses=evidence.losses[:half])
-        slow = {cut.label: cut for cut in slow_cuts(cut_classes(before), apart=APART / sensitivity)}
+        slow = {cut.label: cut for cut in slow_cuts(before, apart=APART / sensitivity)}
         by_losses = [slow.get(cut.label, cut) for cut in by_losses]
-    maxima = _measured(evidence, rows, channel_maxima) if features or channels else None
-    by_channels: list[ChannelCut] = []
+    seen, maxima = _seen(evidence, rows) if features or channels else (None, None)
+    others: list[ChannelCut | LateCut] = []
     if channels and maxima is not None:
-        by_channels = cut_by_channels(maxima, evidence.labels, evidence.num_classes, evidence.trained)
+        others += cut_by_channels(maxima, evidence.labels, evidence.num_classes, evidence.trained)
+    if features and seen is not None and half is not None and half < len(evidence.losses):
+        others += late_cuts(before, evidence.losses, seen, evidence.labels, evidence.trained)
     suspects, aside = torch.zeros(2, total, dtype=torch.bool)
-    for cut in by_losses:
-        if cut.slow or cut.strength >= alarm:
-            alike = near = learned(cut, evidence.losses[:, cut.rows])
-            if features:
-                seen = _seen(evidence, rows, cut.rows, maxima)
-                alike, near = sharpened(seen, alike) if seen is not None else (alike, near)
-            suspects[rows[cut.rows]] = alike
-            aside[rows[cut.rows]] = near if cut.slow else near | (cut.suspicion > 0.5)
-    for apart in by_channels:
-        if apart.strength >= alarm:
-            suspects[rows[apart.rows[apart.suspicion > 0.5]]] = True
+    for cut in [*by_losses, *others]:
+        if not (cut.strength >= alarm or (isinstance(cut, Cut) and cut.slow)):
+            continue
+        alike = near = start_of(cut, evidence.losses[:, cut.rows]) if isinstance(cut, Cut) else cut.suspicion > 0.5
+        if features and seen is not None and not isinstance(cut, ChannelCut):
+            alike, near = sharpened(seen[cut.rows], alike)
+        suspects[rows[cut.rows]] |= alike
+        aside[rows[cut.rows]] |= near
     cuts: dict[int, tuple[AnyCut, ...]] = {}
-    found: list[AnyCut] = [*by_losses, *by_channels]
-    for one in found:
-        cuts[one.label] = (*cuts.get(one.label, ()), dataclasses.replace(one, rows=rows[one.rows]))
+    for cut in [*by_losses, *others]:
+        cuts[cut.label] = (*cuts.get(cut.label, ()), dataclasses.replace(cut, rows=rows[cut.rows]))
     return Look(cuts, suspects, aside | suspects)
 
 
@@ -99,8 +98,8 @@ def _measured(evidence: Evidence, rows: Tensor, of: Callable[[Network], Measure]
     return evidence.network.measure([measure], rows)[0]
 
 
-def _seen(evidence: Evidence, rows: Tensor, own: Tensor, maxima: Tensor | None) -> Tensor | None:
-    """Return what the network makes of the images of a class: its channels' maxima and its penultimate features."""
-    penultimates = _measured(evidence, rows[own], penultimate)
-    parts = [part for part in (None if maxima is None else maxima[own], penultimates) if part is not None]
-    return torch.cat(parts, 1) if parts else None
+def _seen(evidence: Evidence, rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Return what the network makes of some images, its channels' maxima and its penultimate features; the former."""
+    maxima, features = (_measured(evidence, rows, of) for of in (channel_maxima, penultimate))
+    parts = [part for part in (maxima, features) if part is not None]
+    return (torch.cat(parts, 1) if parts else None), maxima

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from antibackdoor.isolation.channels import ChannelCut
 from antibackdoor.isolation.cuts import Cut
+from antibackdoor.isolation.late import LateCut
 from antibackdoor.types import ImageSet, Isolation, Verdict
 
 __all__ = ["AnyCut", "strongest", "verdict_of"]
 
-# One class in two parts, by its losses or by what excites the network.
-AnyCut: TypeAlias = Cut | ChannelCut
+# One class in two parts, by its losses, by what excites the network or by what was learned late.
+AnyCut: TypeAlias = Cut | ChannelCut | LateCut
 
 # Share of the alarm's strength from which a class is neither poisoned nor free of suspicion.
 _DOUBT = 0.9

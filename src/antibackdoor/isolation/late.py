@@ -1,0 +1,169 @@
+"""Cutting every class by what was hard and was learned all the same: a trigger that is learned late."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from antibackdoor.isolation.cuts import Cut, learned
+from antibackdoor.isolation.mixture import two_gaussians
+
+__all__ = ["LateCut", "late_cuts"]
+
+_SMALLEST_CLASS, _SMALLEST_PART = 100, 20
+_COMPONENTS, _PENALTY, _PASSES = 100, 0.1, 10
+_FLOOR = 1e-6
+# Largest share of a class that such images may be: most of a class cannot be wrong.
+_MOST = 0.6
+# A gain that counts once.
+_MUCH = 0.4
+
+
+@dataclass(frozen=True, eq=False)
+class LateCut:
+    """One class in two parts: images that were hard, were learned all the same and look like no other class; the rest.
+
+    Attributes:
+        label: The class.
+        rows: int64 (n,), its images.
+        suspicion: float64 (n,), 1 for those images, 0 for the rest.
+        gain: How much better two Gaussians describe the sides that the images lie on than one: the gain in BIC per
+            image.
+        common: Share of the images of other classes that lie on their side, over their share of the class, at most 1.
+    """
+
+    label: int
+    rows: Tensor
+    suspicion: Tensor
+    gain: float
+    common: float
+
+    @property
+    def strength(self) -> float:
+        """How clearly the class holds such images; 1 is much."""
+        return max(self.gain, 0.0) * (1 - self.common) / _MUCH
+
+    @property
+    def kind(self) -> str:
+        """What was found, in words."""
+        return "two kinds of images, one of which was hard, was learned all the same and looks like no other class"
+
+    @property
+    def figures(self) -> str:
+        """The figures behind it, in words."""
+        return f"strength {self.strength:.2f}; gain {self.gain:.2f}, in other classes {self.common:.2f}"
+
+
+def late_cuts(
+    before: Sequence[Cut], losses: Tensor, seen: Tensor, labels: Tensor, fitted: Tensor | None = None
+) -> list[LateCut]:
+    """Cut every class that has 100 images to fit to, and 20 that were hard and were learned, but not most.
+
+    Hard images of a clean class are hard because they look like other classes. Images that were hard until half-way,
+    were learned since, that a line can tell from the rest of their class in what the network makes of them, with a gap,
+    and on whose side the images of other classes do not lie, have something in common that no class has.
+
+    Args:
+        before: Cuts of the classes by the losses until half-way; of each, the part that had not fallen is looked at.
+        losses: float (E, N), of the whole training.
+        seen: float (N, D), what the network makes of the images when it is trained.
+        labels: int64 (N,).
+        fitted: bool (N,), images to fit to; all by default.
+
+    Returns:
+        One cut a class that could be cut, in the order of ``before``.
+
+    Source:
+        Ours (docs/log.md).
+    """
+    known = np.ones(len(labels), dtype=bool) if fitted is None else fitted.numpy()
+    values, classes = seen.double().numpy(), labels.numpy()
+    found = []
+    for cut in before:
+        rows = cut.rows.numpy()
+        start = ((cut.suspicion <= 0.5) & learned(losses[:, cut.rows])).numpy()[known[rows]]
+        if known[rows].sum() < _SMALLEST_CLASS:
+            continue
+        points = _components(values, rows[known[rows]])
+        own = points[rows[known[rows]]]
+        inside = _settled(own, start)
+        if _small(inside) or inside.mean() > _MOST:
+            continue
+        side = _sides_left_out(own, inside)
+        weights, border = _line(own, inside)
+        other = points[(classes != cut.label) & known] @ weights > border
+        common = min(float(other.mean()) / float(inside.mean()), 1.0) if len(other) else 1.0
+        _, gain = two_gaussians(side[:, None], restarts=3)
+        suspicion = torch.from_numpy((points[rows] @ weights > border).astype(np.float64))
+        suspicion[torch.from_numpy(known[rows])] = torch.from_numpy(inside.astype(np.float64))
+        found.append(LateCut(cut.label, cut.rows, suspicion, gain, common))
+    return found
+
+
+def _small(inside: NDArray[np.bool_]) -> bool:
+    return bool(min(inside.sum(), (~inside).sum()) < _SMALLEST_PART)
+
+
+def _components(values: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return all images in the leading principal components of some, the first of variance 1 there."""
+    from sklearn.decomposition import PCA
+
+    spread = values[rows].std(0)
+    varied = spread > _FLOOR
+    if not varied.any():
+        return np.zeros((len(values), 1))
+    standard = (values[:, varied] - values[rows][:, varied].mean(0)) / spread[varied]
+    count = min(_COMPONENTS, int(varied.sum()), len(rows) - 1)
+    analysis = PCA(count, svd_solver="randomized", random_state=0).fit(standard[rows])
+    points = np.asarray(analysis.transform(standard))
+    scaled: NDArray[np.float64] = points / max(points[rows].std(0).max(), _FLOOR)
+    return scaled
+
+
+def _targets(inside: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return numbers of mean 0 that weigh both parts alike."""
+    share = inside.mean()
+    return np.where(inside, 1 / share, -1 / (1 - share))
+
+
+def _line(points: NDArray[np.float64], inside: NDArray[np.bool_]) -> tuple[NDArray[np.float64], float]:
+    """Return weights (D,) and border of the ridge regression that tells a part of the points (n, D) from the rest."""
+    centred = points - points.mean(0)
+    penalty = _PENALTY * len(points) * np.eye(points.shape[1])
+    weights: NDArray[np.float64] = np.linalg.solve(centred.T @ centred + penalty, centred.T @ _targets(inside))
+    side = points @ weights
+    return weights, float(side[inside].mean() + side[~inside].mean()) / 2
+
+
+def _sides_left_out(points: NDArray[np.float64], inside: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return on which side each point lies of the line that is fitted to all others: (n,), above 0 is inside.
+
+    A ridge regression that leaves out one point has a closed form: its residual is the residual with it over 1 - h,
+    where h is the point's entry on the diagonal of the hat matrix.
+    """
+    centred, targets = points - points.mean(0), _targets(inside)
+    penalty = _PENALTY * len(points) * np.eye(points.shape[1])
+    solved = np.linalg.solve(centred.T @ centred + penalty, centred.T)
+    fitted = centred @ (solved @ targets)
+    hat = (centred * solved.T).sum(1) + 1 / len(points)
+    side = targets - (targets - fitted) / (1 - hat)
+    centred_side: NDArray[np.float64] = side - (side[inside].mean() + side[~inside].mean()) / 2
+    return centred_side
+
+
+def _settled(points: NDArray[np.float64], start: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the part that a start grows or shrinks to when images go to the side on which they lie."""
+    inside = start
+    for _ in range(_PASSES):
+        if _small(inside):
+            break
+        told = _sides_left_out(points, inside) > 0
+        if (told == inside).all():
+            break
+        inside = told
+    return inside
