@@ -3,8 +3,8 @@
     python benchmarks/calibrate.py embedded --json benchmarks/results/calibrate_embedded.json
     python benchmarks/calibrate.py cifar10 --data DIR --json benchmarks/results/calibrate_cifar10_cpu.json
 
-Each cell trains once on clean images, as ordinary training does, and cuts every class, by losses, by channels and
-by what was learned late, at the filter's first look and at the end. What is natural trouble and no poison is among the sets:
+Each cell trains once on clean images, as ordinary training does, and cuts every class, by losses, by channels and by
+what was learned late, at the filter's first look and at the end. Natural trouble that is no poison is among the sets:
 
 * plain: as it is;
 * noise: 5 % of the labels are wrong, at random;

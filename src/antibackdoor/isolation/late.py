@@ -128,7 +128,7 @@ def _components(values: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray
 def _targets(inside: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Return numbers of mean 0 that weigh both parts alike."""
     share = inside.mean()
-    return np.where(inside, 1 / share, -1 / (1 - share))
+    return np.asarray(np.where(inside, 1 / share, -1 / (1 - share)))
 
 
 def _line(points: NDArray[np.float64], inside: NDArray[np.bool_]) -> tuple[NDArray[np.float64], float]:
@@ -151,9 +151,9 @@ def _sides_left_out(points: NDArray[np.float64], inside: NDArray[np.bool_]) -> N
     solved = np.linalg.solve(centred.T @ centred + penalty, centred.T)
     fitted = centred @ (solved @ targets)
     hat = (centred * solved.T).sum(1) + 1 / len(points)
-    side = targets - (targets - fitted) / (1 - hat)
-    centred_side: NDArray[np.float64] = side - (side[inside].mean() + side[~inside].mean()) / 2
-    return centred_side
+    side: NDArray[np.float64] = targets - (targets - fitted) / (1 - hat)
+    border = float(side[inside].mean() + side[~inside].mean()) / 2
+    return np.asarray(side - border)
 
 
 def _settled(points: NDArray[np.float64], start: NDArray[np.bool_]) -> NDArray[np.bool_]:
