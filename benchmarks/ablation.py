@@ -5,13 +5,15 @@
 
 For each row (an attack and a rate, as in benchmarks/filter.py) and seed:
 
-* signals: every signal of the table, and the filter's own two cuts, on one finished ordinary training. auroc: over the
-  whole set; auroc_in_class: over the classes that the poison is labelled with, which is what is left once a class is
-  known to be poisoned; r_precision: share of poison among the as many most suspect images as there is poison; seconds.
+* signals: every signal of the table, and the filter's own three cuts, on one finished ordinary training. auroc: over
+  the whole set; auroc_in_class: over the classes that the poison is labelled with, which is what is left once a class
+  is known to be poisoned; r_precision: share of poison among the as many most suspect images as there is poison;
+  seconds.
 * steps: the filter as it grows. "losses": classes are cut by their losses, at half of the training and at its end, and
-  a network is trained without the suspects; "features": suspects are sharpened by the network's features;
-  "channels": classes are also cut by what excites the channels; "referee": the network trained without the suspects
-  judges them, once; "rounds": until little changes, which is the default.
+  a network is trained without the suspects; "features": suspects are sharpened by what the network makes of them;
+  "channels": classes are also cut by what excites the channels; "late": and by what was hard and was learned all the
+  same; "referee": the network trained without the suspects judges them, once; "rounds": until little changes, which is
+  the default.
 
 Every step repeats trainings that a step before has done; those are done once.
 """
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from pathlib import Path
 
@@ -36,11 +39,11 @@ from antibackdoor.evaluation import evaluate
 from antibackdoor.isolation import (
     SIGNALS,
     ChannelCut,
+    Cut,
     Evidence,
+    LateCut,
     Network,
-    channel_maxima,
-    cut_by_channels,
-    cut_classes,
+    look,
 )
 from antibackdoor.models import builder_from
 from antibackdoor.ops.metrics import isolation_quality
@@ -50,31 +53,28 @@ from antibackdoor.training import Objective, Phase, Runtime, Trainer, TrainPlan,
 from antibackdoor.types import History, ImageSet, PoisonedSet
 
 STEPS: dict[str, dict[str, object]] = {
-    "losses": {"features": False, "channels": False, "referee": False},
-    "features": {"channels": False, "referee": False},
-    "channels": {"referee": False},
+    "losses": {"features": False, "channels": False, "late": False, "referee": False},
+    "features": {"channels": False, "late": False, "referee": False},
+    "channels": {"late": False, "referee": False},
+    "late": {"referee": False},
     "referee": {"rounds": 1},
     "rounds": {},
 }
+CUTS = {"cut": Cut, "channel-cut": ChannelCut, "late-cut": LateCut}
 ROWS = {
-    "cifar10": ("badnets@0.1:corner=all", "blend@0.05", "sig@0.05", "lf@0.1", "tact@0.05", "cba@0.1"),
+    "cifar10": ("badnets@0.1:corner=all", "blend@0.05", "sig@0.05", "lf@0.1", "ssba@0.1", "tact@0.05", "cba@0.1"),
     "embedded": ("badnets@0.1", "blend@0.05", "sig@0.08"),
 }
 
 
-class Remembering:
+class Remembering(Trainer):
     """The training loop, which does the same training once: by phase and images, from the same seed."""
 
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
+    def __init__(self, runtime: Runtime, seeds: Seeds) -> None:
+        super().__init__(runtime, seeds)
         self._done: dict[tuple[str, bytes], tuple[dict[str, Tensor], History]] = {}
 
-    @property
-    def runtime(self) -> Runtime:
-        """Device, precision, processes."""
-        return self._trainer.runtime
-
-    def __call__(
+    def fit(
         self,
         model: nn.Module,
         data: ImageSet,
@@ -86,42 +86,42 @@ class Remembering:
         """Train, or remember."""
         key = (phase.name, b"" if subset is None else subset.numpy().tobytes())
         if key not in self._done:
-            history = self._trainer(model, data, phase, objective=objective, subset=subset)
+            history = super().fit(model, data, phase, objective=objective, subset=subset)
             self._done[key] = ({name: value.clone() for name, value in model.state_dict().items()}, history)
         weights, history = self._done[key]
         self.runtime.place(model).load_state_dict(weights)
         return history
 
 
-def of_channels(evidence: Evidence) -> list[ChannelCut]:
-    """Return the cuts by what excites the network's channels."""
-    if evidence.network is None:
-        return []
-    maxima = evidence.network.measure([channel_maxima(evidence.network)])[0]
-    return cut_by_channels(maxima, evidence.labels, evidence.num_classes)
+def figures_of(scores: Tensor, evidence: Evidence, truth: PoisonedSet) -> dict[str, float]:
+    """Return how well scores tell poison, over the set and inside the classes that the poison is labelled with."""
+    poison, cover = truth.poison, truth.cover
+    top = torch.zeros_like(poison)
+    top[scores.argsort(descending=True, stable=True)[: int(poison.sum())]] = True
+    target = torch.isin(evidence.labels, evidence.labels[poison].unique())
+    whole = isolation_quality(scores, top, poison, cover)
+    own = isolation_quality(scores[target], top[target], poison[target], cover[target])
+    figures = {"auroc": whole["auroc"], "auroc_in_class": own["auroc"], "r_precision": whole["precision"]}
+    return {key: round(float(value), 4) for key, value in figures.items()}
 
 
-def of_signals(evidence: Evidence, truth: PoisonedSet) -> dict[str, dict[str, float]]:
-    """Return the figures of every signal."""
+def of_signals(evidence: Evidence, half: int, truth: PoisonedSet) -> dict[str, dict[str, float]]:
+    """Return the figures of every signal, and of the cuts of one look."""
     found: dict[str, dict[str, float]] = {}
-    for name in (*SIGNALS, "cut", "channel-cut"):
+    for name in SIGNALS:
         started = time.perf_counter()
-        if name not in SIGNALS:
-            scores = torch.zeros(len(evidence.labels))
-            for cut in cut_classes(evidence) if name == "cut" else of_channels(evidence):
-                scores[cut.rows] = (cut.suspicion * cut.strength).float()
-        else:
-            scores = SIGNALS.build(name, {}).scores(evidence)
+        scores = SIGNALS.build(name, {}).scores(evidence)
         seconds = round(time.perf_counter() - started, 2)
-        poison, cover = truth.poison, truth.cover
-        count = int(poison.sum())
-        top = torch.zeros_like(poison)
-        top[scores.argsort(descending=True, stable=True)[:count]] = True
-        target = torch.isin(evidence.labels, evidence.labels[poison].unique())
-        whole = isolation_quality(scores, top, poison, cover)
-        own = isolation_quality(scores[target], top[target], poison[target], cover[target])
-        figures = {"auroc": whole["auroc"], "auroc_in_class": own["auroc"], "r_precision": whole["precision"]}
-        found[name] = {key: round(float(value), 4) for key, value in figures.items()} | {"seconds": seconds}
+        found[name] = figures_of(scores, evidence, truth) | {"seconds": seconds}
+    count = len(evidence.labels)
+    started = time.perf_counter()
+    cuts = look(evidence, torch.arange(count), count, alarm=math.inf, half=half).cuts
+    seconds = round(time.perf_counter() - started, 2)
+    for name, kind in CUTS.items():
+        scores = torch.zeros(count)
+        for cut in (cut for those in cuts.values() for cut in those if isinstance(cut, kind)):
+            scores[cut.rows] = (cut.suspicion * cut.strength).float()
+        found[name] = figures_of(scores, evidence, truth) | {"seconds": seconds}
     return found
 
 
@@ -136,7 +136,7 @@ def measure(row: Row, seed: int, data: Loaded, arguments: argparse.Namespace) ->
         raise SystemExit("an ablation needs attacks")
     observed = planted.train.observed
     plan = TrainPlan(epochs=config.train.epochs, augment=config.train.augment)
-    fit = Remembering(Trainer(runtime, seeds))
+    fit = Remembering(runtime, seeds)
     first, half = build_model(seeds.generator("init")), Filter().first_look(plan)
     parts = [
         fit(first, observed, Phase("look", plan, last=half, part_of="train")),
@@ -146,7 +146,7 @@ def measure(row: Row, seed: int, data: Loaded, arguments: argparse.Namespace) ->
     evidence = Evidence(losses, observed.labels, observed.num_classes, None, Network(first, observed, runtime))
     cell: dict[str, object] = {"row": row.text, "seed": seed, "n_train": len(observed)}
     cell["n_poison"] = int(planted.train.poison.sum())
-    cell["signals"] = of_signals(evidence, planted.train)
+    cell["signals"] = of_signals(evidence, half, planted.train)
     undefended = evaluate(first, runtime, test=drawn.test, triggered=planted.triggered)
     steps: dict[str, object] = {"none": {"ca": undefended.ca, "asr": undefended.asr, "trainings": 1.0}}
     for name, params in STEPS.items():

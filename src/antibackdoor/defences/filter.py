@@ -79,6 +79,8 @@ class Filter(Defence):
             without, the losses alone decide.
         channels: Look at what excites the network's channels as well (``isolation.channels``); without, the losses
             alone raise the alarm.
+        late: Look at the end for what was hard half-way, was learned all the same and looks like no other class
+            (``isolation.late``).
         referee: Let the network trained without the suspects judge them; without, the first suspects are final.
         control: State the detection limit as well: plant copies with a trigger of ours, in 2, 1, 0.5 and 0.2 % of the
             set, and train and look again for each. It costs one training for each share that is found, and one more;
@@ -99,6 +101,7 @@ class Filter(Defence):
     confident: float = 0.9
     features: bool = True
     channels: bool = True
+    late: bool = True
     referee: bool = True
     control: bool = False
 
@@ -179,6 +182,7 @@ class Filter(Defence):
             sensitivity=self.sensitivity,
             features=self.features,
             channels=self.channels,
+            late=self.late,
         )
 
 

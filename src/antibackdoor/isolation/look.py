@@ -48,6 +48,7 @@ def look(
     sensitivity: float = 1.0,
     features: bool = True,
     channels: bool = True,
+    late: bool = True,
 ) -> Look:
     """Cut every class by its losses and by what excites the network, and suspect a part where the alarm is raised.
 
@@ -58,19 +59,20 @@ def look(
         alarm: Strength from which a part of a class is suspected; infinity only cuts.
         half: Epochs by which the slow parts are told from the rest; all by default, and then nothing was learned late.
         sensitivity: Divides the gain from which a slow part is suspected, as it did ``alarm``.
-        features: Sharpen what the losses suspect by what the network makes of it, and look for what was learned late.
+        features: Sharpen what the losses suspect by what the network makes of it.
         channels: Cut by channels as well.
+        late: Cut by what was learned late as well.
     """
     by_losses = cut_classes(evidence)
     before = by_losses if half is None else cut_classes(dataclasses.replace(evidence, losses=evidence.losses[:half]))
     if math.isfinite(alarm):
         slow = {cut.label: cut for cut in slow_cuts(before, apart=APART / sensitivity)}
         by_losses = [slow.get(cut.label, cut) for cut in by_losses]
-    seen, maxima = _seen(evidence, rows) if features or channels else (None, None)
+    seen, maxima = _seen(evidence, rows) if features or channels or late else (None, None)
     others: list[ChannelCut | LateCut] = []
     if channels and maxima is not None:
         others += cut_by_channels(maxima, evidence.labels, evidence.num_classes, evidence.trained)
-    if features and seen is not None and half is not None and half < len(evidence.losses):
+    if late and seen is not None and half is not None and half < len(evidence.losses):
         others += late_cuts(before, evidence.losses, seen, evidence.labels, evidence.trained)
     suspects, aside = torch.zeros(2, total, dtype=torch.bool)
     for cut in [*by_losses, *others]:
