@@ -42,7 +42,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from PIL import Image, ImageDraw
-from record import made_by
+from record import made_by, over_seeds
 from torch import Tensor, nn
 
 from antibackdoor.attacks import ATTACKS, Attack, CleanLabelAttack, poison, triggered_test
@@ -299,13 +299,7 @@ def summarise(cells: list[dict[str, object]]) -> list[dict[str, object]]:
     for attack in dict.fromkeys(cell["attack"] for cell in cells):
         group = [cell for cell in cells if cell["attack"] == attack]
         row: dict[str, object] = {"attack": attack, "n": len(group), "rate": group[0]["rate"]}
-        for key in FIGURES:
-            values = [cell[key] for cell in group if cell.get(key) is not None]
-            if values:
-                tensor = torch.tensor(values, dtype=torch.float64)
-                row[key] = round(float(tensor.mean()), 4)
-                row[f"{key}_sd"] = round(float(tensor.std(correction=1)), 4) if len(values) > 1 else None
-        rows.append(row)
+        rows.append(row | over_seeds(group, FIGURES))
     return rows
 
 

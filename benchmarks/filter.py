@@ -27,9 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from attacks import read_attack
-from record import made_by
+from record import made_by, over_seeds
 
 from antibackdoor.config import Choice, DataConfig, PoisonConfig, RunConfig, TrainConfig
 from antibackdoor.console import ConsoleProgress
@@ -164,14 +163,7 @@ def summarise(cells: list[dict[str, object]]) -> list[dict[str, object]]:
         group = [cell for cell in cells if (cell["row"], cell["defence"]) == (text, defence)]
         row: dict[str, object] = {"row": text, "defence": defence, "n": len(group)}
         row["verdicts"] = [cell["verdict"] for cell in group]
-        for key in FIGURES:
-            values = [cell[key] for cell in group if cell.get(key) is not None]
-            if values:
-                tensor = torch.tensor(values, dtype=torch.float64)
-                row[key] = round(float(tensor.mean()), 4)
-                row[f"{key}_sd"] = round(float(tensor.std(correction=1)), 4) if len(values) > 1 else None
-                row[f"{key}_max"] = round(float(tensor.max()), 4)
-        rows.append(row)
+        rows.append(row | over_seeds(group, FIGURES, worst=True))
     return rows
 
 

@@ -18,8 +18,7 @@ import json
 import time
 from pathlib import Path
 
-import torch
-from record import made_by
+from record import made_by, over_seeds
 
 from antibackdoor.config import Choice, DataConfig, PoisonConfig, RunConfig, TrainConfig
 from antibackdoor.console import ConsoleProgress
@@ -118,13 +117,8 @@ def summarise(cells: list[dict[str, object]]) -> list[dict[str, object]]:
         for defence in dict.fromkeys(cell["defence"] for cell in cells):
             group = [cell for cell in cells if (cell["attack"], cell["defence"]) == (attack, defence)]
             row: dict[str, object] = {"attack": attack, "defence": defence, "n": len(group)}
-            for key in ("ca", "ca_target", "asr", "ra", "precision", "recall", "auroc", "seconds"):
-                values = [cell[key] for cell in group if cell[key] is not None]
-                if values:
-                    tensor = torch.tensor(values, dtype=torch.float64)
-                    row[key] = round(float(tensor.mean()), 4)
-                    row[f"{key}_sd"] = round(float(tensor.std(correction=1)), 4) if len(values) > 1 else None
-            rows.append(row)
+            keys = ("ca", "ca_target", "asr", "ra", "precision", "recall", "auroc", "seconds")
+            rows.append(row | over_seeds(group, keys))
     return rows
 
 

@@ -1,10 +1,12 @@
-"""What every benchmark writes beside its figures: how, where and with what they were made."""
+"""What every benchmark writes beside its figures: how, where and with what they were made; means over seeds."""
 
 from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 
 from antibackdoor.pipeline import versions
 from antibackdoor.training import Runtime
@@ -23,3 +25,24 @@ def made_by(device: str) -> dict[str, object]:
 def relative(words: list[str]) -> list[str]:
     """Keep absolute paths of this machine out of the record."""
     return [("DIR" if Path(word).is_dir() else Path(word).name) if Path(word).is_absolute() else word for word in words]
+
+
+def over_seeds(
+    cells: Sequence[Mapping[str, object]], keys: Iterable[str], *, worst: bool = False
+) -> dict[str, float | None]:
+    """Return mean (``key``), standard deviation (``key_sd``, None of one cell), on request the largest (``key_max``).
+
+    Args:
+        cells: Of one row; those without a figure are left out of it.
+        keys: The figures; one that no cell has is left out.
+        worst: Add the largest.
+    """
+    found: dict[str, float | None] = {}
+    for key in keys:
+        values = [float(cell[key]) for cell in cells if cell.get(key) is not None]
+        if values:
+            found[key] = round(fmean(values), 4)
+            found[f"{key}_sd"] = round(stdev(values), 4) if len(values) > 1 else None
+            if worst:
+                found[f"{key}_max"] = round(max(values), 4)
+    return found
