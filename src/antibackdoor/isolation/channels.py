@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from antibackdoor.errors import ConfigError
 from antibackdoor.isolation.mixture import two_gaussians
 from antibackdoor.isolation.network import Measure, Network
+from antibackdoor.isolation.principal import principal_components
 from antibackdoor.isolation.signals.features import watched
 
 __all__ = ["ChannelCut", "channel_maxima", "cut_by_channels"]
@@ -107,7 +108,8 @@ def cut_by_channels(maxima: Tensor, labels: Tensor, num_classes: int, fitted: Te
         own = classes == label
         if (own & known).sum() < _SMALLEST_CLASS:
             continue
-        points = _components(values, own & known)
+        points = principal_components(values, _COMPONENTS, own & known)
+        points = points / np.maximum(points[own & known].std(0), _FLOOR)
         two, gain = two_gaussians(points[own & known], restarts=3)
         shares = two.predict_proba(points)
         here, elsewhere = shares[own & known].mean(0), (shares[~own & known] > 0.5).mean(0) if (~own).any() else 1.0
@@ -118,22 +120,6 @@ def cut_by_channels(maxima: Tensor, labels: Tensor, num_classes: int, fitted: Te
         apart = _apart(points[own & known], shares[own & known][:, part] > 0.5)
         cuts.append(ChannelCut(label, rows, suspicion, gain, apart, float(ratio[part])))
     return cuts
-
-
-def _components(values: NDArray[np.float64], fitted: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return all images in the leading principal components of some, each of variance 1 there."""
-    from sklearn.decomposition import PCA
-
-    spread = values[fitted].std(0)
-    varied = spread > _FLOOR
-    if not varied.any():
-        return np.zeros((len(values), 1))
-    standard = (values[:, varied] - values[fitted][:, varied].mean(0)) / spread[varied]
-    count = min(_COMPONENTS, int(varied.sum()), int(fitted.sum()) - 1)
-    analysis = PCA(count, svd_solver="randomized", random_state=0).fit(standard[fitted])
-    points = np.asarray(analysis.transform(standard))
-    scaled: NDArray[np.float64] = points / np.maximum(points[fitted].std(0), _FLOOR)
-    return scaled
 
 
 def _apart(points: NDArray[np.float64], inside: NDArray[np.bool_]) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from antibackdoor.isolation.evidence import Evidence
 from antibackdoor.isolation.mixture import two_gaussians
+from antibackdoor.isolation.principal import principal_components
 
 __all__ = ["APART", "Cut", "cut_classes", "learned", "sharpened", "slow_cuts", "start_of"]
 
@@ -220,24 +221,16 @@ def sharpened(seen: Tensor, members: Tensor, *, passes: int = 5) -> tuple[Tensor
     Source:
         Ours; self-training with cross-validation.
     """
-    from sklearn.decomposition import PCA
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import cross_val_predict
 
-    values = seen.double().numpy()
-    values = values[:, values.std(0) > _FLOOR]
+    points = principal_components(seen.double().numpy(), _COMPONENTS)
     current = near = members.numpy()
-    if values.shape[1] == 0:
-        return members, members
-    standard = (values - values.mean(0)) / values.std(0)
-    if standard.shape[1] > _COMPONENTS:
-        count = min(_COMPONENTS, len(standard) - 1)
-        standard = PCA(count, svd_solver="randomized", random_state=0).fit_transform(standard)
     for number in range(passes):
         if min(current.sum(), len(current) - current.sum()) < _FEWEST:
             break
         line = LogisticRegression(C=_PENALTY, max_iter=500, class_weight="balanced")
-        side = cross_val_predict(line, standard, current, cv=5, method="decision_function")
+        side = cross_val_predict(line, points, current, cv=5, method="decision_function")
         told = side > 0
         if number == 0 and (told[current].mean() + (~told[~current]).mean()) / 2 < _TELLING:
             break

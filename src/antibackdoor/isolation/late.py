@@ -12,6 +12,7 @@ from torch import Tensor
 
 from antibackdoor.isolation.cuts import Cut, learned
 from antibackdoor.isolation.mixture import two_gaussians
+from antibackdoor.isolation.principal import principal_components
 
 __all__ = ["LateCut", "late_cuts"]
 
@@ -89,7 +90,8 @@ def late_cuts(
         start = ((cut.suspicion <= 0.5) & learned(losses[:, cut.rows])).numpy()[known[rows]]
         if known[rows].sum() < _SMALLEST_CLASS:
             continue
-        points = _components(values, rows[known[rows]])
+        points = principal_components(values, _COMPONENTS, (classes == cut.label) & known)
+        points = points / max(points[rows[known[rows]]].std(0).max(), _FLOOR)
         own = points[rows[known[rows]]]
         inside = _settled(own, start)
         if _small(inside) or inside.mean() > _MOST:
@@ -107,22 +109,6 @@ def late_cuts(
 
 def _small(inside: NDArray[np.bool_]) -> bool:
     return bool(min(inside.sum(), (~inside).sum()) < _SMALLEST_PART)
-
-
-def _components(values: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return all images in the leading principal components of some, the first of variance 1 there."""
-    from sklearn.decomposition import PCA
-
-    spread = values[rows].std(0)
-    varied = spread > _FLOOR
-    if not varied.any():
-        return np.zeros((len(values), 1))
-    standard = (values[:, varied] - values[rows][:, varied].mean(0)) / spread[varied]
-    count = min(_COMPONENTS, int(varied.sum()), len(rows) - 1)
-    analysis = PCA(count, svd_solver="randomized", random_state=0).fit(standard[rows])
-    points = np.asarray(analysis.transform(standard))
-    scaled: NDArray[np.float64] = points / max(points[rows].std(0).max(), _FLOOR)
-    return scaled
 
 
 def _targets(inside: NDArray[np.bool_]) -> NDArray[np.float64]:
