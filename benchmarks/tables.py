@@ -14,6 +14,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from record import over_seeds
+
 # Attack success under which an attack is left out of comparisons at the size it was measured at.
 WEAK = 0.7
 QUALITY = {
@@ -126,16 +128,39 @@ def protection(content: dict[str, object]) -> list[str]:
 
 
 def null(content: dict[str, object]) -> list[str]:
-    """Return the table of benchmarks/calibrate.py: the highest strength of any class by losses and by channels."""
-    keys = ("look_strength", "end_strength", "look_channels", "end_channels", "end_gain")
-    names = ["by losses, first look", "by losses, end", "by channels, first look", "by channels, end", "gain of losses"]
+    """Return the table of benchmarks/calibrate.py: the highest strength of any class by each cut."""
+    keys = ("look_strength", "end_strength", "look_channels", "end_channels", "end_late", "look_gain")
+    names = ["by losses, first look", "by losses, end", "by channels, first look", "by channels, end", "learned late"]
+    names.append("gain of losses, first look")
     lines = [f"| set | n | {' | '.join(names)} | alarms |", "|---|---|" + "---|" * (len(names) + 1)]
     for kind in dict.fromkeys(cell["kind"] for cell in content["cells"]):
         group = [cell for cell in content["cells"] if cell["kind"] == kind]
-        highest = [max((cell[key] for cell in group if cell[key] is not None), default=None) for key in keys]
+        highest = [max((cell[key] for cell in group if cell.get(key) is not None), default=None) for key in keys]
         shown = ["-" if value is None else f"{value:.2f}" for value in highest]
         alarms = sum(cell["look_alarm"] + cell["end_alarm"] > 0 for cell in group)
         lines.append(f"| {group[0]['set']}, {kind} | {len(group)} | {' | '.join(shown)} | {alarms} |")
+    return lines
+
+
+def parts(content: dict[str, object]) -> list[str]:
+    """Return the tables of benchmarks/ablation.py, means over seeds: of the filter's steps, and of the signals."""
+    cells = content["cells"]
+    rows = list(dict.fromkeys(cell["row"] for cell in cells))
+    lines = ["| attack | step | n | clean accuracy | attack success | recall | false flags | trainings |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        group = [cell["steps"] for cell in cells if cell["row"] == row]
+        for step in group[0]:
+            mean = over_seeds([steps[step] for steps in group], ("ca", "asr", "recall", "fpr", "trainings"))
+            shown = [share(mean, key) for key in ("ca", "asr", "recall", "fpr")]
+            lines.append(f"| {row} | {step} | {len(group)} | {' | '.join(shown)} | {mean['trainings']:.2f} |")
+    lines += ["", f"| AUROC in the poisoned class | {' | '.join(rows)} |", "|---|" + "---|" * len(rows)]
+    for name in cells[0]["signals"]:
+        values = []
+        for row in rows:
+            group = [cell["signals"][name] for cell in cells if cell["row"] == row]
+            values.append(figure(over_seeds(group, ["auroc_in_class"]), "auroc_in_class", 3))
+        lines.append(f"| {name} | {' | '.join(values)} |")
     return lines
 
 
@@ -153,7 +178,7 @@ def named(row: dict[str, object]) -> str:
 def kind_of(content: dict[str, object]) -> Callable[[dict[str, object]], list[str]]:
     """Return the function that knows the file."""
     if "summary" not in content:
-        return null
+        return parts if "steps" in content["cells"][0] else null
     row = content["summary"][0]
     if "verdicts" in row:
         return protection
