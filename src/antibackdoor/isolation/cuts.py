@@ -62,6 +62,8 @@ class Cut:
         fall: Mean fall of its log-losses from the first two epochs to the last third, in standard deviations of the
             fall of all images above their mean.
         slow: The part that did not fall is the suspected one: images that are hardly accepted as this class.
+        gap: Strength of the gap between the parts in what the network makes of them (``isolation.late``); None where
+            that was not looked at, or could not be.
     """
 
     label: int
@@ -71,6 +73,7 @@ class Cut:
     votes: float
     fall: float
     slow: bool = False
+    gap: float | None = None
 
     @property
     def strength(self) -> float:
@@ -78,10 +81,12 @@ class Cut:
 
         The gain counts by how many of the furthest-fallen images the part holds, which is decisive where there is one
         target, or by how far it fell, which is decisive where there are several; for a slow part it counts by itself.
+        It is no more than the gap is wide: an easy part of a class, such as things on a white ground, is no trigger.
         """
         if self.slow:
             return max(self.gain, 0.0) / (2 * APART)
-        return max(self.gain, 0.0) * self.promptness
+        by_losses = max(self.gain, 0.0) * self.promptness
+        return by_losses if self.gap is None else min(by_losses, self.gap)
 
     @property
     def promptness(self) -> float:
@@ -104,7 +109,9 @@ class Cut:
     def figures(self) -> str:
         """The figures behind it, in words."""
         how = f"strength {self.strength:.2f}; gain {self.gain:.2f}"
-        return how if self.slow else f"{how}, votes {self.votes:.2f}, fall {self.fall:.1f}"
+        if not self.slow:
+            how += f", votes {self.votes:.2f}, fall {self.fall:.1f}"
+        return how if self.gap is None else f"{how}, gap {self.gap:.2f}"
 
 
 def cut_classes(evidence: Evidence, *, stretches: int = 5) -> list[Cut]:

@@ -14,7 +14,7 @@ from antibackdoor.isolation.cuts import Cut, learned
 from antibackdoor.isolation.mixture import two_gaussians
 from antibackdoor.isolation.principal import principal_components
 
-__all__ = ["LateCut", "late_cuts"]
+__all__ = ["Gap", "LateCut", "gap_between", "late_cuts"]
 
 _SMALLEST_CLASS, _SMALLEST_PART = 100, 20
 _COMPONENTS, _PENALTY, _PASSES = 100, 0.1, 10
@@ -47,7 +47,7 @@ class LateCut:
     @property
     def strength(self) -> float:
         """How clearly the class holds such images; 1 is much."""
-        return max(self.gain, 0.0) * (1 - self.common) / _MUCH
+        return strength_of(self.gain, self.common)
 
     @property
     def kind(self) -> str:
@@ -82,29 +82,77 @@ def late_cuts(
     Source:
         Ours (docs/log.md).
     """
-    known = np.ones(len(labels), dtype=bool) if fitted is None else fitted.numpy()
-    values, classes = seen.double().numpy(), labels.numpy()
     found = []
     for cut in before:
-        rows = cut.rows.numpy()
-        start = ((cut.suspicion <= 0.5) & learned(losses[:, cut.rows])).numpy()[known[rows]]
-        if known[rows].sum() < _SMALLEST_CLASS:
-            continue
-        points = principal_components(values, _COMPONENTS, (classes == cut.label) & known)
-        points = points / max(points[rows[known[rows]]].std(0).max(), _FLOOR)
-        own = points[rows[known[rows]]]
-        inside = _settled(own, start)
-        if _small(inside) or inside.mean() > _MOST:
-            continue
-        side = _sides_left_out(own, inside)
-        weights, border = _line(own, inside)
-        other = points[(classes != cut.label) & known] @ weights > border
-        common = min(float(other.mean()) / float(inside.mean()), 1.0) if len(other) else 1.0
-        _, gain = two_gaussians(side[:, None], restarts=3)
-        suspicion = torch.from_numpy((points[rows] @ weights > border).astype(np.float64))
-        suspicion[torch.from_numpy(known[rows])] = torch.from_numpy(inside.astype(np.float64))
-        found.append(LateCut(cut.label, cut.rows, suspicion, gain, common))
+        start = (cut.suspicion <= 0.5) & learned(losses[:, cut.rows])
+        gap = gap_between(seen, labels, cut.label, start, fitted)
+        if gap is not None and gap.share <= _MOST:
+            suspicion = gap.inside.double()
+            found.append(LateCut(cut.label, cut.rows, suspicion, gap.gain, gap.common))
     return found
+
+
+@dataclass(frozen=True, eq=False)
+class Gap:
+    """Two parts of a class, as far apart as they are in what the network makes of the images.
+
+    Attributes:
+        inside: bool (n,), the images of the class that are on the side of the part that was asked for.
+        share: Share of the class that they are.
+        gain: How much better two Gaussians describe the sides that the images lie on than one: the gain in BIC per
+            image.
+        common: Share of the images of other classes that lie on that side, over ``share``, at most 1.
+    """
+
+    inside: Tensor
+    share: float
+    gain: float
+    common: float
+
+    @property
+    def strength(self) -> float:
+        """How wide the gap is, and how foreign that side to other classes; 1 is much."""
+        return strength_of(self.gain, self.common)
+
+
+def strength_of(gain: float, common: float) -> float:
+    """Return how wide a gap is, and how foreign its one side to other classes; 1 is much."""
+    return max(gain, 0.0) * (1 - common) / _MUCH
+
+
+def gap_between(seen: Tensor, labels: Tensor, label: int, start: Tensor, fitted: Tensor | None = None) -> Gap | None:
+    """Return the gap between a part of a class and the rest of it, as the network sees them.
+
+    Args:
+        seen: float (N, D), what the network makes of the images.
+        labels: int64 (N,).
+        label: The class.
+        start: bool (n,), the part to start from; it grows or shrinks to the side of a line on which it lies.
+        fitted: bool (N,), images to fit to; all by default.
+
+    Returns:
+        None of a class of under 100 images to fit to, or where a part has under 20.
+    """
+    known = np.ones(len(labels), dtype=bool) if fitted is None else fitted.numpy()
+    of_class = labels.numpy() == label
+    own = of_class & known
+    if own.sum() < _SMALLEST_CLASS:
+        return None
+    points = principal_components(seen.double().numpy(), _COMPONENTS, own)
+    points = points / max(points[own].std(0).max(), _FLOOR)
+    told = start.numpy().copy()
+    trained = known[of_class]
+    inside = _settled(points[own], told[trained])
+    if _small(inside):
+        return None
+    side = _sides_left_out(points[own], inside)
+    weights, border = _line(points[own], inside)
+    other = points[~of_class & known] @ weights > border
+    common = min(float(other.mean()) / float(inside.mean()), 1.0) if len(other) else 1.0
+    _, gain = two_gaussians(side[:, None], restarts=3)
+    told[:] = points[of_class] @ weights > border
+    told[trained] = inside
+    return Gap(torch.from_numpy(told), float(inside.mean()), gain, common)
 
 
 def _small(inside: NDArray[np.bool_]) -> bool:

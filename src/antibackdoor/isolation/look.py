@@ -14,12 +14,16 @@ from antibackdoor.errors import ConfigError
 from antibackdoor.isolation.channels import ChannelCut, channel_maxima, cut_by_channels
 from antibackdoor.isolation.cuts import APART, Cut, cut_classes, sharpened, slow_cuts, start_of
 from antibackdoor.isolation.evidence import Evidence
-from antibackdoor.isolation.late import LateCut, late_cuts
+from antibackdoor.isolation.late import LateCut, gap_between, late_cuts
 from antibackdoor.isolation.network import Measure, Network
 from antibackdoor.isolation.signals.features import penultimate
 from antibackdoor.isolation.verdict import AnyCut
 
 __all__ = ["Look", "look"]
+
+
+# Share of the alarm's strength from which a cut is looked at more closely.
+_DOUBT = 0.9
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +63,8 @@ def look(
         alarm: Strength from which a part of a class is suspected; infinity only cuts.
         half: Epochs by which the slow parts are told from the rest; all by default, and then nothing was learned late.
         sensitivity: Divides the gain from which a slow part is suspected, as it did ``alarm``.
-        features: Sharpen what the losses suspect by what the network makes of it.
+        features: Sharpen what the losses suspect by what the network makes of it, and ask whether there is a gap
+            between the two parts of the class.
         channels: Cut by channels as well.
         late: Cut by what was learned late as well.
     """
@@ -69,6 +74,8 @@ def look(
         slow = {cut.label: cut for cut in slow_cuts(before, apart=APART / sensitivity)}
         by_losses = [slow.get(cut.label, cut) for cut in by_losses]
     seen, maxima = _seen(evidence, rows) if features or channels or late else (None, None)
+    if features and seen is not None:
+        by_losses = [_with_gap(cut, seen, evidence) if cut.strength >= _DOUBT * alarm else cut for cut in by_losses]
     others: list[ChannelCut | LateCut] = []
     if channels and maxima is not None:
         others += cut_by_channels(maxima, evidence.labels, evidence.num_classes, evidence.trained)
@@ -87,6 +94,14 @@ def look(
     for cut in [*by_losses, *others]:
         cuts[cut.label] = (*cuts.get(cut.label, ()), dataclasses.replace(cut, rows=rows[cut.rows]))
     return Look(cuts, suspects, aside | suspects)
+
+
+def _with_gap(cut: Cut, seen: Tensor, evidence: Evidence) -> Cut:
+    """Return a cut that raises the alarm with the gap between its parts; a slow part is not there yet."""
+    if cut.slow:
+        return cut
+    gap = gap_between(seen, evidence.labels, cut.label, cut.suspicion > 0.5, evidence.trained)
+    return cut if gap is None else dataclasses.replace(cut, gap=gap.strength)
 
 
 def _measured(evidence: Evidence, rows: Tensor, of: Callable[[Network], Measure]) -> Tensor | None:

@@ -20,7 +20,7 @@ AnyCut: TypeAlias = Cut | ChannelCut | LateCut
 
 # Share of the alarm's strength from which a class is neither poisoned nor free of suspicion.
 _DOUBT = 0.9
-# Gain from which a class is not above suspicion, whichever part fell further.
+# Gain from which a class is not above suspicion, whichever part fell further, if its gap was not looked at.
 _UNCERTAIN = 0.8
 
 
@@ -61,7 +61,7 @@ def verdict_of(
         label: cut
         for label, those in cuts.items()
         for cut in those
-        if isinstance(cut, Cut) and cut.gain >= _UNCERTAIN / sensitivity
+        if isinstance(cut, Cut) and cut.gap is None and cut.gain >= _UNCERTAIN / sensitivity
     }
     doubtful = {
         label: unlearned.get(label, cut) if cut.strength < _DOUBT * alarm else cut
