@@ -49,7 +49,7 @@ class Fabricated:
         losses: Phase name to float (20, N); "" is every other phase.
         own: Phase name to float (N,), what the network then gives the images' own labels; by default 0.95 where an
             image was shown or is clean, 0.01 elsewhere.
-        marked: bool (N,), images whose features stand apart.
+        marked: bool (N,), images whose features stand apart, or that by phase name.
         calls: Name, model and bool (N,) subset of each call.
     """
 
@@ -62,12 +62,13 @@ class Fabricated:
     def __call__(self, model, data, phase, *, objective=None, subset=None):
         shown = torch.ones(COUNT, dtype=torch.bool) if subset is None else subset.clone()
         self.calls.append((phase.name, model, shown))
-        own = self.own.get(phase.name, torch.where(shown | ~self.marked, 0.95, 0.01))
+        marked = self.marked.get(phase.name, NOBODY) if isinstance(self.marked, dict) else self.marked
+        own = self.own.get(phase.name, torch.where(shown | ~marked, 0.95, 0.01))
         model.table[:, :CLASSES] = ((1 - own) / (CLASSES - 1)).log()[:, None]
         model.table[torch.arange(COUNT), data.labels] = own.log()
         generator = torch.Generator().manual_seed(0)
         model.table[:, CLASSES:] = torch.randn((COUNT, FEATURES), generator=generator)
-        model.table[:, CLASSES] += 6.0 * self.marked
+        model.table[:, CLASSES] += 6.0 * marked
         losses = self.losses.get(phase.name, self.losses.get("")).clone()[phase.first : phase.end]
         watched = torch.zeros_like(shown) if self.held_out is None else self.held_out
         losses[:, ~shown & ~watched] = float("nan")
@@ -218,6 +219,15 @@ def test_rounds_bound_the_trainings(rounds, defend, trajectories):
     assert outcome.model is model_of(fit, names[rounds])
 
 
+def test_an_easy_part_of_a_class_around_which_the_network_sees_no_gap_is_let_be(defend, trajectories):
+    outcome, fit = defend(trajectories(LABELS, PLANTED))
+    assert fit.phases == ["look", "train"]
+    assert not bool(outcome.isolation.flagged.any())
+    assert outcome.isolation.verdict == "no sign of poison"
+    without, _ = defend(trajectories(LABELS, PLANTED), defence=Filter(features=False))
+    assert bool(without.isolation.flagged[PLANTED].all()), "the losses alone cannot know"
+
+
 # --- the referee -----------------------------------------------------------------------------------------------------
 
 
@@ -240,7 +250,8 @@ def test_a_class_where_more_turns_up_is_not_let_go(defend, trajectories):
     losses["retrain 2"] = trajectories(LABELS, NOBODY)
     easy = torch.full((COUNT,), 0.97)
     own = {"retrain 1": easy, "retrain 2": torch.where(PLANTED, 0.01, 0.97)}
-    outcome, fit = defend(losses, marked=PLANTED & ~missed, own=own, defence=barely_alarmed(losses["look"], times=1.9))
+    marked = {"look": PLANTED & ~missed, "retrain 1": missed}
+    outcome, fit = defend(losses, marked=marked, own=own, defence=barely_alarmed(losses["look"], times=1.9))
     assert fit.phases[:3] == ["look", "retrain 1", "retrain 2"]
     assert torch.equal(outcome.isolation.flagged, PLANTED)
 
@@ -248,7 +259,7 @@ def test_a_class_where_more_turns_up_is_not_let_go(defend, trajectories):
 def test_a_cluster_that_the_referee_finds_easy_is_let_go_as_a_whole(defend, trajectories):
     easy = {"retrain 1": torch.full((COUNT,), 0.97)}
     losses = trajectories(LABELS, PLANTED)
-    outcome, fit = defend(losses, own=easy, defence=barely_alarmed(losses))
+    outcome, fit = defend(losses, marked=PLANTED, own=easy, defence=barely_alarmed(losses))
     assert fit.phases == ["look", "retrain 1", "train"]
     assert outcome.model is model_of(fit, "look") is model_of(fit, "train")
     assert len(outcome.histories[-1].losses) == 10
@@ -261,7 +272,7 @@ def test_a_network_that_was_finished_is_not_finished_again(defend, trajectories)
     late = trajectories(LABELS, PLANTED, learned_at=14)
     late[:10] = trajectories(LABELS, NOBODY)[:10]
     easy = {"retrain 1": torch.full((COUNT,), 0.97)}
-    outcome, fit = defend(late, own=easy, defence=barely_alarmed(late, epochs=20))
+    outcome, fit = defend(late, marked=PLANTED, own=easy, defence=barely_alarmed(late, epochs=20))
     assert fit.phases == ["look", "train", "retrain 1"]
     assert outcome.model is model_of(fit, "look")
     assert not bool(outcome.isolation.flagged.any())

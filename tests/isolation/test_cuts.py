@@ -197,6 +197,13 @@ def test_the_strength_by_hand(gain, votes, fall, strength):
     assert cut.members.tolist() == [6]
 
 
+@pytest.mark.parametrize(("gap", "strength"), [(None, 2.0), (0.5, 2.0), (9.0, 2.0), (0.4, 0.4), (0.0, 0.0)])
+def test_a_narrow_gap_bounds_the_strength(gap, strength):
+    cut = Cut(0, torch.tensor([4, 6]), torch.tensor([0.4, 0.6]).double(), 2.0, 0.3, 1.0, gap=gap)
+    assert cut.strength == pytest.approx(strength)
+    assert ("gap" in cut.figures) is (gap is not None)
+
+
 # --- sharpening ----------------------------------------------------------------------------------------------------
 
 

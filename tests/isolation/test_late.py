@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from antibackdoor.isolation import Evidence, cut_classes, late_cuts
-from antibackdoor.isolation.late import _line, _sides_left_out
+from antibackdoor.isolation.late import _line, _sides_left_out, gap_between
 
 COUNT, CLASSES, TARGET, OTHER, WIDTH = 1200, 4, 2, 1, 20
 LABELS = torch.arange(COUNT) % CLASSES
@@ -90,6 +90,32 @@ def test_columns_that_are_all_alike_are_no_fault():
     values[:, 5:10] = 0
     assert cuts_of(losses(PLANTED), values)[TARGET].strength > 1
     assert all(cut.strength == 0 for cut in cuts_of(losses(PLANTED), torch.ones(COUNT, 3)).values())
+
+
+def test_a_gap_is_wide_where_a_part_stands_apart_and_narrow_where_any_line_would_do():
+    members = (LABELS == TARGET).nonzero().squeeze(1)
+    wide = gap_between(seen(PLANTED), LABELS, TARGET, PLANTED[members])
+    assert wide.width > 1
+    assert torch.equal(wide.inside, PLANTED[members])
+    assert wide.share == pytest.approx(float(PLANTED[members].double().mean()))
+    narrow = gap_between(seen(), LABELS, TARGET, PLANTED[members])
+    assert narrow.width < 0.25
+
+
+def test_the_gap_of_what_all_classes_have_is_as_wide_and_common():
+    everywhere = torch.arange(COUNT) < 400
+    members = (LABELS == TARGET).nonzero().squeeze(1)
+    values = seen() + 6 * everywhere[:, None] * torch.eye(WIDTH)[-1]
+    gap = gap_between(values, LABELS, TARGET, everywhere[members])
+    assert gap.width > 1
+    assert gap.common > 0.9
+
+
+def test_there_is_no_gap_to_speak_of_in_small_classes_and_around_small_parts():
+    members = (LABELS == TARGET).nonzero().squeeze(1)
+    few = torch.arange(COUNT) < 380
+    assert gap_between(seen(PLANTED)[few], LABELS[few], TARGET, PLANTED[few][LABELS[few] == TARGET]) is None
+    assert gap_between(seen(PLANTED), LABELS, TARGET, torch.arange(len(members)) < 10) is None
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5])

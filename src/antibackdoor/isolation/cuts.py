@@ -22,6 +22,8 @@ __all__ = ["APART", "Cut", "cut_classes", "learned", "sharpened", "slow_cuts", "
 APART = 0.85
 # Largest share of a class that its slow part may be: most of a class cannot be wrong.
 _MOST = 0.6
+# Width from which a gap confirms what the losses say.
+_WIDE = 0.5
 # How many times the median gain of the other classes that must be: labels that are wrong everywhere are no attack.
 _ALONE = 4.0
 # Promptness below which neither part of a class was learned all at once.
@@ -62,7 +64,7 @@ class Cut:
         fall: Mean fall of its log-losses from the first two epochs to the last third, in standard deviations of the
             fall of all images above their mean.
         slow: The part that did not fall is the suspected one: images that are hardly accepted as this class.
-        gap: Strength of the gap between the parts in what the network makes of them (``isolation.late``); None where
+        gap: Width of the gap between the parts in what the network makes of them (``isolation.late``); None where
             that was not looked at, or could not be.
     """
 
@@ -81,12 +83,13 @@ class Cut:
 
         The gain counts by how many of the furthest-fallen images the part holds, which is decisive where there is one
         target, or by how far it fell, which is decisive where there are several; for a slow part it counts by itself.
-        It is no more than the gap is wide: an easy part of a class, such as things on a white ground, is no trigger.
+        Where the gap is narrow, it is no more than that: an easy part of a class, such as things on a white ground, is
+        no trigger.
         """
         if self.slow:
             return max(self.gain, 0.0) / (2 * APART)
         by_losses = max(self.gain, 0.0) * self.promptness
-        return by_losses if self.gap is None else min(by_losses, self.gap)
+        return by_losses if self.gap is None or self.gap >= _WIDE else min(by_losses, self.gap)
 
     @property
     def promptness(self) -> float:

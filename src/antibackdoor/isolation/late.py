@@ -47,7 +47,7 @@ class LateCut:
     @property
     def strength(self) -> float:
         """How clearly the class holds such images; 1 is much."""
-        return strength_of(self.gain, self.common)
+        return max(self.gain, 0.0) * (1 - self.common) / _MUCH
 
     @property
     def kind(self) -> str:
@@ -110,14 +110,9 @@ class Gap:
     common: float
 
     @property
-    def strength(self) -> float:
-        """How wide the gap is, and how foreign that side to other classes; 1 is much."""
-        return strength_of(self.gain, self.common)
-
-
-def strength_of(gain: float, common: float) -> float:
-    """Return how wide a gap is, and how foreign its one side to other classes; 1 is much."""
-    return max(gain, 0.0) * (1 - common) / _MUCH
+    def width(self) -> float:
+        """How wide the gap is; 1 is much."""
+        return max(self.gain, 0.0) / _MUCH
 
 
 def gap_between(seen: Tensor, labels: Tensor, label: int, start: Tensor, fitted: Tensor | None = None) -> Gap | None:

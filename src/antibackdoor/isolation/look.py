@@ -101,7 +101,7 @@ def _with_gap(cut: Cut, seen: Tensor, evidence: Evidence) -> Cut:
     if cut.slow:
         return cut
     gap = gap_between(seen, evidence.labels, cut.label, cut.suspicion > 0.5, evidence.trained)
-    return cut if gap is None else dataclasses.replace(cut, gap=gap.strength)
+    return cut if gap is None else dataclasses.replace(cut, gap=gap.width)
 
 
 def _measured(evidence: Evidence, rows: Tensor, of: Callable[[Network], Measure]) -> Tensor | None:
