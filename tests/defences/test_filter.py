@@ -94,7 +94,7 @@ def data():
 
 @pytest.fixture
 def defend(data, runtime):
-    def call(losses, verb="run", defence=None, with_head=True, **rest):
+    def call(losses, verb="run", defence=None, with_head=True, data=data, **rest):
         fit = Fabricated(runtime, losses, **rest)
         method = getattr(defence or Filter(), verb)
         outcome = method(data, build_model=lambda _: Recall(with_head), fit=fit, plan=PLAN, seeds=Seeds(0))
@@ -226,6 +226,15 @@ def test_an_easy_part_of_a_class_around_which_the_network_sees_no_gap_is_let_be(
     assert outcome.isolation.verdict == "no sign of poison"
     without, _ = defend(trajectories(LABELS, PLANTED), defence=Filter(features=False))
     assert bool(without.isolation.flagged[PLANTED].all()), "the losses alone cannot know"
+
+
+def test_copies_of_a_few_images_are_no_poison(defend, trajectories, data):
+    copied = data.images.clone()
+    rows = PLANTED.nonzero().squeeze(1)
+    copied[rows] = data.images[rows[:4]].repeat(len(rows) // 4, 1, 1, 1)
+    outcome, fit = defend(trajectories(LABELS, PLANTED), marked=PLANTED, data=dataclasses.replace(data, images=copied))
+    assert fit.phases == ["look", "train"]
+    assert not bool(outcome.isolation.flagged.any())
 
 
 # --- the referee -----------------------------------------------------------------------------------------------------

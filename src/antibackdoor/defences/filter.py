@@ -36,6 +36,7 @@ from antibackdoor.isolation import (
     Look,
     Network,
     look,
+    repeated,
     ruling,
     strongest,
     verdict_of,
@@ -169,7 +170,11 @@ class Filter(Defence):
             kept: bool (N,), the images that were trained on; all by default.
         """
         rows = torch.arange(len(data)) if kept is None else kept.nonzero().squeeze(1)
-        held_out = None if history.held_out is None else torch.from_numpy(history.held_out)[rows]
+        # An image and its exact copies are one.
+        apart = repeated(data.images, data.labels)
+        if history.held_out is not None:
+            apart = apart | torch.from_numpy(history.held_out)
+        held_out = apart[rows] if bool(apart.any()) else None
         losses = torch.from_numpy(history.losses)[:, rows]
         evidence = Evidence(losses, data.labels[rows], data.num_classes, held_out, Network(model, data, fit.runtime))
         alarm = self.alarm_at(len(losses) < plan.epochs) if len(losses) >= self.fewest else math.inf

@@ -2,6 +2,7 @@
 
 from antibackdoor.isolation.channels import ChannelCut, channel_maxima, cut_by_channels
 from antibackdoor.isolation.control import with_planted_copies
+from antibackdoor.isolation.copies import repeated
 from antibackdoor.isolation.cuts import Cut, cut_classes, sharpened
 from antibackdoor.isolation.decide import Scope, flag_share, most_suspect_first, rank_within_classes
 from antibackdoor.isolation.evidence import Evidence
@@ -69,6 +70,7 @@ __all__ = [
     "most_suspect_first",
     "penultimate",
     "rank_within_classes",
+    "repeated",
     "ruling",
     "sharpened",
     "strongest",

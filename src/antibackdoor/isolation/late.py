@@ -86,7 +86,7 @@ def late_cuts(
     for cut in before:
         start = (cut.suspicion <= 0.5) & learned(losses[:, cut.rows])
         gap = gap_between(seen, labels, cut.label, start, fitted)
-        if gap is not None and gap.share <= _MOST:
+        if gap is not None and gap.gain != 0 and gap.share <= _MOST:
             suspicion = gap.inside.double()
             found.append(LateCut(cut.label, cut.rows, suspicion, gap.gain, gap.common))
     return found
@@ -126,7 +126,7 @@ def gap_between(seen: Tensor, labels: Tensor, label: int, start: Tensor, fitted:
         fitted: bool (N,), images to fit to; all by default.
 
     Returns:
-        None of a class of under 100 images to fit to, or where a part has under 20.
+        None of a class of under 100 images to fit to; no gap at all where a part has under 20, which are no evidence.
     """
     known = np.ones(len(labels), dtype=bool) if fitted is None else fitted.numpy()
     of_class = labels.numpy() == label
@@ -139,7 +139,7 @@ def gap_between(seen: Tensor, labels: Tensor, label: int, start: Tensor, fitted:
     trained = known[of_class]
     inside = _settled(points[own], told[trained])
     if _small(inside):
-        return None
+        return Gap(start, float(inside.mean()), 0.0, 1.0)
     side = _sides_left_out(points[own], inside)
     weights, border = _line(points[own], inside)
     other = points[~of_class & known] @ weights > border
