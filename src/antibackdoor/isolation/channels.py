@@ -16,13 +16,13 @@ from antibackdoor.isolation.network import Measure, Network
 from antibackdoor.isolation.principal import principal_components
 from antibackdoor.isolation.signals.features import watched
 
-__all__ = ["ChannelCut", "channel_maxima", "cut_by_channels"]
+__all__ = ["SMALLEST_CLASS", "SMALLEST_PART", "ChannelCut", "channel_maxima", "cut_by_channels"]
 
 # Channels of a convolution that are looked at, the first ones; a ResNet-18 has 4,800 in all.
 _CHANNELS = 64
 _COMPONENTS = 5
 # In smaller classes a few images that are nearly the same, frames of one scene, lie as far apart as a trigger would.
-_SMALLEST_CLASS, _SMALLEST_PART = 100, 20
+SMALLEST_CLASS, SMALLEST_PART = 100, 20
 _FLOOR = 1e-6
 # A distance between the parts, in standard deviations, that counts once.
 _FAR = 8.0
@@ -106,7 +106,7 @@ def cut_by_channels(maxima: Tensor, labels: Tensor, num_classes: int, fitted: Te
     cuts = []
     for label in range(num_classes):
         own = classes == label
-        if (own & known).sum() < _SMALLEST_CLASS:
+        if (own & known).sum() < SMALLEST_CLASS:
             continue
         points = principal_components(values, _COMPONENTS, own & known)
         points = points / np.maximum(points[own & known].std(0), _FLOOR)
@@ -124,7 +124,7 @@ def cut_by_channels(maxima: Tensor, labels: Tensor, num_classes: int, fitted: Te
 
 def _apart(points: NDArray[np.float64], inside: NDArray[np.bool_]) -> float:
     """Return the distance of two groups along their discriminant, in pooled standard deviations; 0 if one is small."""
-    if min(inside.sum(), (~inside).sum()) < _SMALLEST_PART:
+    if min(inside.sum(), (~inside).sum()) < SMALLEST_PART:
         return 0.0
     one, other = points[inside], points[~inside]
     within = (np.cov(one.T) + np.cov(other.T)).reshape(points.shape[1], -1) / 2

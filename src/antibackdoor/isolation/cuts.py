@@ -15,13 +15,13 @@ from antibackdoor.isolation.evidence import Evidence
 from antibackdoor.isolation.mixture import two_gaussians
 from antibackdoor.isolation.principal import principal_components
 
-__all__ = ["APART", "Cut", "cut_classes", "learned", "sharpened", "slow_cuts", "start_of"]
+__all__ = ["APART", "MOST", "Cut", "cut_classes", "learned", "sharpened", "slow_cuts", "start_of"]
 
 # Gain from which a class holds two kinds of images, whichever part fell further; clean classes of 600 images stayed
 # under 0.6, one of 200 had 0.76.
 APART = 0.85
 # Largest share of a class that its slow part may be: most of a class cannot be wrong.
-_MOST = 0.6
+MOST = 0.6
 # Width from which a gap confirms what the losses say.
 _WIDE = 0.5
 # How many times the median gain of the other classes that must be: labels that are wrong everywhere are no attack.
@@ -174,7 +174,7 @@ def slow_cuts(cuts: Sequence[Cut], *, apart: float) -> list[Cut]:
         others = [max(other.gain, 0.0) for other in cuts if other is not cut]
         alone = not others or cut.gain >= _ALONE * float(np.median(others))
         slow = float((cut.suspicion <= 0.5).double().mean())
-        if cut.gain >= apart and alone and cut.promptness < _PROMPT and slow <= _MOST:
+        if cut.gain >= apart and alone and cut.promptness < _PROMPT and slow <= MOST:
             found.append(replace(cut, suspicion=1 - cut.suspicion, slow=True))
     return found
 

@@ -10,17 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from antibackdoor.isolation.cuts import Cut, learned
+from antibackdoor.isolation.channels import SMALLEST_CLASS, SMALLEST_PART
+from antibackdoor.isolation.cuts import MOST, Cut, learned
 from antibackdoor.isolation.mixture import two_gaussians
 from antibackdoor.isolation.principal import principal_components
 
 __all__ = ["Gap", "LateCut", "gap_between", "late_cuts"]
 
-_SMALLEST_CLASS, _SMALLEST_PART = 100, 20
 _COMPONENTS, _PENALTY, _PASSES = 100, 0.1, 10
 _FLOOR = 1e-6
-# Largest share of a class that such images may be: most of a class cannot be wrong.
-_MOST = 0.6
 # A gain that counts once.
 _MUCH = 0.4
 
@@ -86,7 +84,7 @@ def late_cuts(
     for cut in before:
         start = (cut.suspicion <= 0.5) & learned(losses[:, cut.rows])
         gap = gap_between(seen, labels, cut.label, start, fitted)
-        if gap is not None and gap.gain != 0 and gap.share <= _MOST:
+        if gap is not None and gap.gain != 0 and gap.share <= MOST:
             suspicion = gap.inside.double()
             found.append(LateCut(cut.label, cut.rows, suspicion, gap.gain, gap.common))
     return found
@@ -131,7 +129,7 @@ def gap_between(seen: Tensor, labels: Tensor, label: int, start: Tensor, fitted:
     known = np.ones(len(labels), dtype=bool) if fitted is None else fitted.numpy()
     of_class = labels.numpy() == label
     own = of_class & known
-    if own.sum() < _SMALLEST_CLASS:
+    if own.sum() < SMALLEST_CLASS:
         return None
     points = principal_components(seen.double().numpy(), _COMPONENTS, own)
     points = points / max(points[own].std(0).max(), _FLOOR)
@@ -151,7 +149,7 @@ def gap_between(seen: Tensor, labels: Tensor, label: int, start: Tensor, fitted:
 
 
 def _small(inside: NDArray[np.bool_]) -> bool:
-    return bool(min(inside.sum(), (~inside).sum()) < _SMALLEST_PART)
+    return bool(min(inside.sum(), (~inside).sum()) < SMALLEST_PART)
 
 
 def _targets(inside: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -17,13 +17,9 @@ from antibackdoor.isolation.evidence import Evidence
 from antibackdoor.isolation.late import LateCut, gap_between, late_cuts
 from antibackdoor.isolation.network import Measure, Network
 from antibackdoor.isolation.signals.features import penultimate
-from antibackdoor.isolation.verdict import AnyCut
+from antibackdoor.isolation.verdict import DOUBT, AnyCut
 
 __all__ = ["Look", "look"]
-
-
-# Share of the alarm's strength from which a cut is looked at more closely.
-_DOUBT = 0.9
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,17 +65,18 @@ def look(
         late: Cut by what was learned late as well.
     """
     by_losses = cut_classes(evidence)
-    before = by_losses if half is None else cut_classes(dataclasses.replace(evidence, losses=evidence.losses[:half]))
+    over = half is not None and half < len(evidence.losses)
+    before = cut_classes(dataclasses.replace(evidence, losses=evidence.losses[:half])) if over else by_losses
     if math.isfinite(alarm):
         slow = {cut.label: cut for cut in slow_cuts(before, apart=APART / sensitivity)}
         by_losses = [slow.get(cut.label, cut) for cut in by_losses]
     seen, maxima = _seen(evidence, rows) if features or channels or late else (None, None)
     if features and seen is not None:
-        by_losses = [_with_gap(cut, seen, evidence) if cut.strength >= _DOUBT * alarm else cut for cut in by_losses]
+        by_losses = [_with_gap(cut, seen, evidence) if cut.strength >= DOUBT * alarm else cut for cut in by_losses]
     others: list[ChannelCut | LateCut] = []
     if channels and maxima is not None:
         others += cut_by_channels(maxima, evidence.labels, evidence.num_classes, evidence.trained)
-    if late and seen is not None and half is not None and half < len(evidence.losses):
+    if late and seen is not None and over:
         others += late_cuts(before, evidence.losses, seen, evidence.labels, evidence.trained)
     suspects, aside = torch.zeros(2, total, dtype=torch.bool)
     for cut in [*by_losses, *others]:
@@ -119,4 +116,5 @@ def _seen(evidence: Evidence, rows: Tensor) -> tuple[Tensor | None, Tensor | Non
     """Return what the network makes of some images, its channels' maxima and its penultimate features; the former."""
     maxima, features = (_measured(evidence, rows, of) for of in (channel_maxima, penultimate))
     parts = [part for part in (maxima, features) if part is not None]
-    return (torch.cat(parts, 1) if parts else None), maxima
+    # In the precision of what is fitted to it, once for all classes.
+    return (torch.cat(parts, 1).double() if parts else None), maxima

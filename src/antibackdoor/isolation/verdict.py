@@ -13,13 +13,13 @@ from antibackdoor.isolation.cuts import Cut
 from antibackdoor.isolation.late import LateCut
 from antibackdoor.types import ImageSet, Isolation, Verdict
 
-__all__ = ["AnyCut", "strongest", "verdict_of"]
+__all__ = ["DOUBT", "AnyCut", "strongest", "verdict_of"]
 
 # One class in two parts, by its losses, by what excites the network or by what was learned late.
 AnyCut: TypeAlias = Cut | ChannelCut | LateCut
 
 # Share of the alarm's strength from which a class is neither poisoned nor free of suspicion.
-_DOUBT = 0.9
+DOUBT = 0.9
 # Gain from which a class is not above suspicion, whichever part fell further, if its gap was not looked at.
 _UNCERTAIN = 0.8
 
@@ -64,9 +64,9 @@ def verdict_of(
         if isinstance(cut, Cut) and cut.gap is None and cut.gain >= _UNCERTAIN / sensitivity
     }
     doubtful = {
-        label: unlearned.get(label, cut) if cut.strength < _DOUBT * alarm else cut
+        label: unlearned.get(label, cut) if cut.strength < DOUBT * alarm else cut
         for label, cut in clearest.items()
-        if label not in poisoned and (cut.strength >= _DOUBT * alarm or label in unlearned)
+        if label not in poisoned and (cut.strength >= DOUBT * alarm or label in unlearned)
     }
     sentences = [f"Too little to look at: {blind}."] if blind else []
     for label in poisoned:
