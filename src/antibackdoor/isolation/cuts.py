@@ -82,13 +82,14 @@ class Cut:
         """How clearly the class holds two kinds of images, one of them learned all at once or not at all; 1 is much.
 
         The gain counts by how many of the furthest-fallen images the part holds, which is decisive where there is one
-        target, or by how far it fell, which is decisive where there are several; for a slow part it counts by itself.
+        target, or by how far it fell, which is decisive where there are several, but not more than once: the easiest
+        class of a clean set has both. For a slow part it counts by itself.
         Where the gap is narrow, it is no more than that: an easy part of a class, such as things on a white ground, is
         no trigger.
         """
         if self.slow:
             return max(self.gain, 0.0) / (2 * APART)
-        by_losses = max(self.gain, 0.0) * self.promptness
+        by_losses = max(self.gain, 0.0) * min(self.promptness, 1.0)
         return by_losses if self.gap is None or self.gap >= _WIDE else min(by_losses, self.gap)
 
     @property
