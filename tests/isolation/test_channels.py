@@ -125,7 +125,10 @@ def test_a_look_suspects_by_losses_by_channels_or_only_cuts(blobs, runtime):
     rows = torch.arange(count)
     seen = look(evidence, rows, count, alarm=0.5)
     assert torch.equal(seen.suspects, planted)
-    assert torch.equal(seen.aside, planted)
+    near = seen.aside & ~planted
+    assert bool(seen.aside[planted].all()), "what is suspected is left out"
+    assert bool((data.labels[near] == 1).all()), "and what looks like it, of its class alone"
+    assert int(near.sum()) <= 6
     assert {label: len(cuts) for label, cuts in seen.cuts.items()} == dict.fromkeys(range(CLASSES), 2)
     assert not bool(look(evidence, rows, count, alarm=0.5, channels=False).suspects.any())
     assert not bool(look(evidence, rows, count, alarm=math.inf).suspects.any())

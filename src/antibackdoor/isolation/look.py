@@ -59,8 +59,8 @@ def look(
         alarm: Strength from which a part of a class is suspected; infinity only cuts.
         half: Epochs by which the slow parts are told from the rest; all by default, and then nothing was learned late.
         sensitivity: Divides the gain from which a slow part is suspected, as it did ``alarm``.
-        features: Sharpen what the losses suspect by what the network makes of it, and ask whether there is a gap
-            between the two parts of the class.
+        features: Sharpen what is suspected by what the network makes of it, and ask of a cut by losses whether there is
+            a gap between the two parts of the class.
         channels: Cut by channels as well.
         late: Cut by what was learned late as well.
     """
@@ -83,7 +83,7 @@ def look(
         if not (cut.strength >= alarm or (isinstance(cut, Cut) and cut.slow)):
             continue
         alike = near = start_of(cut, evidence.losses[:, cut.rows]) if isinstance(cut, Cut) else cut.suspicion > 0.5
-        if features and seen is not None and not isinstance(cut, ChannelCut):
+        if features and seen is not None:
             alike, near = sharpened(seen[cut.rows], alike)
         suspects[rows[cut.rows]] |= alike
         aside[rows[cut.rows]] |= near
