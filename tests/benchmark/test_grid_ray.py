@@ -74,7 +74,6 @@ class _Killer:
 FIGURES = ("key", "cell", "status", "error", "metrics", "control", "verdict", "evidence", "curves", "config")
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_a_node_killed_half_way_costs_nothing(grid, cluster, tmp_path, no_summaries):
     second = cluster.add_node(num_cpus=1, node_ip_address=LOOPBACK, object_store_memory=80 * 2**20)
