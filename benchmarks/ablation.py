@@ -5,15 +5,15 @@
 
 For each row (an attack and a rate, as in benchmarks/filter.py) and seed:
 
-* signals: every signal of the table, and the filter's own three cuts, on one finished ordinary training. auroc: over
+* signals: every signal of the table, and the filter's own four cuts, on one finished ordinary training. auroc: over
   the whole set; auroc_in_class: over the classes that the poison is labelled with, which is what is left once a class
   is known to be poisoned; r_precision: share of poison among the as many most suspect images as there is poison;
   seconds.
 * steps: the filter as it grows. "losses": classes are cut by their losses, at half of the training and at its end, and
   a network is trained without the suspects; "features": suspects are sharpened by what the network makes of them;
   "channels": classes are also cut by what excites the channels; "late": and by what was hard and was learned all the
-  same; "referee": the network trained without the suspects judges them, once; "rounds": until little changes, which is
-  the default.
+  same, or is new to the network; "referee": the network trained without the suspects judges them, once; "rounds":
+  until little changes, which is the default.
 
 Every step repeats trainings that a step before has done; those are done once.
 """
@@ -43,6 +43,7 @@ from antibackdoor.isolation import (
     Evidence,
     LateCut,
     Network,
+    NewCut,
     look,
 )
 from antibackdoor.models import builder_from
@@ -60,7 +61,7 @@ STEPS: dict[str, dict[str, object]] = {
     "referee": {"rounds": 1},
     "rounds": {},
 }
-CUTS = {"cut": Cut, "channel-cut": ChannelCut, "late-cut": LateCut}
+CUTS = {"cut": Cut, "channel-cut": ChannelCut, "late-cut": LateCut, "new-cut": NewCut}
 ROWS = {
     "cifar10": ("badnets@0.1:corner=all", "blend@0.05", "sig@0.05", "lf@0.1", "ssba@0.1", "tact@0.05", "cba@0.1"),
     "embedded": ("badnets@0.1", "blend@0.05", "sig@0.08"),
@@ -105,8 +106,10 @@ def figures_of(scores: Tensor, evidence: Evidence, truth: PoisonedSet) -> dict[s
     return {key: round(float(value), 4) for key, value in figures.items()}
 
 
-def of_signals(evidence: Evidence, half: int, truth: PoisonedSet) -> dict[str, dict[str, float]]:
-    """Return the figures of every signal, and of the cuts of one look."""
+def of_signals(
+    evidence: Evidence, half: int, earlier: Tensor | None, truth: PoisonedSet
+) -> dict[str, dict[str, float]]:
+    """Return the figures of every signal, and of the cuts of one look at the end."""
     found: dict[str, dict[str, float]] = {}
     for name in SIGNALS:
         started = time.perf_counter()
@@ -115,11 +118,11 @@ def of_signals(evidence: Evidence, half: int, truth: PoisonedSet) -> dict[str, d
         found[name] = figures_of(scores, evidence, truth) | {"seconds": seconds}
     count = len(evidence.labels)
     started = time.perf_counter()
-    cuts = look(evidence, torch.arange(count), count, alarm=math.inf, half=half).cuts
+    cuts = look(evidence, torch.arange(count), count, alarm=math.inf, half=half, earlier=earlier).cuts
     seconds = round(time.perf_counter() - started, 2)
     for name, kind in CUTS.items():
         scores = torch.zeros(count)
-        for cut in (cut for those in cuts.values() for cut in those if isinstance(cut, kind)):
+        for cut in (cut for those in cuts.values() for cut in those if type(cut) is kind):
             scores[cut.rows] = (cut.suspicion * cut.strength).float()
         found[name] = figures_of(scores, evidence, truth) | {"seconds": seconds}
     return found
@@ -138,15 +141,14 @@ def measure(row: Row, seed: int, data: Loaded, arguments: argparse.Namespace) ->
     plan = TrainPlan(epochs=config.train.epochs, augment=config.train.augment)
     fit = Remembering(runtime, seeds)
     first, half = build_model(seeds.generator("init")), Filter().first_look(plan)
-    parts = [
-        fit(first, observed, Phase("look", plan, last=half, part_of="train")),
-        fit(first, observed, Phase("train", plan, first=half, part_of="train")),
-    ]
-    losses = torch.from_numpy(np.concatenate([part.losses for part in parts]))
+    start = fit(first, observed, Phase("look", plan, last=half, part_of="train"))
+    earlier = Filter().look_at(start, first, observed, fit, plan).seen
+    rest = fit(first, observed, Phase("train", plan, first=half, part_of="train"))
+    losses = torch.from_numpy(np.concatenate([start.losses, rest.losses]))
     evidence = Evidence(losses, observed.labels, observed.num_classes, None, Network(first, observed, runtime))
     cell: dict[str, object] = {"row": row.text, "seed": seed, "n_train": len(observed)}
     cell["n_poison"] = int(planted.train.poison.sum())
-    cell["signals"] = of_signals(evidence, half, planted.train)
+    cell["signals"] = of_signals(evidence, half, earlier, planted.train)
     undefended = evaluate(first, runtime, test=drawn.test, triggered=planted.triggered)
     steps: dict[str, object] = {"none": {"ca": undefended.ca, "asr": undefended.asr, "trainings": 1.0}}
     for name, params in STEPS.items():

@@ -3,8 +3,9 @@
     python benchmarks/calibrate.py embedded --json benchmarks/results/calibrate_embedded.json
     python benchmarks/calibrate.py cifar10 --data DIR --json benchmarks/results/calibrate_cifar10_cpu.json
 
-Each cell trains once on clean images, as ordinary training does, and cuts every class, by losses, by channels and by
-what was learned late, at the filter's first look and at the end. Natural trouble that is no poison is among the sets:
+Each cell trains once on clean images, as ordinary training does, and cuts every class, by losses, by channels, by what
+was learned late and by what is new in what the network sees, at the filter's first look and at the end. Natural
+trouble that is no poison is among the sets:
 
 * plain: as it is;
 * noise: 5 % of the labels are wrong, at random;
@@ -26,7 +27,7 @@ from record import made_by
 
 from antibackdoor.data.sources import load, subsample
 from antibackdoor.defences.filter import Filter
-from antibackdoor.isolation import ChannelCut, Cut, LateCut
+from antibackdoor.isolation import ChannelCut, Cut, LateCut, NewCut
 from antibackdoor.models import builder_from
 from antibackdoor.seeds import Seeds
 from antibackdoor.training import Phase, Runtime, Trainer, TrainPlan
@@ -34,6 +35,7 @@ from antibackdoor.types import ImageSet
 
 KINDS = ("plain", "noise", "duplicates", "imbalance")
 TROUBLE = 0.05
+KINDS_OF_CUTS = {"strength": Cut, "channels": ChannelCut, "late": LateCut, "new": NewCut}
 
 
 def troubled(data: ImageSet, kind: str, seeds: Seeds) -> ImageSet:
@@ -72,17 +74,18 @@ def measure(data: ImageSet, kind: str, seed: int, arguments: argparse.Namespace)
     defence, fit = Filter(), Trainer(runtime, seeds)
     model, half = build_model(seeds.generator("init")), defence.first_look(plan)
     cell: dict[str, object] = {"set": arguments.set, "kind": kind, "seed": seed, "n_train": len(drawn)}
-    losses = np.empty((0, len(drawn)), np.float32)
+    losses, earlier = np.empty((0, len(drawn)), np.float32), None
     for name, first, last in (("look", 0, half), ("end", half, plan.epochs)):
         history = fit(model, drawn, Phase(name, plan, first=first, last=last, part_of="train"))
         losses = np.concatenate([losses, history.losses])
-        found = defence.look_at(dataclasses.replace(history, losses=losses), model, drawn, fit, plan)
+        whole = dataclasses.replace(history, losses=losses)
+        found = defence.look_at(whole, model, drawn, fit, plan, earlier=earlier)
+        earlier = found.seen
         cuts = [cut for those in found.cuts.values() for cut in those]
         cell[name] = [{"label": cut.label, "strength": cut.strength, "figures": cut.figures} for cut in cuts]
-        cell[f"{name}_strength"] = max(cut.strength for cut in cuts if isinstance(cut, Cut))
         cell[f"{name}_gain"] = max(cut.gain for cut in cuts if isinstance(cut, Cut))
-        cell[f"{name}_channels"] = max((cut.strength for cut in cuts if isinstance(cut, ChannelCut)), default=None)
-        cell[f"{name}_late"] = max((cut.strength for cut in cuts if isinstance(cut, LateCut)), default=None)
+        for what, kind_of_cut in KINDS_OF_CUTS.items():
+            cell[f"{name}_{what}"] = max((cut.strength for cut in cuts if type(cut) is kind_of_cut), default=None)
         cell[f"{name}_alarm"] = float(bool(found.suspects.any()))
     return cell
 
@@ -107,8 +110,9 @@ def main() -> None:
     for seed in arguments.seeds:
         for kind in arguments.kinds:
             cells.append(measure(data, kind, seed, arguments))
-            keys = ("look_strength", "look_gain", "look_channels", "end_strength", "end_channels", "end_late")
-            figures = " ".join(f"{key} {cells[-1][key]:.2f}" for key in keys if cells[-1][key] is not None)
+            keys = [f"look_{what}" for what in ("strength", "gain", "channels")]
+            keys += [f"end_{what}" for what in KINDS_OF_CUTS]
+            figures = " ".join(f"{key} {cells[-1][key]:.2f}" for key in keys if cells[-1].get(key) is not None)
             figures += "".join(f" ALARM at the {name}" for name in ("look", "end") if cells[-1][f"{name}_alarm"])
             print(f"{kind:12s} seed {seed}: {figures}", flush=True)
             content = {

@@ -129,9 +129,9 @@ def protection(content: dict[str, object]) -> list[str]:
 
 def null(content: dict[str, object]) -> list[str]:
     """Return the table of benchmarks/calibrate.py: the highest strength of any class by each cut."""
-    keys = ("look_strength", "end_strength", "look_channels", "end_channels", "end_late", "look_gain")
+    keys = ("look_strength", "end_strength", "look_channels", "end_channels", "end_late", "end_new", "look_gain")
     names = ["by losses, first look", "by losses, end", "by channels, first look", "by channels, end", "learned late"]
-    names.append("gain of losses, first look")
+    names += ["new", "gain of losses, first look"]
     lines = [f"| set | n | {' | '.join(names)} | alarms |", "|---|---|" + "---|" * (len(names) + 1)]
     for kind in dict.fromkeys(cell["kind"] for cell in content["cells"]):
         group = [cell for cell in content["cells"] if cell["kind"] == kind]

@@ -8,8 +8,9 @@ Nothing is known beforehand: no trusted image, no trigger, no share, no number o
 2. Of a class that falls apart, the part that was learned all at once is suspected, and what looks like it to the
    network; or the part that is foreign to all classes; or, of a class that falls apart alone, the part that is hardly
    learned yet: then the first network is finished, and those are suspected that were learned since. So is, at the end,
-   what was hard half-way, was learned all the same and looks like no other class (``isolation.late``). A network is
-   trained on the rest by the same plan.
+   what was hard half-way, was learned all the same and looks like no other class (``isolation.late``), or was learned
+   when the network began to see something new in it (``isolation.news``). A network is trained on the rest by the
+   same plan.
 3. That network is the referee (``isolation.referee``). A suspect to which it gives its own label with confidence,
    though it never saw it, is let go; an image that it rejects, though it was shown it and the first network was certain
    of it, is suspected too. Where that changes much, or another class falls apart now, another round follows.
@@ -81,7 +82,7 @@ class Filter(Defence):
         channels: Look at what excites the network's channels as well (``isolation.channels``); without, the losses
             alone raise the alarm.
         late: Look at the end for what was hard half-way, was learned all the same and looks like no other class
-            (``isolation.late``).
+            (``isolation.late``), or was learned when the network began to see something new (``isolation.news``).
         referee: Let the network trained without the suspects judge them; without, the first suspects are final.
         control: State the detection limit as well: plant copies with a trigger of ours, in 2, 1, 0.5 and 0.2 % of the
             set, and train and look again for each. It costs one training for each share that is found, and one more;
@@ -158,6 +159,7 @@ class Filter(Defence):
         plan: TrainPlan,
         *,
         kept: Tensor | None = None,
+        earlier: Tensor | None = None,
     ) -> Look:
         """Look at the images that were trained on; see ``isolation.look``.
 
@@ -168,6 +170,7 @@ class Filter(Defence):
             fit: The training loop, which says where to compute.
             plan: Of the whole training.
             kept: bool (N,), the images that were trained on; all by default.
+            earlier: ``Look.seen`` of the first look at the same training, if this is not it.
         """
         rows = torch.arange(len(data)) if kept is None else kept.nonzero().squeeze(1)
         # An image and its exact copies are one.
@@ -184,6 +187,7 @@ class Filter(Defence):
             len(data),
             alarm=alarm,
             half=self.first_look(plan),
+            earlier=earlier,
             sensitivity=self.sensitivity,
             features=self.features,
             channels=self.channels,
@@ -231,6 +235,7 @@ class _Search:
         self.half = self.filter.first_look(self.plan)
         self.finished = self.half == self.plan.epochs
         self._before: Tensor | None = None
+        self._seen: Tensor | None = None
 
     @property
     def suspected(self) -> bool:
@@ -248,7 +253,9 @@ class _Search:
         history = self.fit(self.first, self.data, Phase("look", self.plan, last=self.half, part_of="train"))
         self.histories.append(history)
         self.early = not self.finished
-        self._take(self.filter.look_at(history, self.first, self.data, self.fit, self.plan))
+        found = self.filter.look_at(history, self.first, self.data, self.fit, self.plan)
+        self._take(found)
+        self._seen = found.seen
 
     def look_last(self) -> None:
         """Finish the first network, and look again; who was suspected before stays so, but for the slow parts."""
@@ -261,7 +268,8 @@ class _Search:
             self.histories[0], losses=np.concatenate([history.losses for history in self.histories])
         )
         self.early = False
-        self._take(self.filter.look_at(whole, self.first, self.data, self.fit, self.plan))
+        earlier, self._seen = self._seen, None
+        self._take(self.filter.look_at(whole, self.first, self.data, self.fit, self.plan, earlier=earlier))
         for label in self.data.labels[suspects & ~self.suspects].unique().tolist():
             self.cuts[label] = (*cuts[label], *self.cuts.get(label, ()))
         self.suspects, self.aside = self.suspects | suspects, self.aside | aside

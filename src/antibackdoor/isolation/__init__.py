@@ -9,6 +9,7 @@ from antibackdoor.isolation.evidence import Evidence
 from antibackdoor.isolation.late import LateCut, late_cuts
 from antibackdoor.isolation.look import Look, look
 from antibackdoor.isolation.network import Measure, Network
+from antibackdoor.isolation.news import NewCut, new_cuts, news
 from antibackdoor.isolation.recorder import LossRecorder, isolate
 from antibackdoor.isolation.referee import Ruling, ruling
 from antibackdoor.isolation.signals import (
@@ -51,6 +52,7 @@ __all__ = [
     "Mspc",
     "Network",
     "NetworkSignal",
+    "NewCut",
     "Pipd",
     "Ruling",
     "ScaleUp",
@@ -68,6 +70,8 @@ __all__ = [
     "look",
     "measured",
     "most_suspect_first",
+    "new_cuts",
+    "news",
     "penultimate",
     "rank_within_classes",
     "repeated",

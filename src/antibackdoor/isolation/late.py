@@ -113,15 +113,18 @@ class Gap:
         return max(self.gain, 0.0) / _MUCH
 
 
-def gap_between(seen: Tensor, labels: Tensor, label: int, start: Tensor, fitted: Tensor | None = None) -> Gap | None:
+def gap_between(
+    seen: Tensor, labels: Tensor, label: int, start: Tensor, fitted: Tensor | None = None, *, grows: bool = True
+) -> Gap | None:
     """Return the gap between a part of a class and the rest of it, as the network sees them.
 
     Args:
         seen: float (N, D), what the network makes of the images.
         labels: int64 (N,).
         label: The class.
-        start: bool (n,), the part to start from; it grows or shrinks to the side of a line on which it lies.
+        start: bool (n,), the part to start from; it goes to the side of a line on which it lies.
         fitted: bool (N,), images to fit to; all by default.
+        grows: The part may grow and shrink to all that is on that side; otherwise it keeps its number.
 
     Returns:
         None of a class of under 100 images to fit to; no gap at all where a part has under 20, which are no evidence.
@@ -135,7 +138,7 @@ def gap_between(seen: Tensor, labels: Tensor, label: int, start: Tensor, fitted:
     points = points / max(points[own].std(0).max(), _FLOOR)
     told = start.numpy().copy()
     trained = known[of_class]
-    inside = _settled(points[own], told[trained])
+    inside = _settled(points[own], told[trained], grows=grows)
     if _small(inside):
         return Gap(start, float(inside.mean()), 0.0, 1.0)
     side = _sides_left_out(points[own], inside)
@@ -183,13 +186,17 @@ def _sides_left_out(points: NDArray[np.float64], inside: NDArray[np.bool_]) -> N
     return np.asarray(side - border)
 
 
-def _settled(points: NDArray[np.float64], start: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the part that a start grows or shrinks to when images go to the side on which they lie."""
+def _settled(points: NDArray[np.float64], start: NDArray[np.bool_], *, grows: bool = True) -> NDArray[np.bool_]:
+    """Return the part that a start becomes when images go to the side on which they lie, all or as many."""
     inside = start
     for _ in range(_PASSES):
         if _small(inside):
             break
-        told = _sides_left_out(points, inside) > 0
+        side = _sides_left_out(points, inside)
+        told = side > 0
+        if not grows:
+            told = np.zeros_like(inside)
+            told[np.argsort(-side, kind="stable")[: inside.sum()]] = True
         if (told == inside).all():
             break
         inside = told

@@ -16,6 +16,7 @@ from antibackdoor.isolation.cuts import APART, Cut, cut_classes, sharpened, slow
 from antibackdoor.isolation.evidence import Evidence
 from antibackdoor.isolation.late import LateCut, gap_between, late_cuts
 from antibackdoor.isolation.network import Measure, Network
+from antibackdoor.isolation.news import new_cuts
 from antibackdoor.isolation.signals.features import penultimate
 from antibackdoor.isolation.verdict import DOUBT, AnyCut
 
@@ -31,11 +32,13 @@ class Look:
         suspects: bool (N,).
         aside: bool (N,), the suspects and what may belong to them: a little poison that stays in the training teaches
             the backdoor again, and its network would then speak for all the rest.
+        seen: float32 (M, D), what the network makes of the images that were trained on; None where nobody asked.
     """
 
     cuts: dict[int, tuple[AnyCut, ...]]
     suspects: Tensor
     aside: Tensor
+    seen: Tensor | None = None
 
 
 def look(
@@ -45,6 +48,7 @@ def look(
     *,
     alarm: float,
     half: int | None = None,
+    earlier: Tensor | None = None,
     sensitivity: float = 1.0,
     features: bool = True,
     channels: bool = True,
@@ -58,11 +62,12 @@ def look(
         total: N, images of the set.
         alarm: Strength from which a part of a class is suspected; infinity only cuts.
         half: Epochs by which the slow parts are told from the rest; all by default, and then nothing was learned late.
+        earlier: float (M, D), ``Look.seen`` of the look at ``half``; without, nothing is known to be new.
         sensitivity: Divides the gain from which a slow part is suspected, as it did ``alarm``.
         features: Sharpen what is suspected by what the network makes of it, and ask of a cut by losses whether there is
             a gap between the two parts of the class.
         channels: Cut by channels as well.
-        late: Cut by what was learned late as well.
+        late: Cut by what was learned late, and by what is new in what the network sees, as well.
     """
     by_losses = cut_classes(evidence)
     over = half is not None and half < len(evidence.losses)
@@ -78,6 +83,8 @@ def look(
         others += cut_by_channels(maxima, evidence.labels, evidence.num_classes, evidence.trained)
     if late and seen is not None and over:
         others += late_cuts(before, evidence.losses, seen, evidence.labels, evidence.trained)
+        if earlier is not None and half is not None:
+            others += new_cuts(evidence.losses, half, earlier, seen, evidence.labels, evidence.trained)
     suspects, aside = torch.zeros(2, total, dtype=torch.bool)
     for cut in [*by_losses, *others]:
         if not (cut.strength >= alarm or (isinstance(cut, Cut) and cut.slow)):
@@ -90,7 +97,7 @@ def look(
     cuts: dict[int, tuple[AnyCut, ...]] = {}
     for cut in [*by_losses, *others]:
         cuts[cut.label] = (*cuts.get(cut.label, ()), dataclasses.replace(cut, rows=rows[cut.rows]))
-    return Look(cuts, suspects, aside | suspects)
+    return Look(cuts, suspects, aside | suspects, seen.float() if late and seen is not None else None)
 
 
 def _with_gap(cut: Cut, seen: Tensor, evidence: Evidence) -> Cut:

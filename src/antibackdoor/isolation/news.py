@@ -1,0 +1,94 @@
+"""Cutting every class by what the network has learned to see in its images since half-way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from antibackdoor.isolation.cuts import learned
+from antibackdoor.isolation.late import LateCut, gap_between
+
+__all__ = ["NewCut", "new_cuts", "news"]
+
+_FLOOR = 1e-6
+_PENALTY = 0.01
+# Share of the images learned since that the search starts from: those whose losses fell furthest.
+_START = 1 / 3
+# Epochs over which losses are averaged, as in ``cuts.learned``.
+_LAST = 3
+
+
+@dataclass(frozen=True, eq=False)
+class NewCut(LateCut):
+    """One class in two parts: images learned since in which the network now sees what it did not see; the rest.
+
+    Attributes: as of ``LateCut``; the sides are those of what is new.
+    """
+
+    @property
+    def kind(self) -> str:
+        """What was found, in words."""
+        return "two kinds of images, one of which was learned when the network began to see something in it alone"
+
+
+def new_cuts(
+    losses: Tensor, half: int, earlier: Tensor, seen: Tensor, labels: Tensor, fitted: Tensor | None = None
+) -> list[NewCut]:
+    """Cut every class that has 100 images to fit to, and 20 to start from.
+
+    The start is the third whose losses fell furthest of the images of a class that were learned after half-way. In a
+    clean class these have little in common. Poison that was learned since has all of it in common: the network began to
+    see the trigger. So its images are alike in what is new in them (:func:`news`), where what they show, which the
+    network knew before, is taken out. The part keeps the number of the start and changes its members until it settles.
+
+    Args:
+        losses: float (E, N), of the whole training.
+        half: Epochs until half-way.
+        earlier: float (N, D), what the network made of the images half-way.
+        seen: float (N, D), what it makes of them when it is trained.
+        labels: int64 (N,).
+        fitted: bool (N,), images to fit to; all by default.
+
+    Returns:
+        One cut a class that could be cut, in the order of labels.
+
+    Source:
+        Ours (docs/log.md).
+    """
+    new = news(earlier, seen)
+    found = []
+    for label in labels.unique().tolist():
+        rows = (labels == label).nonzero().squeeze(1)
+        gap = gap_between(new, labels, label, _start(losses[:, rows], half), fitted, grows=False)
+        if gap is not None and gap.gain != 0:
+            found.append(NewCut(label, rows, gap.inside.double(), gap.gain, gap.common))
+    return found
+
+
+def news(earlier: Tensor, seen: Tensor) -> Tensor:
+    """Return what is new in what a network sees: float64 (N, D), the residuals of a ridge regression on what it saw.
+
+    Args:
+        earlier: float (N, D), half-way.
+        seen: float (N, D), when it is trained.
+    """
+    before, after = (_standard(values.double()) for values in (earlier, seen))
+    penalty = _PENALTY * len(before) * torch.eye(before.shape[1], dtype=torch.float64)
+    weights: Tensor = torch.linalg.solve(before.T @ before + penalty, before.T @ after)
+    return after - before @ weights
+
+
+def _start(losses: Tensor, half: int) -> Tensor:
+    """Return the images to start from: bool (n,)."""
+    since = learned(losses) & ~learned(losses[:half])
+    before, last = (part.mean(0).clamp_min(_FLOOR).log() for part in (losses[half - _LAST : half], losses[-_LAST:]))
+    fall = torch.where(since, before - last, -torch.inf)
+    start = torch.zeros_like(since)
+    start[fall.argsort(descending=True, stable=True)[: round(_START * int(since.sum()))]] = True
+    return start
+
+
+def _standard(values: Tensor) -> Tensor:
+    return (values - values.mean(0)) / values.std(0, correction=0).clamp_min(_FLOOR)
