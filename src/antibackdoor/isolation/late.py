@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ __all__ = ["Gap", "LateCut", "gap_between", "late_cuts"]
 
 _COMPONENTS, _PENALTY, _PASSES = 100, 0.1, 10
 _FLOOR = 1e-6
-# A gain that counts once.
+# A gain that counts once, in what the network sees.
 _MUCH = 0.4
 
 
@@ -42,10 +43,13 @@ class LateCut:
     gain: float
     common: float
 
+    # A gain that counts once.
+    much: ClassVar[float] = _MUCH
+
     @property
     def strength(self) -> float:
         """How clearly the class holds such images; 1 is much."""
-        return max(self.gain, 0.0) * (1 - self.common) / _MUCH
+        return max(self.gain, 0.0) * (1 - self.common) / self.much
 
     @property
     def kind(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,9 @@ class NewCut(LateCut):
 
     Attributes: as of ``LateCut``; the sides are those of what is new.
     """
+
+    # Frames of one scene may be learned together, and then what they show is new.
+    much: ClassVar[float] = 0.6
 
     @property
     def kind(self) -> str:
