@@ -189,7 +189,16 @@ def test_nothing_is_drawn_from_or_written_to_what_is_shared(evidence):
 
 @pytest.mark.parametrize(
     ("gain", "votes", "fall", "strength"),
-    [(1.0, 0.3, 0.0, 1.0), (1.0, 0.0, 1.0, 1.0), (0.5, 0.6, 2.0, 0.5), (2.0, 0.15, 0.5, 1.0), (-1.0, 1.0, 3.0, 0.0)],
+    [
+        (1.0, 0.3, 0.0, 1.0),
+        (1.0, 0.0, 1.0, 1.0),
+        (0.5, 0.6, 2.0, 0.5),
+        (2.0, 0.15, 0.5, 1.0),
+        (0.5, 0.75, 2.0, 0.5),
+        (0.5, 0.875, 2.0, 1.0),
+        (0.5, 1.0, 0.0, 1.5),
+        (-1.0, 1.0, 3.0, 0.0),
+    ],
 )
 def test_the_strength_by_hand(gain, votes, fall, strength):
     cut = Cut(0, torch.tensor([4, 6]), torch.tensor([0.4, 0.6]).double(), gain, votes, fall)

@@ -41,8 +41,8 @@ _TELLING = 0.65
 _COMPONENTS, _PENALTY = 100, 0.01
 # Share of the suspects' median distance from the border up to which images beyond it may belong to them as well.
 _NEAR = 0.4
-# Votes and fall that count once.
-_MANY_VOTES, _LONG_FALL = 0.3, 1.0
+# Votes and fall that count once, and votes from which they count more; clean classes had 0.67 at most.
+_MANY_VOTES, _LONG_FALL, _MOST_VOTES = 0.3, 1.0, 0.75
 # Fewest images on either side of a line.
 _FEWEST = 10
 # Epochs over which the last losses are averaged.
@@ -82,20 +82,23 @@ class Cut:
         """How clearly the class holds two kinds of images, one of them learned all at once or not at all; 1 is much.
 
         The gain counts by how many of the furthest-fallen images the part holds, which is decisive where there is one
-        target, or by how far it fell, which is decisive where there are several, but not more than once: the easiest
-        class of a clean set has both. For a slow part it counts by itself.
+        target, or by how far it fell, which is decisive where there are several. For a slow part it counts by itself.
         Where the gap is narrow, it is no more than that: an easy part of a class, such as things on a white ground, is
         no trigger.
         """
         if self.slow:
             return max(self.gain, 0.0) / (2 * APART)
-        by_losses = max(self.gain, 0.0) * min(self.promptness, 1.0)
+        by_losses = max(self.gain, 0.0) * self.promptness
         return by_losses if self.gap is None or self.gap >= _WIDE else min(by_losses, self.gap)
 
     @property
     def promptness(self) -> float:
-        """How far the part that fell further fell, or how many of the furthest-fallen images it holds; 1 is far."""
-        return max(self.votes / _MANY_VOTES, self.fall / _LONG_FALL)
+        """How far the part that fell further fell, or how many of the furthest-fallen images it holds; 1 is far.
+
+        The easiest class of a clean set has that too; nearly all of the furthest-fallen images count up to three times.
+        """
+        nearly_all = max(self.votes - _MOST_VOTES, 0.0) / (1 - _MOST_VOTES)
+        return min(max(self.votes / _MANY_VOTES, self.fall / _LONG_FALL), 1.0) * (1 + 2 * nearly_all)
 
     @property
     def members(self) -> Tensor:
