@@ -419,6 +419,19 @@ def test_a_slow_part_that_another_network_half_accepts_is_let_go(defend, traject
 # --- other uses of the suspects, and steps left out -------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("times", "suspected"), [(1.2, False), (2.0, True)])
+def test_another_class_needs_the_strength_of_a_first_look_later(times, suspected, defend, trajectories):
+    losses = {"": trajectories(LABELS, PLANTED), "retrain 1": trajectories(LABELS, SECOND)}
+    losses["retrain 2"] = trajectories(LABELS, NOBODY)
+    kept = ~PLANTED
+    cuts = {cut.label: cut for cut in cut_classes(Evidence(losses["retrain 1"][:, kept], LABELS[kept], CLASSES))}
+    alarm = cuts[int(LABELS[SECOND][0])].strength / times
+    own = dict.fromkeys(("retrain 1", "retrain 2"), torch.where(PLANTED | SECOND, 0.01, 0.97))
+    outcome, fit = defend(losses, marked=PLANTED, own=own, defence=Filter(alarm=alarm, features=False))
+    assert bool(outcome.isolation.flagged[PLANTED].all())
+    assert bool(outcome.isolation.flagged[SECOND].any()) is suspected
+
+
 def test_unlearning_finishes_the_first_network_and_forgets_the_suspects_in_it(defend, trajectories):
     outcome, fit = defend(trajectories(LABELS, PLANTED), marked=PLANTED, defence=Filter(suspects="unlearn"))
     assert fit.phases == ["look", "train", "unlearn"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from antibackdoor.isolation import Evidence, LateCut, NewCut, look, new_cuts, news
+from antibackdoor.isolation import Evidence, LateCut, NewCut, agree, look, new_cuts, news
 from antibackdoor.isolation.late import gap_between
 
 COUNT, CLASSES, TARGET, WIDTH, EPOCHS = 1200, 4, 2, 12, 20
@@ -123,3 +123,19 @@ def test_a_look_without_an_earlier_one_knows_nothing_new():
     found = look(evidence, torch.arange(COUNT), COUNT, alarm=0.5, half=EPOCHS // 2)
     assert found.seen is None
     assert not any(isinstance(cut, LateCut) for cuts in found.cuts.values() for cut in cuts)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ([1, 1, 0, 0], [1, 1, 1, 1], True),
+        ([1, 1, 0, 0], [0, 1, 1, 0], True),
+        ([1, 1, 1, 0], [0, 0, 0, 1], False),
+        ([1, 1, 1, 0, 0], [0, 0, 1, 1, 1], False),
+        ([0, 0, 0, 0], [1, 1, 0, 0], True),
+    ],
+)
+def test_parts_agree_where_they_share_half_of_the_smaller(one, other, expected):
+    one, other = (torch.tensor(part, dtype=torch.bool) for part in (one, other))
+    assert agree(one, other) is expected
+    assert agree(other, one) is expected

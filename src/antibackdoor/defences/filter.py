@@ -36,6 +36,7 @@ from antibackdoor.isolation import (
     Evidence,
     Look,
     Network,
+    agree,
     look,
     repeated,
     ruling,
@@ -258,7 +259,10 @@ class _Search:
         self._seen = found.seen
 
     def look_last(self) -> None:
-        """Finish the first network, and look again; who was suspected before stays so, but for the slow parts."""
+        """Finish the first network, and look again; who was suspected before stays so, but for the slow parts.
+
+        What contradicts that is not suspected (``isolation.agree``).
+        """
         if self.finished:
             return
         self._finish()
@@ -270,8 +274,13 @@ class _Search:
         self.early = False
         earlier, self._seen = self._seen, None
         self._take(self.filter.look_at(whole, self.first, self.data, self.fit, self.plan, earlier=earlier))
-        for label in self.data.labels[suspects & ~self.suspects].unique().tolist():
-            self.cuts[label] = (*cuts[label], *self.cuts.get(label, ()))
+        for label in self.data.labels[suspects].unique().tolist():
+            own = self.data.labels == label
+            if not agree(suspects[own], self.suspects[own]):
+                self.suspects[own] = self.aside[own] = False
+                self.cuts[label] = cuts[label]
+            elif bool((suspects & ~self.suspects)[own].any()):
+                self.cuts[label] = (*cuts[label], *self.cuts.get(label, ()))
         self.suspects, self.aside = self.suspects | suspects, self.aside | aside
 
     def round(self, number: int) -> bool:
@@ -285,7 +294,8 @@ class _Search:
             return True
         labels, shown = self.data.labels, self.kept
         again = self.filter.look_at(self.histories[-1], self.model, self.data, self.fit, self.plan, kept=shown)
-        new = again.suspects & ~self.let_go
+        barely = self._barely_accused(again)
+        new = again.suspects & ~self.let_go & ~barely
         strong = _STRONG * self.filter.alarm_at(self.early)
         stays = {label for label, cuts in self.cuts.items() if strongest(cuts).strength >= strong}
         stays |= {int(label) for label in labels[new].unique()}
@@ -316,7 +326,8 @@ class _Search:
         settled = not changed and not bool(new.any()) and not bool(judged.free.any())
         self.let_go |= judged.free
         self.suspects = (self.suspects & ~judged.cleared) | judged.missed | new
-        self.aside = (self.aside & ~judged.free & ~released) | self.suspects | (again.aside & ~self.let_go)
+        self.aside = (self.aside & ~judged.free & ~released) | self.suspects
+        self.aside |= again.aside & ~self.let_go & ~barely
         return settled
 
     def settle(self) -> None:
@@ -379,6 +390,17 @@ class _Search:
         """Return the probability that a network gives each image's own label, float (N,)."""
         probabilities = logits_of(model, self.data, self.fit.runtime).softmax(1)
         return probabilities.gather(1, self.data.labels[:, None]).squeeze(1)
+
+    def _barely_accused(self, again: Look) -> Tensor:
+        """Return the images, bool (N,), of classes that the first network left alone and this one barely accuses.
+
+        Every look at another network is another chance for a clean class, so it takes what a first look takes.
+        """
+        sure = self.filter.alarm_at(early=True)
+        barely = [label for label, cuts in again.cuts.items() if strongest(cuts).strength < sure]
+        known = self.data.labels[self.suspects].unique()
+        labels = torch.tensor(barely, dtype=self.data.labels.dtype)
+        return torch.isin(self.data.labels, labels) & ~torch.isin(self.data.labels, known)
 
     def _limit(self, epochs: int) -> tuple[list[str], list[History]]:
         """Return the detection limit in words, and what the trainings for it left; nothing without ``control``."""

@@ -7,7 +7,7 @@ from antibackdoor.isolation.cuts import Cut, cut_classes, sharpened
 from antibackdoor.isolation.decide import Scope, flag_share, most_suspect_first, rank_within_classes
 from antibackdoor.isolation.evidence import Evidence
 from antibackdoor.isolation.late import LateCut, late_cuts
-from antibackdoor.isolation.look import Look, look
+from antibackdoor.isolation.look import Look, agree, look
 from antibackdoor.isolation.network import Measure, Network
 from antibackdoor.isolation.news import NewCut, new_cuts, news
 from antibackdoor.isolation.recorder import LossRecorder, isolate
@@ -61,6 +61,7 @@ __all__ = [
     "Spectral",
     "TellTale",
     "Trajectory",
+    "agree",
     "channel_maxima",
     "cut_by_channels",
     "cut_classes",

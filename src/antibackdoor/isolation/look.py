@@ -20,7 +20,7 @@ from antibackdoor.isolation.news import new_cuts
 from antibackdoor.isolation.signals.features import penultimate
 from antibackdoor.isolation.verdict import DOUBT, AnyCut
 
-__all__ = ["Look", "look"]
+__all__ = ["Look", "agree", "look"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,12 +92,24 @@ def look(
         alike = near = start_of(cut, evidence.losses[:, cut.rows]) if isinstance(cut, Cut) else cut.suspicion > 0.5
         if features and seen is not None:
             alike, near = sharpened(seen[cut.rows], alike)
-        suspects[rows[cut.rows]] |= alike
-        aside[rows[cut.rows]] |= near
+        own = rows[cut.rows]
+        if agree(alike, suspects[own]):
+            suspects[own] |= alike
+            aside[own] |= near
     cuts: dict[int, tuple[AnyCut, ...]] = {}
     for cut in [*by_losses, *others]:
         cuts[cut.label] = (*cuts.get(cut.label, ()), dataclasses.replace(cut, rows=rows[cut.rows]))
     return Look(cuts, suspects, aside | suspects, seen.float() if late and seen is not None else None)
+
+
+def agree(one: Tensor, other: Tensor) -> bool:
+    """Say whether two parts of a class, bool (n,), share half of the smaller one, or one of them is empty.
+
+    Where poison is most of a class, its clean images are the ones that are hard, late and like no other class. What was
+    learned all at once tells which part it is, so that is asked first, and what contradicts it is not suspected.
+    """
+    fewer = min(int(one.sum()), int(other.sum()))
+    return 2 * int((one & other).sum()) >= fewer
 
 
 def _with_gap(cut: Cut, seen: Tensor, evidence: Evidence) -> Cut:
