@@ -494,23 +494,26 @@ def test_without_the_referee_the_first_suspects_are_final(defend, trajectories):
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
-def test_the_sensitivity_moves_the_alarm(defend, trajectories):
+@pytest.mark.parametrize(("features", "early"), [(False, 1.5), (True, 1.0)])
+def test_the_sensitivity_moves_the_alarm(features, early, defend, trajectories):
+    """At a first look half as much again, unless the network sees a gap that confirms what the losses say."""
     losses = trajectories(LABELS, PLANTED)
     strength = cut_classes(Evidence(losses[:10], LABELS, CLASSES))[TARGET].strength
     for sensitivity, alarmed in ((0.99, False), (1.01, True)):
-        defence = Filter(sensitivity=sensitivity, alarm=strength / 1.5)
+        defence = Filter(sensitivity=sensitivity, alarm=strength / early, features=features)
         outcome, _ = defend(losses, "scan", marked=PLANTED, defence=defence)
         assert bool(outcome.isolation.flagged.any()) is alarmed
         assert outcome.isolation.verdict == ("poisoned" if alarmed else "undecided")
         assert f"alarm at {strength / sensitivity:.2f}" in outcome.isolation.evidence[0]
 
 
-def test_a_class_is_in_doubt_from_nine_tenths_of_the_alarm(defend, trajectories):
+@pytest.mark.parametrize(("features", "early"), [(False, 1.5), (True, 1.0)])
+def test_a_class_is_in_doubt_from_nine_tenths_of_the_alarm(features, early, defend, trajectories):
     losses = trajectories(LABELS, PLANTED)
     strength = cut_classes(Evidence(losses[:10], LABELS, CLASSES))[TARGET].strength
     # Below a sensitivity of 0.1, gains alone raise no doubt here.
     for factor, verdict in ((1.1, "undecided"), (1.15, "no sign of poison")):
-        defence = Filter(sensitivity=0.1, alarm=0.1 * factor * strength / 1.5)
+        defence = Filter(sensitivity=0.1, alarm=0.1 * factor * strength / early, features=features)
         outcome, _ = defend(losses, "scan", marked=PLANTED, defence=defence)
         assert outcome.isolation.verdict == verdict
         assert ("'cat' is not above suspicion" in outcome.isolation.evidence[0]) is (verdict == "undecided")

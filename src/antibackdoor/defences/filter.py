@@ -72,7 +72,7 @@ class Filter(Defence):
             learns those in which it sees another class under that class. "unlearn": the first network is finished and
             forgets them in place; this costs little, but there is no referee then, and no second round.
         alarm: Strength (``Cut.strength``) from which a class counts as poisoned at the end of a training; at the first
-            look, where figures are noisier, half as much again.
+            look, where figures are noisier, half as much again, unless the network sees a wide gap (``Cut.confirmed``).
         look: Share of the epochs after which it looks for the first time, above 0 and below 1.
         fewest: Epochs that a look needs; a training that has fewer leaves the verdict open.
         latest: Epochs after which the first look comes at the latest, at least ``fewest``.
@@ -187,6 +187,7 @@ class Filter(Defence):
             rows,
             len(data),
             alarm=alarm,
+            confirmed=self.alarm_at(early=False) if math.isfinite(alarm) else None,
             half=self.first_look(plan),
             earlier=earlier,
             sensitivity=self.sensitivity,
@@ -369,6 +370,7 @@ class _Search:
             self.data,
             self.suspects,
             alarm=self.filter.alarm_at(self.early),
+            confirmed=self.filter.alarm_at(early=False),
             sensitivity=self.filter.sensitivity,
             blind=few if not self.cuts or epochs < self.filter.fewest else "",
             words=(*self.words, *limit),

@@ -89,7 +89,12 @@ class Cut:
         if self.slow:
             return max(self.gain, 0.0) / (2 * APART)
         by_losses = max(self.gain, 0.0) * self.promptness
-        return by_losses if self.gap is None or self.gap >= _WIDE else min(by_losses, self.gap)
+        return by_losses if self.gap is None or self.confirmed else min(by_losses, self.gap)
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether a gap in what the network sees is wide enough to confirm what the losses say."""
+        return self.gap is not None and self.gap >= _WIDE
 
     @property
     def promptness(self) -> float:

@@ -13,7 +13,7 @@ from antibackdoor.isolation.cuts import Cut
 from antibackdoor.isolation.late import LateCut
 from antibackdoor.types import ImageSet, Isolation, Verdict
 
-__all__ = ["DOUBT", "AnyCut", "strongest", "verdict_of"]
+__all__ = ["DOUBT", "AnyCut", "alarm_for", "strongest", "verdict_of"]
 
 # One class in two parts, by its losses, by what excites the network or by what was learned late.
 AnyCut: TypeAlias = Cut | ChannelCut | LateCut
@@ -29,12 +29,18 @@ def strongest(cuts: Iterable[AnyCut]) -> AnyCut:
     return max(cuts, key=lambda cut: cut.strength)
 
 
+def alarm_for(cut: AnyCut, alarm: float, confirmed: float | None) -> float:
+    """Return the strength from which a cut counts: ``confirmed``, where given, if the network sees a wide gap there."""
+    return confirmed if confirmed is not None and isinstance(cut, Cut) and cut.confirmed else alarm
+
+
 def verdict_of(
     cuts: Mapping[int, Sequence[AnyCut]],
     data: ImageSet,
     flagged: Tensor,
     *,
     alarm: float,
+    confirmed: float | None = None,
     sensitivity: float = 1.0,
     blind: str = "",
     words: Sequence[str] = (),
@@ -46,6 +52,7 @@ def verdict_of(
         data: The set.
         flagged: bool (N,).
         alarm: Strength from which a class counts as poisoned.
+        confirmed: The same for a cut by losses that a wide gap confirms; ``alarm`` by default.
         sensitivity: Divides the gain from which a class is not above suspicion, as it did ``alarm``.
         blind: Why there was too little to look at, or nothing.
         words: Sentences to add.
@@ -64,20 +71,21 @@ def verdict_of(
         if isinstance(cut, Cut) and cut.gap is None and cut.gain >= _UNCERTAIN / sensitivity
     }
     doubtful = {
-        label: unlearned.get(label, cut) if cut.strength < DOUBT * alarm else cut
+        label: unlearned.get(label, cut) if cut.strength < DOUBT * alarm_for(cut, alarm, confirmed) else cut
         for label, cut in clearest.items()
-        if label not in poisoned and (cut.strength >= DOUBT * alarm or label in unlearned)
+        if label not in poisoned and (cut.strength >= DOUBT * alarm_for(cut, alarm, confirmed) or label in unlearned)
     }
     sentences = [f"Too little to look at: {blind}."] if blind else []
     for label in poisoned:
         count, cut = int((flagged & (data.labels == label)).sum()), clearest[label]
         sentences.append(
             f"Class {data.classes[label]!r} is poisoned, about {count} images: it holds {cut.kind} ({cut.figures}, "
-            f"alarm at {alarm:.2f})."
+            f"alarm at {alarm_for(cut, alarm, confirmed):.2f})."
         )
     for label, cut in doubtful.items():
         sentences.append(
-            f"Class {data.classes[label]!r} is not above suspicion ({cut.figures}, alarm at {alarm:.2f}): it may hold "
+            f"Class {data.classes[label]!r} is not above suspicion ({cut.figures}, alarm at "
+            f"{alarm_for(cut, alarm, confirmed):.2f}): it may hold "
             "images with wrong labels that were not learned yet."
         )
     if not sentences:
