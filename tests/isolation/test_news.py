@@ -8,6 +8,7 @@ import torch
 
 from antibackdoor.isolation import Evidence, LateCut, NewCut, agree, look, new_cuts, news
 from antibackdoor.isolation.late import gap_between
+from antibackdoor.isolation.look import _unsettled
 
 COUNT, CLASSES, TARGET, WIDTH, EPOCHS = 1200, 4, 2, 12, 20
 LABELS = torch.arange(COUNT) % CLASSES
@@ -139,3 +140,11 @@ def test_parts_agree_where_they_share_half_of_the_smaller(one, other, expected):
     one, other = (torch.tensor(part, dtype=torch.bool) for part in (one, other))
     assert agree(one, other) is expected
     assert agree(other, one) is expected
+
+
+@pytest.mark.parametrize(
+    ("part", "kept", "expected"), [(80, 70, True), (80, 78, False), (60, 40, False), (80, 80, False)]
+)
+def test_most_of_a_class_that_is_not_confirmed_is_unsettled(part, kept, expected):
+    start, alike = torch.arange(100) < part, torch.arange(100) < kept
+    assert _unsettled(start, alike) is expected

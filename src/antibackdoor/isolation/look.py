@@ -22,6 +22,9 @@ from antibackdoor.isolation.verdict import DOUBT, AnyCut, alarm_for
 
 __all__ = ["Look", "agree", "look"]
 
+# Share of its class from which a part is nearly all of it, and share of the part that may be taken back as a mistake.
+_NEARLY_ALL, _LOST = 0.75, 0.05
+
 
 @dataclass(frozen=True, eq=False)
 class Look:
@@ -92,9 +95,10 @@ def look(
     for cut in [*by_losses, *others]:
         if not (cut.strength >= alarm_for(cut, alarm, confirmed) or (isinstance(cut, Cut) and cut.slow)):
             continue
-        alike = near = start_of(cut, evidence.losses[:, cut.rows]) if isinstance(cut, Cut) else cut.suspicion > 0.5
-        if features and seen is not None:
-            alike, near = sharpened(seen[cut.rows], alike)
+        start = start_of(cut, evidence.losses[:, cut.rows]) if isinstance(cut, Cut) else cut.suspicion > 0.5
+        alike, near = sharpened(seen[cut.rows], start) if features and seen is not None else (start, start)
+        if _unsettled(start, alike):
+            alike, near = alike | start, torch.ones_like(start)
         own = rows[cut.rows]
         if agree(alike, suspects[own]):
             suspects[own] |= alike
@@ -103,6 +107,15 @@ def look(
     for cut in [*by_losses, *others]:
         cuts[cut.label] = (*cuts.get(cut.label, ()), dataclasses.replace(cut, rows=rows[cut.rows]))
     return Look(cuts, suspects, aside | suspects, seen.float() if late and seen is not None else None)
+
+
+def _unsettled(start: Tensor, alike: Tensor) -> bool:
+    """Say whether a part that is most of its class was not confirmed: bool (n,) each.
+
+    The rest of such a class is small, and poison that was missed is most of it, so that nothing can be told by it. The
+    whole class is set aside then.
+    """
+    return float(start.double().mean()) >= _NEARLY_ALL and int((start & ~alike).sum()) > _LOST * int(start.sum())
 
 
 def agree(one: Tensor, other: Tensor) -> bool:
