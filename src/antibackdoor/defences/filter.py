@@ -161,6 +161,7 @@ class Filter(Defence):
         *,
         kept: Tensor | None = None,
         earlier: Tensor | None = None,
+        copies: Tensor | None = None,
     ) -> Look:
         """Look at the images that were trained on; see ``isolation.look``.
 
@@ -172,10 +173,11 @@ class Filter(Defence):
             plan: Of the whole training.
             kept: bool (N,), the images that were trained on; all by default.
             earlier: ``Look.seen`` of the first look at the same training, if this is not it.
+            copies: bool (N,), what ``isolation.repeated`` finds in the set, if it was asked before.
         """
         rows = torch.arange(len(data)) if kept is None else kept.nonzero().squeeze(1)
         # An image and its exact copies are one.
-        apart = repeated(data.images, data.labels)
+        apart = repeated(data.images, data.labels) if copies is None else copies
         if history.held_out is not None:
             apart = apart | torch.from_numpy(history.held_out)
         held_out = apart[rows] if bool(apart.any()) else None
@@ -238,6 +240,7 @@ class _Search:
         self.finished = self.half == self.plan.epochs
         self._before: Tensor | None = None
         self._seen: Tensor | None = None
+        self._copies = repeated(self.data.images, self.data.labels)
 
     @property
     def suspected(self) -> bool:
@@ -255,7 +258,7 @@ class _Search:
         history = self.fit(self.first, self.data, Phase("look", self.plan, last=self.half, part_of="train"))
         self.histories.append(history)
         self.early = not self.finished
-        found = self.filter.look_at(history, self.first, self.data, self.fit, self.plan)
+        found = self._look_at(history, self.first)
         self._take(found)
         self._seen = found.seen
 
@@ -274,7 +277,7 @@ class _Search:
         )
         self.early = False
         earlier, self._seen = self._seen, None
-        self._take(self.filter.look_at(whole, self.first, self.data, self.fit, self.plan, earlier=earlier))
+        self._take(self._look_at(whole, self.first, earlier=earlier))
         for label in self.data.labels[suspects].unique().tolist():
             own = self.data.labels == label
             if not agree(suspects[own], self.suspects[own]):
@@ -294,7 +297,7 @@ class _Search:
         if self._before is None:
             return True
         labels, shown = self.data.labels, self.kept
-        again = self.filter.look_at(self.histories[-1], self.model, self.data, self.fit, self.plan, kept=shown)
+        again = self._look_at(self.histories[-1], self.model, kept=shown)
         barely = self._barely_accused(again)
         new = again.suspects & ~self.let_go & ~barely
         strong = _STRONG * self.filter.alarm_at(self.early)
@@ -384,6 +387,13 @@ class _Search:
         phase = Phase("train", self.plan, first=self.half, part_of="train")
         self.histories.append(self.fit(self.first, self.data, phase))
         self.finished = True
+
+    def _look_at(
+        self, history: History, model: nn.Module, *, kept: Tensor | None = None, earlier: Tensor | None = None
+    ) -> Look:
+        return self.filter.look_at(
+            history, model, self.data, self.fit, self.plan, kept=kept, earlier=earlier, copies=self._copies
+        )
 
     def _take(self, look: Look) -> None:
         self.cuts, self.suspects, self.aside = look.cuts, look.suspects, look.aside

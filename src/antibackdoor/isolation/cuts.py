@@ -15,13 +15,15 @@ from antibackdoor.isolation.evidence import Evidence
 from antibackdoor.isolation.mixture import two_gaussians
 from antibackdoor.isolation.principal import principal_components
 
-__all__ = ["APART", "MOST", "Cut", "cut_classes", "learned", "sharpened", "slow_cuts", "start_of"]
+__all__ = ["APART", "LAST", "MOST", "Cut", "cut_classes", "learned", "sharpened", "slow_cuts", "start_of"]
 
 # Gain from which a class holds two kinds of images, whichever part fell further; clean classes of 600 images stayed
 # under 0.6, one of 200 had 0.76.
 APART = 0.85
 # Largest share of a class that its slow part may be: most of a class cannot be wrong.
 MOST = 0.6
+# Epochs over which the last losses are averaged.
+LAST = 3
 # Width from which a gap confirms what the losses say.
 _WIDE = 0.5
 # How many times the median gain of the other classes that must be: labels that are wrong everywhere are no attack.
@@ -45,8 +47,6 @@ _NEAR = 0.4
 _MANY_VOTES, _LONG_FALL, _MOST_VOTES = 0.3, 1.0, 0.75
 # Fewest images on either side of a line.
 _FEWEST = 10
-# Epochs over which the last losses are averaged.
-_LAST = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +202,7 @@ def _two_parts(points: NDArray[np.float64], fitted: NDArray[np.bool_]) -> tuple[
 
 def learned(losses: Tensor) -> Tensor:
     """Return which images a network gives their labels in the end, bool (n,), from their losses, float (E, n)."""
-    return losses[-_LAST:].mean(0) < math.log(2)
+    return losses[-LAST:].mean(0) < math.log(2)
 
 
 def start_of(cut: Cut, losses: Tensor) -> Tensor:

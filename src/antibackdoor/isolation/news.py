@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from antibackdoor.isolation.cuts import learned
+from antibackdoor.isolation.cuts import LAST, learned
 from antibackdoor.isolation.late import LateCut, gap_between
 
 __all__ = ["NewCut", "new_cuts", "news"]
@@ -17,8 +17,6 @@ _FLOOR = 1e-6
 _PENALTY = 0.01
 # Share of the images learned since that the search starts from: those whose losses fell furthest.
 _START = 1 / 3
-# Epochs over which losses are averaged, as in ``cuts.learned``.
-_LAST = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +85,7 @@ def news(earlier: Tensor, seen: Tensor) -> Tensor:
 def _start(losses: Tensor, half: int) -> Tensor:
     """Return the images to start from: bool (n,)."""
     since = learned(losses) & ~learned(losses[:half])
-    before, last = (part.mean(0).clamp_min(_FLOOR).log() for part in (losses[half - _LAST : half], losses[-_LAST:]))
+    before, last = (part.mean(0).clamp_min(_FLOOR).log() for part in (losses[half - LAST : half], losses[-LAST:]))
     fall = torch.where(since, before - last, -torch.inf)
     start = torch.zeros_like(since)
     start[fall.argsort(descending=True, stable=True)[: round(_START * int(since.sum()))]] = True
