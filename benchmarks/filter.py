@@ -14,6 +14,7 @@ images carry rates above 1 %, 20,000 those of 1 % and less, and 2,000 test image
 * verdict, and false_alarm: whether it is "poisoned" without poison.
 * trainings: images that all phases were shown, epoch by epoch, over those of one ordinary training: the cost without
   the noise of a clock; seconds, of all phases of training, beside it.
+* commit: the code that made the cell; cells of older code stay until `--again filter` makes them anew.
 
 No defence is told the rate, the target or the trigger.
 """
@@ -23,12 +24,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from attacks import read_attack
-from record import made_by, over_seeds
+from record import commit, made_by, over_seeds
 
 from antibackdoor.config import Choice, DataConfig, PoisonConfig, RunConfig, TrainConfig
 from antibackdoor.console import ConsoleProgress
@@ -145,6 +147,7 @@ class Bench:
         cell["flagged_share"] = cell["n_flagged"] / cell["n_train"]
         cell["false_alarm"] = None if row.attack else float(cell["verdict"] == "poisoned")
         cell["alarm"] = float(cell["verdict"] == "poisoned") if row.attack else None
+        cell["commit"] = commit()
         return cell
 
     def _of_control(self, row: Row, seed: int, config: RunConfig) -> tuple[float, float | None]:
@@ -175,7 +178,7 @@ def summarise(cells: list[dict[str, object]]) -> list[dict[str, object]]:
 
 
 def main() -> None:
-    """Run the cells that the JSON lacks, printing a line a cell, and write it after every cell."""
+    """Run the cells that the JSON lacks, and those to be made again; write the JSON after every cell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("set", choices=list(ROWS))
     parser.add_argument("--data", help="folder with train/ and test/; not for embedded")
@@ -183,6 +186,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", metavar="ATTACK@RATE[:KEY=VALUE,...]", help="all of the set by default")
     parser.add_argument("--defences", nargs="+", default=["abl", "filter"])
+    parser.add_argument("--again", nargs="+", default=[], metavar="DEFENCE", help="make their cells of this call anew")
     parser.add_argument("--epochs", type=int, default=0, help="of ordinary training; that of the set by default")
     parser.add_argument("--model", default="wrn-16-1")
     parser.add_argument("--full", action="store_true", help="all images, 100 epochs")
@@ -191,26 +195,35 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.set != "embedded" and not arguments.data:
         parser.error(f"{arguments.set} needs --data DIR")
-    cells: list[dict[str, object]] = []
+    cells: dict[tuple[str, int, str], dict[str, object]] = {}
     if arguments.json.exists():
-        cells = json.loads(arguments.json.read_text(encoding="utf-8"))["cells"]
-    done = {(cell["row"], cell["defence"], cell["seed"]): cell for cell in cells}
+        kept = json.loads(arguments.json.read_text(encoding="utf-8"))["cells"]
+        cells = {(cell["row"], cell["seed"], cell["defence"]): cell for cell in kept}
+    done = {key for key in cells if key[2] not in arguments.again}
     rows = [Row.of(text) for text in arguments.rows or ROWS[arguments.set]]
     side = SIDE if arguments.set == "imagenette" and not arguments.full else None
     bench = Bench(arguments, load(arguments.data or "embedded", image_size=side))
     for seed in arguments.seeds:
         for row in sorted(rows, key=lambda row: row.limit(arguments.set)):
             for defence in ("none", *arguments.defences):
-                if (row.text, defence, seed) in done:
+                if (row.text, seed, defence) in done:
                     continue
-                cell = bench.measure(row, defence, seed, done.get((row.text, "none", seed)))
-                done[row.text, defence, seed] = cell
-                cells.append(cell)
+                base = None if defence == "none" else cells[row.text, seed, "none"]
+                cell = cells[row.text, seed, defence] = bench.measure(row, defence, seed, base)
                 keys = ("ca", "ca_gap", "asr", "excess", "recall", "fpr")
                 shown = " ".join(f"{key} {100 * cell[key]:5.1f}" for key in keys if cell[key] is not None)
                 cost = f"trainings {cell['trainings']}"
                 print(f"{row.text:28s} {defence:8s} {seed}: {shown} {cost} {cell['verdict']}", flush=True)
-                _write(arguments, cells, rows[0])
+                _write(arguments, in_order(cells.values()), rows[0])
+
+
+def in_order(cells: Iterable[dict[str, object]]) -> list[dict[str, object]]:
+    """Sort cells by row, in the order they came in, then by seed and defence, the undefended first."""
+    found = list(cells)
+    rows = list(dict.fromkeys(cell["row"] for cell in found))
+    return sorted(
+        found, key=lambda cell: (rows.index(cell["row"]), cell["seed"], cell["defence"] != "none", cell["defence"])
+    )
 
 
 def _write(arguments: argparse.Namespace, cells: list[dict[str, object]], row: Row) -> None:

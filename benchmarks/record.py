@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,15 @@ def made_by(device: str) -> dict[str, object]:
         "platform": platform.platform(),
         "versions": versions(),
     }
+
+
+def commit() -> str | None:
+    """Return the commit of the code, with "+" where files differ from it; None outside a repository."""
+    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def relative(words: list[str]) -> list[str]:
