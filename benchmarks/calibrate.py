@@ -4,8 +4,10 @@
     python benchmarks/calibrate.py cifar10 --data DIR --json benchmarks/results/calibrate_cifar10_cpu.json
 
 Each cell trains once on clean images, as ordinary training does, and cuts every class, by losses, by channels, by what
-was learned late and by what is new in what the network sees, at the filter's first look and at the end. Natural
-trouble that is no poison is among the sets:
+was learned late and by what is new in what the network sees, at the filter's first look and at the end. `null` is over all
+cells: of the largest strength of any class and kind of cut, mean, spread, and what 5 % of clean trainings would exceed
+by a Gumbel distribution with that mean and spread. Cells of older code stay until `--again` makes those of the call
+anew. Natural trouble that is no poison is among the sets:
 
 * plain: as it is;
 * noise: 5 % of the labels are wrong, at random;
@@ -17,13 +19,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 
 import numpy as np
 import torch
 from filter import EPOCHS, SMALL
-from record import made_by
+from record import commit, made_by
 
 from antibackdoor.data.sources import load, subsample
 from antibackdoor.defences.filter import Filter
@@ -87,17 +93,37 @@ def measure(data: ImageSet, kind: str, seed: int, arguments: argparse.Namespace)
         for what, kind_of_cut in KINDS_OF_CUTS.items():
             cell[f"{name}_{what}"] = max((cut.strength for cut in cuts if type(cut) is kind_of_cut), default=None)
         cell[f"{name}_alarm"] = float(bool(found.suspects.any()))
+    cell["commit"] = commit()
     return cell
 
 
+def null_of(cells: Sequence[Mapping[str, object]]) -> dict[str, dict[str, float]]:
+    """Return the null of both looks, of two cells or more."""
+    found: dict[str, dict[str, float]] = {}
+    for name in ("look", "end") if len(cells) > 1 else ():
+        largest = [max(cell[f"{name}_{what}"] or 0.0 for what in KINDS_OF_CUTS) for cell in cells]
+        mean, spread = fmean(largest), stdev(largest)
+        scale = spread * math.sqrt(6) / math.pi
+        exceeded = mean - np.euler_gamma * scale - scale * math.log(-math.log(0.95))
+        found[name] = {
+            "n": len(cells),
+            "mean": mean,
+            "sd": spread,
+            "max": max(largest),
+            "exceeded_by_5_percent": exceeded,
+        }
+    return found
+
+
 def main() -> None:
-    """Run every kind with every seed, printing a line a cell, and write the JSON after every cell."""
+    """Run the cells that the JSON lacks, and those to be made again; write the JSON after every cell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("set", choices=list(EPOCHS))
     parser.add_argument("--data", help="folder with train/; not for embedded")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--again", action="store_true", help="make the cells of this call anew")
     parser.add_argument("--limit", type=int, default=SMALL)
     parser.add_argument("--epochs", type=int, default=0)
     parser.add_argument("--model", default="wrn-16-1")
@@ -106,23 +132,29 @@ def main() -> None:
     if arguments.set != "embedded" and not arguments.data:
         parser.error(f"{arguments.set} needs --data DIR")
     data = load(arguments.data or "embedded").train
-    cells = []
-    for seed in arguments.seeds:
-        for kind in arguments.kinds:
-            cells.append(measure(data, kind, seed, arguments))
-            keys = [f"look_{what}" for what in ("strength", "gain", "channels")]
-            keys += [f"end_{what}" for what in KINDS_OF_CUTS]
-            figures = " ".join(f"{key} {cells[-1][key]:.2f}" for key in keys if cells[-1].get(key) is not None)
-            figures += "".join(f" ALARM at the {name}" for name in ("look", "end") if cells[-1][f"{name}_alarm"])
-            print(f"{kind:12s} seed {seed}: {figures}", flush=True)
-            content = {
-                **made_by(arguments.device),
-                "alarm": Filter().alarm,
-                "false_alarms": sum(max(cell["look_alarm"], cell["end_alarm"]) for cell in cells),
-                "cells": cells,
-            }
-            arguments.json.parent.mkdir(parents=True, exist_ok=True)
-            arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    cells: dict[tuple[str, int], dict[str, object]] = {}
+    if arguments.json.exists():
+        kept = json.loads(arguments.json.read_text(encoding="utf-8"))["cells"]
+        cells = {(cell["kind"], cell["seed"]): cell for cell in kept}
+    for kind, seed in itertools.product(arguments.kinds, arguments.seeds):
+        if (kind, seed) in cells and not arguments.again:
+            continue
+        cell = cells[kind, seed] = measure(data, kind, seed, arguments)
+        keys = [f"look_{what}" for what in ("strength", "gain", "channels")]
+        keys += [f"end_{what}" for what in KINDS_OF_CUTS]
+        figures = " ".join(f"{key} {cell[key]:.2f}" for key in keys if cell.get(key) is not None)
+        figures += "".join(f" ALARM at the {name}" for name in ("look", "end") if cell[f"{name}_alarm"])
+        print(f"{kind:12s} seed {seed}: {figures}", flush=True)
+        ordered = sorted(cells.values(), key=lambda cell: (KINDS.index(cell["kind"]), cell["seed"]))
+        content = {
+            **made_by(arguments.device),
+            "alarm": Filter().alarm,
+            "false_alarms": sum(max(cell["look_alarm"], cell["end_alarm"]) for cell in ordered),
+            "null": null_of(ordered),
+            "cells": ordered,
+        }
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

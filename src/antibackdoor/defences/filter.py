@@ -52,7 +52,7 @@ from antibackdoor.types import History, ImageSet, Isolation, Outcome
 __all__ = ["Filter"]
 
 # What the alarm is multiplied by at the first look.
-_EARLY = 1.5
+_EARLY = 1.4
 # Shares of the set that the planted control tries, and the share of the copies that must be found.
 _CONTROLS, _FOUND = (0.02, 0.01, 0.005, 0.002), 0.9
 # Times the alarm from which a class is not let go, however easy its suspects are.
@@ -72,7 +72,7 @@ class Filter(Defence):
             learns those in which it sees another class under that class. "unlearn": the first network is finished and
             forgets them in place; this costs little, but there is no referee then, and no second round.
         alarm: Strength (``Cut.strength``) from which a class counts as poisoned at the end of a training; at the first
-            look, where figures are noisier, half as much again, unless the network sees a wide gap (``Cut.confirmed``).
+            look, where figures are noisier, 1.4 times that, unless the network sees a wide gap (``Cut.confirmed``).
         look: Share of the epochs after which it looks for the first time, above 0 and below 1.
         fewest: Epochs that a look needs; a training that has fewer leaves the verdict open.
         latest: Epochs after which the first look comes at the latest, at least ``fewest``.
@@ -96,7 +96,7 @@ class Filter(Defence):
 
     sensitivity: float = 1.0
     suspects: Literal["drop", "unlabelled", "unlearn"] = "drop"
-    alarm: float = 0.5
+    alarm: float = 0.55
     look: float = 0.5
     fewest: int = 5
     latest: int = 10

@@ -120,9 +120,9 @@ class Cut:
     @property
     def figures(self) -> str:
         """The figures behind it, in words."""
-        how = f"strength {self.strength:.2f}; gain {self.gain:.2f}"
+        how = f"gain {self.gain:.2f}"
         if not self.slow:
-            how += f", votes {self.votes:.2f}, fall {self.fall:.1f}"
+            how = f"strength {self.strength:.2f}; {how}, votes {self.votes:.2f}, fall {self.fall:.1f}"
         return how if self.gap is None else f"{how}, gap {self.gap:.2f}"
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from antibackdoor.isolation.channels import ChannelCut
-from antibackdoor.isolation.cuts import Cut
+from antibackdoor.isolation.cuts import APART, Cut
 from antibackdoor.isolation.late import LateCut
 from antibackdoor.types import ImageSet, Isolation, Verdict
 
@@ -57,6 +57,12 @@ def verdict_of(
         blind: Why there was too little to look at, or nothing.
         words: Sentences to add.
     """
+
+    def alarm_in_words(cut: AnyCut) -> str:
+        if isinstance(cut, Cut) and cut.slow:
+            return f"alarm at a gain of {APART / sensitivity:.2f}"
+        return f"alarm at {alarm_for(cut, alarm, confirmed):.2f}"
+
     scores = torch.zeros(len(data))
     for cut in (cut for those in cuts.values() for cut in those):
         scores[cut.rows] = torch.maximum(scores[cut.rows], (cut.suspicion * cut.strength).float())
@@ -80,12 +86,11 @@ def verdict_of(
         count, cut = int((flagged & (data.labels == label)).sum()), clearest[label]
         sentences.append(
             f"Class {data.classes[label]!r} is poisoned, about {count} images: it holds {cut.kind} ({cut.figures}, "
-            f"alarm at {alarm_for(cut, alarm, confirmed):.2f})."
+            f"{alarm_in_words(cut)})."
         )
     for label, cut in doubtful.items():
         sentences.append(
-            f"Class {data.classes[label]!r} is not above suspicion ({cut.figures}, alarm at "
-            f"{alarm_for(cut, alarm, confirmed):.2f}): it may hold "
+            f"Class {data.classes[label]!r} is not above suspicion ({cut.figures}, {alarm_in_words(cut)}): it may hold "
             "images with wrong labels that were not learned yet."
         )
     if not sentences:
