@@ -4,10 +4,10 @@
     python benchmarks/calibrate.py cifar10 --data DIR --json benchmarks/results/calibrate_cifar10_cpu.json
 
 Each cell trains once on clean images, as ordinary training does, and cuts every class, by losses, by channels, by what
-was learned late and by what is new in what the network sees, at the filter's first look and at the end. `null` is over all
-cells: of the largest strength of any class and kind of cut, mean, spread, and what 5 % of clean trainings would exceed
-by a Gumbel distribution with that mean and spread. Cells of older code stay until `--again` makes those of the call
-anew. Natural trouble that is no poison is among the sets:
+was learned late and by what is new in what the network sees, at the filter's first look and at the end. `null` is over
+all cells: of the largest strength of any class and kind of cut, mean, spread, and what 5 % of clean trainings would
+exceed by a Gumbel distribution with that mean and spread. Cells of older code stay until `--again` makes those of the
+call anew. Natural trouble that is no poison is among the sets:
 
 * plain: as it is;
 * noise: 5 % of the labels are wrong, at random;

@@ -39,7 +39,7 @@ def seen(marked=NOBODY, *, foreign=True):
 
 def cuts_of(trained, values, labels=LABELS, fitted=None):
     half = Evidence(trained[:10], labels, CLASSES, None if fitted is None else ~fitted)
-    return {cut.label: cut for cut in late_cuts(cut_classes(half), trained, values, labels, fitted)}
+    return {cut.label: cut for cut in late_cuts(cut_classes(half), trained, 10, values, labels, fitted)}
 
 
 def test_hard_images_that_were_learned_and_have_something_in_common_are_found():
@@ -63,6 +63,13 @@ def test_hard_images_that_look_like_another_class_are_no_evidence():
 
 def test_what_was_never_learned_is_not_looked_at():
     assert TARGET not in cuts_of(losses(PLANTED, then=2.0), seen(PLANTED))
+
+
+def test_a_part_that_was_learned_half_way_was_not_hard():
+    """The slower third of a kind of its own; what it settles on is all of that kind."""
+    slower = PLANTED & (torch.arange(COUNT) % 12 < 4)
+    assert TARGET in cuts_of(losses(PLANTED), seen(PLANTED))
+    assert TARGET not in cuts_of(losses(slower), seen(PLANTED))
 
 
 def test_most_of_a_class_cannot_be_wrong():

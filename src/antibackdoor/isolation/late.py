@@ -16,12 +16,14 @@ from antibackdoor.isolation.cuts import MOST, Cut, learned
 from antibackdoor.isolation.mixture import two_gaussians
 from antibackdoor.isolation.principal import principal_components
 
-__all__ = ["Gap", "LateCut", "gap_between", "late_cuts"]
+__all__ = ["Gap", "LateCut", "gap_between", "late_cuts", "was_hard"]
 
 _COMPONENTS, _PENALTY, _PASSES = 100, 0.1, 10
 _FLOOR = 1e-6
 # A gain that counts once, in what the network sees.
 _MUCH = 0.4
+# Share of a part that may have been learned half-way: parts of clean classes had two thirds and more, poison a quarter.
+_LEARNED = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +65,7 @@ class LateCut:
 
 
 def late_cuts(
-    before: Sequence[Cut], losses: Tensor, seen: Tensor, labels: Tensor, fitted: Tensor | None = None
+    before: Sequence[Cut], losses: Tensor, half: int, seen: Tensor, labels: Tensor, fitted: Tensor | None = None
 ) -> list[LateCut]:
     """Cut every class that has 100 images to fit to, and 20 that were hard and were learned, but not most.
 
@@ -74,12 +76,13 @@ def late_cuts(
     Args:
         before: Cuts of the classes by the losses until half-way; of each, the part that had not fallen is looked at.
         losses: float (E, N), of the whole training.
+        half: Epochs until half-way.
         seen: float (N, D), what the network makes of the images when it is trained.
         labels: int64 (N,).
         fitted: bool (N,), images to fit to; all by default.
 
     Returns:
-        One cut a class that could be cut, in the order of ``before``.
+        One cut a class that could be cut and whose part was hard, in the order of ``before``.
 
     Source:
         Ours (docs/log.md).
@@ -88,10 +91,20 @@ def late_cuts(
     for cut in before:
         start = (cut.suspicion <= 0.5) & learned(losses[:, cut.rows])
         gap = gap_between(seen, labels, cut.label, start, fitted)
-        if gap is not None and gap.gain != 0 and gap.share <= MOST:
+        if gap is None or gap.gain == 0 or gap.share > MOST:
+            continue
+        if was_hard(losses[:half, cut.rows[gap.inside]]):
             suspicion = gap.inside.double()
             found.append(LateCut(cut.label, cut.rows, suspicion, gap.gain, gap.common))
     return found
+
+
+def was_hard(losses: Tensor) -> bool:
+    """Say whether most of some images were not learned, from their losses until half-way, float (E, n).
+
+    A part that is followed to where it settles may have left the hard images that it started from.
+    """
+    return float(learned(losses).double().mean()) < _LEARNED
 
 
 @dataclass(frozen=True, eq=False)

@@ -87,9 +87,9 @@ def look(
     others: list[ChannelCut | LateCut] = []
     if channels and maxima is not None:
         others += cut_by_channels(maxima, evidence.labels, evidence.num_classes, evidence.trained)
-    if late and seen is not None and over:
-        others += late_cuts(before, evidence.losses, seen, evidence.labels, evidence.trained)
-        if earlier is not None and half is not None:
+    if late and seen is not None and half is not None and over:
+        others += late_cuts(before, evidence.losses, half, seen, evidence.labels, evidence.trained)
+        if earlier is not None:
             others += new_cuts(evidence.losses, half, earlier, seen, evidence.labels, evidence.trained)
     suspects, aside = torch.zeros(2, total, dtype=torch.bool)
     for cut in [*by_losses, *others]:

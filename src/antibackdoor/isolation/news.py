@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from antibackdoor.isolation.cuts import LAST, learned
-from antibackdoor.isolation.late import LateCut, gap_between
+from antibackdoor.isolation.late import LateCut, gap_between, was_hard
 
 __all__ = ["NewCut", "new_cuts", "news"]
 
@@ -54,7 +54,7 @@ def new_cuts(
         fitted: bool (N,), images to fit to; all by default.
 
     Returns:
-        One cut a class that could be cut, in the order of labels.
+        One cut a class that could be cut and whose part was hard, in the order of labels.
 
     Source:
         Ours (docs/log.md).
@@ -64,7 +64,7 @@ def new_cuts(
     for label in labels.unique().tolist():
         rows = (labels == label).nonzero().squeeze(1)
         gap = gap_between(new, labels, label, _start(losses[:, rows], half), fitted, grows=False)
-        if gap is not None and gap.gain != 0:
+        if gap is not None and gap.gain != 0 and was_hard(losses[:half, rows[gap.inside]]):
             found.append(NewCut(label, rows, gap.inside.double(), gap.gain, gap.common))
     return found
 
