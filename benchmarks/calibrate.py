@@ -21,15 +21,12 @@ import argparse
 import dataclasses
 import itertools
 import json
-import math
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 
 import numpy as np
 import torch
 from filter import EPOCHS, SMALL
-from record import commit, made_by
+from record import commit, made_by, null_of
 
 from antibackdoor.data.sources import load, subsample
 from antibackdoor.defences.filter import Filter
@@ -97,24 +94,6 @@ def measure(data: ImageSet, kind: str, seed: int, arguments: argparse.Namespace)
     return cell
 
 
-def null_of(cells: Sequence[Mapping[str, object]]) -> dict[str, dict[str, float]]:
-    """Return the null of both looks, of two cells or more."""
-    found: dict[str, dict[str, float]] = {}
-    for name in ("look", "end") if len(cells) > 1 else ():
-        largest = [max(cell[f"{name}_{what}"] or 0.0 for what in KINDS_OF_CUTS) for cell in cells]
-        mean, spread = fmean(largest), stdev(largest)
-        scale = spread * math.sqrt(6) / math.pi
-        exceeded = mean - np.euler_gamma * scale - scale * math.log(-math.log(0.95))
-        found[name] = {
-            "n": len(cells),
-            "mean": mean,
-            "sd": spread,
-            "max": max(largest),
-            "exceeded_by_5_percent": exceeded,
-        }
-    return found
-
-
 def main() -> None:
     """Run the cells that the JSON lacks, and those to be made again; write the JSON after every cell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -150,7 +129,7 @@ def main() -> None:
             **made_by(arguments.device),
             "alarm": Filter().alarm,
             "false_alarms": sum(max(cell["look_alarm"], cell["end_alarm"]) for cell in ordered),
-            "null": null_of(ordered),
+            "null": null_of(ordered, KINDS_OF_CUTS),
             "cells": ordered,
         }
         arguments.json.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from statistics import fmean, stdev
 
 from antibackdoor.pipeline import versions
 from antibackdoor.training import Runtime
+
+_EULER = 0.5772156649
 
 
 def made_by(device: str) -> dict[str, object]:
@@ -55,4 +58,26 @@ def over_seeds(
             found[f"{key}_sd"] = round(stdev(values), 4) if len(values) > 1 else None
             if worst:
                 found[f"{key}_max"] = round(max(values), 4)
+    return found
+
+
+def null_of(cells: Sequence[Mapping[str, object]], kinds: Iterable[str]) -> dict[str, dict[str, float]]:
+    """Return how strong evidence gets in clean trainings, at both looks; nothing of a single one.
+
+    Args:
+        cells: Of benchmarks/calibrate.py; each has the largest strength of any class by every kind of cut.
+        kinds: Those of cuts.
+
+    Returns:
+        By look, of the largest strength of any kind: n, mean, sd, max and, by a Gumbel distribution with that mean and
+        spread, what 5 % of clean trainings exceed.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for name in ("look", "end") if len(cells) > 1 else ():
+        largest = [max(float(cell[f"{name}_{kind}"] or 0) for kind in kinds) for cell in cells]
+        mean, spread = fmean(largest), stdev(largest)
+        scale = spread * math.sqrt(6) / math.pi
+        figures = {"n": len(cells), "mean": mean, "sd": spread, "max": max(largest)}
+        figures["exceeded_by_5_percent"] = mean - _EULER * scale - scale * math.log(-math.log(0.95))
+        found[name] = {key: round(value, 4) for key, value in figures.items()}
     return found

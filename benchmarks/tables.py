@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from record import over_seeds
+from record import null_of, over_seeds
 
 # Attack success under which an attack is left out of comparisons at the size it was measured at.
 WEAK = 0.7
@@ -187,12 +187,24 @@ def kind_of(content: dict[str, object]) -> Callable[[dict[str, object]], list[st
     return strength if "images_per_second" in row or "control_asr" in row else quality
 
 
+def nulls(contents: Sequence[dict[str, object]]) -> list[str]:
+    """Return how strong evidence gets over the clean trainings of several files of benchmarks/calibrate.py."""
+    cells = [cell for content in contents for cell in content["cells"]]
+    kinds = ("strength", "channels", "late", "new")
+    return [
+        f"{name}: n {row['n']}, mean {row['mean']:.2f}, sd {row['sd']:.2f}, largest {row['max']:.2f}, "
+        f"exceeded by 5 % {row['exceeded_by_5_percent']:.2f}"
+        for name, row in null_of(cells, kinds).items()
+    ]
+
+
 def main() -> None:
     """Print one table a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--only", nargs="+", default=None, metavar="ATTACK", help="attacks by name, without settings")
     arguments = parser.parse_args()
+    clean = []
     for path in arguments.files:
         content = json.loads(path.read_text(encoding="utf-8"))
         if arguments.only and "summary" in content:
@@ -203,6 +215,10 @@ def main() -> None:
         print("\n".join(table(content)), end="\n\n")
         if table is quality:
             print("\n".join(signals(content)), end="\n\n")
+        if table is null:
+            clean.append(content)
+    if clean:
+        print("\n".join(nulls(clean)))
 
 
 if __name__ == "__main__":
