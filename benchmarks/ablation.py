@@ -21,7 +21,6 @@ Every step repeats trainings that a step before has done; those are done once.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from pathlib import Path
@@ -29,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from filter import EPOCHS, Row, config_for
-from record import made_by
+from record import kept_cells, made_by, write
 from torch import Tensor, nn
 
 from antibackdoor.config import RunConfig
@@ -215,9 +214,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.full = False
     arguments.epochs = arguments.epochs or EPOCHS[arguments.set]
-    cells: list[dict[str, object]] = []
-    if arguments.json.exists():
-        cells = json.loads(arguments.json.read_text(encoding="utf-8"))["cells"]
+    cells = kept_cells(arguments.json)
     done = {(cell["row"], cell["seed"]) for cell in cells}
     wanted = [(text, seed) for seed in arguments.seeds for text in arguments.rows or ROWS[arguments.set]]
     data = load(arguments.data or "embedded")
@@ -234,8 +231,7 @@ def main() -> None:
         config = config_for(Row.of(text), "none", seed, arguments).dump() | {"attack": None}
         config["data"] = {**config["data"], "source": arguments.set}
         content = {**made_by(arguments.device), "config": config, "cells": cells}
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write(arguments.json, content)
     if arguments.figure and cells:
         draw(cells, arguments.figure)
 

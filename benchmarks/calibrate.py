@@ -20,13 +20,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 from filter import EPOCHS, SMALL
-from record import commit, made_by, null_of
+from record import CUTS, commit, kept_cells, made_by, null_of, write
 
 from antibackdoor.data.sources import load, subsample
 from antibackdoor.defences.filter import Filter
@@ -38,7 +37,7 @@ from antibackdoor.types import ImageSet
 
 KINDS = ("plain", "noise", "duplicates", "imbalance")
 TROUBLE = 0.05
-KINDS_OF_CUTS = {"strength": Cut, "channels": ChannelCut, "late": LateCut, "new": NewCut}
+KINDS_OF_CUTS = dict(zip(CUTS, (Cut, ChannelCut, LateCut, NewCut), strict=True))
 
 
 def troubled(data: ImageSet, kind: str, seeds: Seeds) -> ImageSet:
@@ -90,7 +89,6 @@ def measure(data: ImageSet, kind: str, seed: int, arguments: argparse.Namespace)
         for what, kind_of_cut in KINDS_OF_CUTS.items():
             cell[f"{name}_{what}"] = max((cut.strength for cut in cuts if type(cut) is kind_of_cut), default=None)
         cell[f"{name}_alarm"] = float(bool(found.suspects.any()))
-    cell["commit"] = commit()
     return cell
 
 
@@ -111,14 +109,12 @@ def main() -> None:
     if arguments.set != "embedded" and not arguments.data:
         parser.error(f"{arguments.set} needs --data DIR")
     data = load(arguments.data or "embedded").train
-    cells: dict[tuple[str, int], dict[str, object]] = {}
-    if arguments.json.exists():
-        kept = json.loads(arguments.json.read_text(encoding="utf-8"))["cells"]
-        cells = {(cell["kind"], cell["seed"]): cell for cell in kept}
+    code = commit()
+    cells = {(cell["kind"], cell["seed"]): cell for cell in kept_cells(arguments.json)}
     for kind, seed in itertools.product(arguments.kinds, arguments.seeds):
         if (kind, seed) in cells and not arguments.again:
             continue
-        cell = cells[kind, seed] = measure(data, kind, seed, arguments)
+        cell = cells[kind, seed] = measure(data, kind, seed, arguments) | {"commit": code}
         keys = [f"look_{what}" for what in ("strength", "gain", "channels")]
         keys += [f"end_{what}" for what in KINDS_OF_CUTS]
         figures = " ".join(f"{key} {cell[key]:.2f}" for key in keys if cell.get(key) is not None)
@@ -129,11 +125,10 @@ def main() -> None:
             **made_by(arguments.device),
             "alarm": Filter().alarm,
             "false_alarms": sum(max(cell["look_alarm"], cell["end_alarm"]) for cell in ordered),
-            "null": null_of(ordered, KINDS_OF_CUTS),
+            "null": null_of(ordered),
             "cells": ordered,
         }
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write(arguments.json, content)
 
 
 if __name__ == "__main__":

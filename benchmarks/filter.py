@@ -23,14 +23,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from attacks import read_attack
-from record import commit, made_by, over_seeds
+from record import commit, kept_cells, made_by, over_seeds, write
 
 from antibackdoor.config import Choice, DataConfig, PoisonConfig, RunConfig, TrainConfig
 from antibackdoor.console import ConsoleProgress
@@ -108,6 +107,7 @@ class Bench:
 
     def __init__(self, arguments: argparse.Namespace, data: Loaded) -> None:
         self._arguments, self._data = arguments, data
+        self._commit = commit()
         self._controls: dict[tuple[int, int], Result] = {}
 
     def control(self, row: Row, seed: int) -> Result:
@@ -147,7 +147,7 @@ class Bench:
         cell["flagged_share"] = cell["n_flagged"] / cell["n_train"]
         cell["false_alarm"] = None if row.attack else float(cell["verdict"] == "poisoned")
         cell["alarm"] = float(cell["verdict"] == "poisoned") if row.attack else None
-        cell["commit"] = commit()
+        cell["commit"] = self._commit
         return cell
 
     def _of_control(self, row: Row, seed: int, config: RunConfig) -> tuple[float, float | None]:
@@ -195,10 +195,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.set != "embedded" and not arguments.data:
         parser.error(f"{arguments.set} needs --data DIR")
-    cells: dict[tuple[str, int, str], dict[str, object]] = {}
-    if arguments.json.exists():
-        kept = json.loads(arguments.json.read_text(encoding="utf-8"))["cells"]
-        cells = {(cell["row"], cell["seed"], cell["defence"]): cell for cell in kept}
+    cells = {(cell["row"], cell["seed"], cell["defence"]): cell for cell in kept_cells(arguments.json)}
     done = {key for key in cells if key[2] not in arguments.again}
     rows = [Row.of(text) for text in arguments.rows or ROWS[arguments.set]]
     side = SIDE if arguments.set == "imagenette" and not arguments.full else None
@@ -234,8 +231,7 @@ def _write(arguments: argparse.Namespace, cells: list[dict[str, object]], row: R
         "summary": summarise(cells),
         "cells": cells,
     }
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write(arguments.json, content)
 
 
 if __name__ == "__main__":

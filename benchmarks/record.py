@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import platform
 import subprocess
@@ -13,6 +14,8 @@ from statistics import fmean, stdev
 from antibackdoor.pipeline import versions
 from antibackdoor.training import Runtime
 
+# Kinds of cuts, as cells of benchmarks/calibrate.py name them.
+CUTS = ("strength", "channels", "late", "new")
 _EULER = 0.5772156649
 
 
@@ -33,6 +36,17 @@ def commit() -> str | None:
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def kept_cells(path: Path) -> list[dict[str, object]]:
+    """Return the cells that a JSON holds already, none where there is no such file."""
+    return json.loads(path.read_text(encoding="utf-8"))["cells"] if path.exists() else []
+
+
+def write(path: Path, content: Mapping[str, object]) -> None:
+    """Write the JSON of a benchmark, with its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def relative(words: list[str]) -> list[str]:
@@ -61,12 +75,11 @@ def over_seeds(
     return found
 
 
-def null_of(cells: Sequence[Mapping[str, object]], kinds: Iterable[str]) -> dict[str, dict[str, float]]:
+def null_of(cells: Sequence[Mapping[str, object]]) -> dict[str, dict[str, float]]:
     """Return how strong evidence gets in clean trainings, at both looks; nothing of a single one.
 
     Args:
         cells: Of benchmarks/calibrate.py; each has the largest strength of any class by every kind of cut.
-        kinds: Those of cuts.
 
     Returns:
         By look, of the largest strength of any kind: n, mean, sd, max and, by a Gumbel distribution with that mean and
@@ -74,7 +87,7 @@ def null_of(cells: Sequence[Mapping[str, object]], kinds: Iterable[str]) -> dict
     """
     found: dict[str, dict[str, float]] = {}
     for name in ("look", "end") if len(cells) > 1 else ():
-        largest = [max(float(cell[f"{name}_{kind}"] or 0) for kind in kinds) for cell in cells]
+        largest = [max(float(cell[f"{name}_{kind}"] or 0) for kind in CUTS) for cell in cells]
         mean, spread = fmean(largest), stdev(largest)
         scale = spread * math.sqrt(6) / math.pi
         figures = {"n": len(cells), "mean": mean, "sd": spread, "max": max(largest)}

@@ -190,11 +190,10 @@ def kind_of(content: dict[str, object]) -> Callable[[dict[str, object]], list[st
 def nulls(contents: Sequence[dict[str, object]]) -> list[str]:
     """Return how strong evidence gets over the clean trainings of several files of benchmarks/calibrate.py."""
     cells = [cell for content in contents for cell in content["cells"]]
-    kinds = ("strength", "channels", "late", "new")
     return [
         f"{name}: n {row['n']}, mean {row['mean']:.2f}, sd {row['sd']:.2f}, largest {row['max']:.2f}, "
         f"exceeded by 5 % {row['exceeded_by_5_percent']:.2f}"
-        for name, row in null_of(cells, kinds).items()
+        for name, row in null_of(cells).items()
     ]
 
 
