@@ -93,6 +93,17 @@ def test_rates_are_drawn_where_an_attack_has_several(grid: Grid, tmp_path: Path)
     assert steps == ["1", "10", "70"] * 2
 
 
+def test_rates_of_a_class_and_of_the_set_are_two_charts(grid: Grid, tmp_path: Path) -> None:
+    records = grid(attacks=("sig",), rates=(0.11, 0.22, 0.55, 0.77), defences=("none",), seeds=(0,))
+    for entry in records[2:]:
+        entry["config"]["attack"]["rate_of"] = "class"
+    names(records, tmp_path)
+    shown = texts(tmp_path, "poisoning-rate")
+    steps = [text for text in shown if text in {"11", "22", "55", "77"}]
+    assert steps == ["11", "22"] * 2 + ["55", "77"] * 2
+    assert shown.count("Poisoned images, %") == shown.count("Poisoned images of the class, %") == 2
+
+
 @pytest.mark.parametrize(
     ("params", "figure"),
     [

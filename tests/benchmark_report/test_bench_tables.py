@@ -74,6 +74,22 @@ def test_means_are_over_seeds(record: Make, tmp_path: Path) -> None:
     assert float(line["ca_sd"]) == pytest.approx(0.1)
 
 
+def test_a_share_of_a_class_is_no_share_of_the_set(record: Make, tmp_path: Path) -> None:
+    # 10 % of all images stands in a published table; 10 % of a class are a tenth of that.
+    of_set, of_class = record(rate=0.1), record(rate=0.1)
+    of_class["config"]["attack"]["rate_of"] = "class"
+    rows = table([of_class, of_set], tmp_path)
+    assert [row["rate"] for row in rows] == ["10 %", "10 % of class"]
+    assert all(row["n"] == "1" for row in rows)
+    assert [row["published"] != "–" for row in rows] == [True, False]
+    text = (tmp_path / "table.csv").read_text(encoding="utf-8")
+    assert [(line["rate"], line["rate_of"]) for line in csv.DictReader(io.StringIO(text))] == [
+        ("0.1", "dataset"),
+        ("0.1", "class"),
+    ]
+    assert "10 \\% of class" in (tmp_path / "table.tex").read_text(encoding="utf-8")
+
+
 def test_effectiveness_is_taken_seed_by_seed(record: Make, tmp_path: Path) -> None:
     records = [
         record(seed=0, ca=0.9, asr=1.0),

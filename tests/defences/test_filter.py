@@ -130,12 +130,32 @@ def test_where_nothing_falls_apart_the_first_network_is_finished(defend, traject
     assert "nearest is" in outcome.isolation.evidence[0]
 
 
-def test_classes_too_small_to_be_cut_leave_the_verdict_open(runtime, blobs, tiny, plan):
-    small = blobs(40, 4, channels=1, height=16, width=16)
-    seeds = Seeds(0)
-    outcome = Filter().run(small, build_model=tiny(small), fit=Trainer(runtime, seeds), plan=plan, seeds=seeds)
-    assert outcome.isolation.verdict == "undecided"
-    assert not bool(outcome.isolation.flagged.any())
+@pytest.mark.parametrize(
+    ("sizes", "verdict", "sentence"),
+    [
+        ((10, 10, 10), "undecided", "Too little to look at: most images are in classes of under 100."),
+        ((60, 60, 119), "undecided", "Too little to look at: most images are in classes of under 100."),
+        ((60, 60, 120), "no sign of poison", "2 classes have under 100 images, too few to show any but the plainest"),
+        ((0, 99, 120), "no sign of poison", "1 class has under 100 images, too few to show any but the plainest"),
+        ((100, 100, 100), "no sign of poison", None),
+    ],
+)
+def test_classes_that_are_small_are_named_and_most_of_them_leave_the_verdict_open(
+    sizes, verdict, sentence, runtime, blobs, tiny
+):
+    pool = blobs(360, 3, channels=1, height=16, width=16)
+    own = [(pool.labels == label).nonzero().squeeze(1)[:size] for label, size in enumerate(sizes)]
+    data, seeds = pool.select(torch.cat(own).sort().values), Seeds(0)
+    plan = TrainPlan(epochs=6, batch_size=16, lr=0.05, schedule="constant", augment=())
+    # What is asked here is what is said where nothing is found.
+    method = Filter(sensitivity=1e-3)
+    outcome = method.run(data, build_model=tiny(data), fit=Trainer(runtime, seeds), plan=plan, seeds=seeds)
+    assert (outcome.isolation.verdict, int(outcome.isolation.flagged.sum())) == (verdict, 0)
+    said = [words for words in outcome.isolation.evidence if "under 100" in words]
+    assert [words.startswith(sentence) for words in said] == ([True] if sentence else [])
+    if sentence and verdict != "undecided":
+        small = [repr(name) for name, size in zip(data.classes, sizes, strict=True) if 0 < size < 100]
+        assert said[0].endswith(f": {', '.join(small)}.")
 
 
 # --- poison ----------------------------------------------------------------------------------------------------------

@@ -173,6 +173,20 @@ def test_small_classes_are_left_out():
     assert [cut.label for cut in cut_classes(Evidence(losses, labels, 5, held_out))] == [0, 2]
 
 
+@pytest.mark.parametrize(("count", "part"), [(40, 0.4), (99, 0.99), (100, 1.0), (200, 1.0)])
+def test_a_gain_counts_over_a_hundred_images_at_least(count, part):
+    # Of one class: half of the images fall at once, with the same noise in every run.
+    labels = torch.zeros(count, dtype=torch.int64)
+    at_once = torch.arange(count) < count // 2
+    noise = 0.2 * torch.randn((10, count), generator=torch.Generator().manual_seed(0))
+    losses = torch.where(at_once, -3.0, torch.linspace(0.0, -1.0, 10)[:, None]).add(noise).exp()
+    (cut,) = cut_classes(Evidence(losses, labels, 1))
+    means = np.stack([piece.mean(0) for piece in np.array_split(losses.double().log().numpy(), 5)], 1)
+    _, gain = slow_parts((means - means.mean(0)) / means.std(0), at_once.numpy())
+    assert gain > 1
+    assert cut.gain == pytest.approx(part * gain, rel=0.01)
+
+
 def test_nothing_is_drawn_from_or_written_to_what_is_shared(evidence):
     given = evidence()
     losses = given.losses.clone()

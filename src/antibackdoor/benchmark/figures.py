@@ -368,10 +368,10 @@ def _by_share(part: _Part) -> Iterator[Drawing]:
 
 
 def _by_rate(part: _Part) -> Iterator[Drawing]:
-    rates: dict[str, list[Setting]] = {}
+    rates: dict[tuple[str, bool], list[Setting]] = {}
     for setting in part.attacked:
-        rates.setdefault(setting.attack, []).append(setting)
-    swept = [(a, settings, *metric) for a, settings in rates.items() if len(settings) > 1 for metric in _METRICS]
+        rates.setdefault((setting.attack, setting.of_class), []).append(setting)
+    swept = [(a, settings, *metric) for (a, _), settings in rates.items() if len(settings) > 1 for metric in _METRICS]
     if not swept:
         return
     figure, charts = panels([attack for attack, *_ in swept], part.title)
@@ -384,7 +384,8 @@ def _by_rate(part: _Part) -> Iterator[Drawing]:
                 else style_of(number)
             )
             add_line(chart, [part.stat(s, defence, metric) for s in settings], style, _named(part, defence))
-        name_steps(chart, [f"{100 * (s.rate or 0):.4g}" for s in settings], "Poisoned images, %")
+        whole = "Poisoned images of the class, %" if settings[0].of_class else "Poisoned images, %"
+        name_steps(chart, [f"{100 * (s.rate or 0):.4g}" for s in settings], whole)
         chart.set_ylabel(label)
     set_limits(charts, [metric for *_, metric, _ in swept])
     add_legend(figure, charts)

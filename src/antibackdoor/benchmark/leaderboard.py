@@ -98,7 +98,7 @@ def _row(summary: Summary, entry: Entry) -> dict[str, Json]:
         "data": setting.data,
         "model": setting.model,
         "attack": setting.attack,
-        "rate": "none" if setting.rate is None else f"{100 * setting.rate:.4g} %",
+        "rate": setting.share or "none",
         "rate_value": setting.rate or 0.0,
         "defence": entry.defence,
         "given": given,

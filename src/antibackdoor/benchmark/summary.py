@@ -51,17 +51,26 @@ class Setting:
         model: Name of the network.
         attack: Label of the attack.
         rate: Share of poisoned images, 0..1; None without an attack.
+        of_class: That is a share of the images that the attack may poison, its class, not of the set.
     """
 
     data: str
     model: str
     attack: str
     rate: float | None
+    of_class: bool = False
+
+    @property
+    def share(self) -> str | None:
+        """The rate in words, such as "10 %" or "80 % of class"; None without an attack."""
+        if self.rate is None:
+            return None
+        return f"{100 * self.rate:.4g} %" + (" of class" if self.of_class else "")
 
     @property
     def title(self) -> str:
         """The attack and its rate, such as "badnets 10 %"."""
-        return "no attack" if self.rate is None else f"{self.attack} {100 * self.rate:.4g} %"
+        return "no attack" if self.rate is None else f"{self.attack} {self.share}"
 
 
 @dataclass(frozen=True)
@@ -257,12 +266,14 @@ def _parse(record: Mapping[str, object]) -> Run:
     notes = tuple(sentence for sentence in sentences if re.search(r"\b(was|were) (given|told)\b", sentence))
     error = mapping(record.get("error"))
     done = record.get("status") == "done"
+    attack = mapping(mapping(record.get("config")).get("attack"))
     return Run(
         setting=Setting(
             data=str(cell["data"]),
             model=str(cell["model"]),
             attack=str(cell.get("attack_label") or cell["attack"]),
             rate=None if cell["attack"] == "none" else _number(cell.get("rate")),
+            of_class=cell["attack"] != "none" and attack.get("rate_of") == "class",
         ),
         defence=str(cell.get("defence_label") or cell["defence"]),
         undefended=cell["defence"] == "none",
@@ -345,6 +356,7 @@ def _ordered(cells: Sequence[Run]) -> tuple[Setting, ...]:
                 data.index(s.data),
                 models.index(s.model),
                 -1 if s.rate is None else attacks.index(s.attack),
+                s.of_class,
                 s.rate or 0.0,
             ),
         )

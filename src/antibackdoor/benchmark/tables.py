@@ -47,7 +47,8 @@ def _published(summary: Summary, setting: Setting) -> list[Published]:
     return [
         number
         for number in PUBLISHED
-        if (number.data, number.model, number.attack, number.rate)
+        if not setting.of_class  # all are shares of the set
+        and (number.data, number.model, number.attack, number.rate)
         == (data, setting.model, setting.attack, setting.rate)
         and number.defence in summary.defences
     ]
@@ -104,8 +105,8 @@ def _markdown(summary: Summary) -> str:
     ]
     for setting in summary.settings:
         control = summary.controls.get(setting, {})
-        rate = "–" if setting.rate is None else f"{100 * setting.rate:.4g} %"
-        cells = [_md(setting.data), _md(setting.model), _md(setting.attack), rate, str(summary.seeds[setting])]
+        cells = [setting.data, setting.model, setting.attack, setting.share or "–", str(summary.seeds[setting])]
+        cells = [*map(_md, cells)]
         cells.append(f"{percent(control.get('ca'))} / {percent(control.get('asr'))}" if control else "–")
         for defence in summary.defences:
             ca, asr, n = _pair(summary, setting, defence)
@@ -134,7 +135,7 @@ def _markdown(summary: Summary) -> str:
 def _csv(summary: Summary) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    own = ["data", "model", "attack", "rate", "defence", "given", "n", "seeds", "failed", "best", "verdicts"]
+    own = ["data", "model", "attack", "rate", "rate_of", "defence", "given", "n", "seeds", "failed", "best", "verdicts"]
     figures = [column for name in FIGURES for column in (name, f"{name}_sd")]
     writer.writerow([*own, *figures, "published_ca", "published_asr", "published_source"])
     for (setting, defence), entry in summary.entries.items():
@@ -145,6 +146,7 @@ def _csv(summary: Summary) -> str:
             [
                 *(setting.data, setting.model, setting.attack),
                 "" if setting.rate is None else f"{setting.rate:g}",
+                "" if setting.rate is None else "class" if setting.of_class else "dataset",
                 *(defence, "; ".join(summary.given.get(defence, ())), len(entry.seeds)),
                 " ".join(map(str, entry.seeds)),
                 *(entry.failed, int(entry.best)),
@@ -217,8 +219,7 @@ def _latex_table(summary: Summary, rows: Sequence[Setting], sources: Sequence[st
     ]
     for setting in rows:
         control = summary.controls.get(setting, {})
-        cells = [setting.attack, "–" if setting.rate is None else f"{100 * setting.rate:.4g} %"]
-        cells = [*map(_tex, cells), str(summary.seeds[setting])]
+        cells = [*map(_tex, (setting.attack, setting.share or "–")), str(summary.seeds[setting])]
         cells += [_tex(percent(control.get("ca"))), _tex(percent(control.get("asr")))]
         for defence in summary.defences:
             ca, asr, n = _pair(summary, setting, defence)

@@ -31,6 +31,7 @@ from antibackdoor.defences.base import Defence
 from antibackdoor.defences.suspects import learn_relabelled, unlearn
 from antibackdoor.errors import ConfigError
 from antibackdoor.isolation import (
+    FULL_CLASS,
     AnyCut,
     Cut,
     Evidence,
@@ -57,6 +58,8 @@ _EARLY = 1.4
 _CONTROLS, _FOUND = (0.02, 0.01, 0.005, 0.002), 0.9
 # Times the alarm from which a class is not let go, however easy its suspects are.
 _STRONG = 2.0
+# Names of small classes that the verdict gives.
+_NAMED = 5
 # What makes another round worth its training: new suspects, as a share of those there are, or images that come back, as
 # a share of the set.
 _WORTH, _WORTH_BACK = 0.05, 0.02
@@ -367,7 +370,7 @@ class _Search:
     def outcome(self, *, epochs: int) -> Outcome:
         """Return the network, the verdict after that many epochs, and what every training left."""
         limit, planted = self._limit(epochs)
-        few = f"no class has 20 images, or the training had under {self.filter.fewest} epochs"
+        blind, small = self._too_little(epochs)
         isolation: Isolation = verdict_of(
             self.cuts,
             self.data,
@@ -375,10 +378,27 @@ class _Search:
             alarm=self.filter.alarm_at(self.early),
             confirmed=self.filter.alarm_at(early=False),
             sensitivity=self.filter.sensitivity,
-            blind=few if not self.cuts or epochs < self.filter.fewest else "",
-            words=(*self.words, *limit),
+            blind=blind,
+            words=(*self.words, *small, *limit),
         )
         return Outcome(self.model, isolation, (*self.histories, *planted))
+
+    def _too_little(self, epochs: int) -> tuple[str, list[str]]:
+        """Return why there was too little to look at, empty if there was not, and a sentence on classes that are small.
+
+        The larger half of the images must be in classes in which poison can be told from what is merely rare.
+        """
+        if epochs < self.filter.fewest:
+            return f"the training had under {self.filter.fewest} epochs", []
+        sizes = torch.bincount(self.data.labels, minlength=self.data.num_classes)
+        small = (sizes > 0) & (sizes < FULL_CLASS)
+        if not self.cuts or 2 * int(sizes[small].sum()) > len(self.data):
+            return f"most images are in classes of under {FULL_CLASS}", []
+        names = [repr(self.data.classes[label]) for label in small.nonzero().squeeze(1).tolist()]
+        shown = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+        count = "1 class has" if len(names) == 1 else f"{len(names)} classes have"
+        words = f"{count} under {FULL_CLASS} images, too few to show any but the plainest poison: {shown}."
+        return "", [words] if names else []
 
     def _network(self) -> nn.Module:
         return self.build_model(self.seeds.generator("init"))

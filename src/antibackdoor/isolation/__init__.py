@@ -3,7 +3,7 @@
 from antibackdoor.isolation.channels import ChannelCut, channel_maxima, cut_by_channels
 from antibackdoor.isolation.control import with_planted_copies
 from antibackdoor.isolation.copies import repeated
-from antibackdoor.isolation.cuts import Cut, cut_classes, sharpened
+from antibackdoor.isolation.cuts import FULL_CLASS, Cut, cut_classes, sharpened
 from antibackdoor.isolation.decide import Scope, flag_share, most_suspect_first, rank_within_classes
 from antibackdoor.isolation.evidence import Evidence
 from antibackdoor.isolation.late import LateCut, late_cuts
@@ -34,6 +34,7 @@ from antibackdoor.isolation.signals.features import penultimate
 from antibackdoor.isolation.verdict import AnyCut, strongest, verdict_of
 
 __all__ = [
+    "FULL_CLASS",
     "SIGNALS",
     "ActivationClusters",
     "AnyCut",

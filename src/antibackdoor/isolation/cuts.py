@@ -15,7 +15,7 @@ from antibackdoor.isolation.evidence import Evidence
 from antibackdoor.isolation.mixture import two_gaussians
 from antibackdoor.isolation.principal import principal_components
 
-__all__ = ["APART", "LAST", "MOST", "Cut", "cut_classes", "learned", "sharpened", "slow_cuts", "start_of"]
+__all__ = ["APART", "FULL_CLASS", "LAST", "MOST", "Cut", "cut_classes", "learned", "sharpened", "slow_cuts", "start_of"]
 
 # Gain from which a class holds two kinds of images, whichever part fell further; clean classes of 600 images stayed
 # under 0.6, one of 200 had 0.76.
@@ -24,6 +24,9 @@ APART = 0.85
 MOST = 0.6
 # Epochs over which the last losses are averaged.
 LAST = 3
+# Images of a class from which its gain counts in full; of fewer it is spread over as many. Clean classes of 30 to 60
+# images had gains of up to 2.3 (docs/log.md).
+FULL_CLASS = 100
 # Width from which a gap confirms what the losses say.
 _WIDE = 0.5
 # How many times the median gain of the other classes that must be: labels that are wrong everywhere are no attack.
@@ -58,7 +61,8 @@ class Cut:
         rows: int64 (n,), its images.
         suspicion: float64 (n,), responsibility of the suspected part, 0..1: the one that fell further, or with ``slow``
             the other.
-        gain: How much better two Gaussians describe the class than one: the gain in BIC per image.
+        gain: How much better two Gaussians describe the class than one: the gain in BIC per image, counted over 100
+            images at least.
         votes: Share of the furthest-fallen 1 % of all images that lie in that part, beyond what the class would have
             by its size: 0..1.
         fall: Mean fall of its log-losses from the first two epochs to the last third, in standard deviations of the
@@ -189,7 +193,10 @@ def slow_cuts(cuts: Sequence[Cut], *, apart: float) -> list[Cut]:
 
 
 def _two_parts(points: NDArray[np.float64], fitted: NDArray[np.bool_]) -> tuple[NDArray[np.float64], float]:
-    """Return the responsibilities (n, 2) of a two-component mixture, and its gain in BIC per image over one."""
+    """Return the responsibilities (n, 2) of a two-component mixture, and its gain in BIC over one per image.
+
+    A few images are easily described by two Gaussians, so the gain is spread over ``FULL_CLASS`` images at least.
+    """
     points = points[:, points[fitted].std(0) > _FLOOR]
     own = points[fitted]
     spread = own.std(0)
@@ -197,7 +204,7 @@ def _two_parts(points: NDArray[np.float64], fitted: NDArray[np.bool_]) -> tuple[
         return np.tile([0.0, 1.0], (len(points), 1)), 0.0
     standard = (points - own.mean(0)) / spread
     two, gain = two_gaussians(standard[fitted], restarts=5)
-    return two.predict_proba(standard), gain
+    return two.predict_proba(standard), gain * min(1.0, len(own) / FULL_CLASS)
 
 
 def learned(losses: Tensor) -> Tensor:
