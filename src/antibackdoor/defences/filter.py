@@ -33,7 +33,6 @@ from antibackdoor.errors import ConfigError
 from antibackdoor.isolation import (
     FULL_CLASS,
     AnyCut,
-    Cut,
     Evidence,
     Look,
     Network,
@@ -253,7 +252,7 @@ class _Search:
     @property
     def slow(self) -> Tensor:
         """int64, the classes whose slow part is suspected."""
-        labels = [label for label, cuts in self.cuts.items() if any(isinstance(cut, Cut) and cut.slow for cut in cuts)]
+        labels = [label for label, cuts in self.cuts.items() if any(cut.slow for cut in cuts)]
         return torch.tensor(sorted(labels), dtype=self.data.labels.dtype)
 
     def look_first(self) -> None:

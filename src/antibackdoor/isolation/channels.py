@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -49,6 +50,9 @@ class ChannelCut:
     gain: float
     apart: float
     common: float
+
+    # Which part is suspected does not follow from how slowly it was learned; only a ``Cut`` knows slow parts.
+    slow: ClassVar[bool] = False
 
     @property
     def strength(self) -> float:

@@ -47,6 +47,8 @@ class LateCut:
 
     # A gain that counts once.
     much: ClassVar[float] = _MUCH
+    # A slow part (``Cut.slow``) is one that was not learned yet; this one was.
+    slow: ClassVar[bool] = False
 
     @property
     def strength(self) -> float:

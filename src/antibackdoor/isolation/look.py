@@ -93,7 +93,7 @@ def look(
             others += new_cuts(evidence.losses, half, earlier, seen, evidence.labels, evidence.trained)
     suspects, aside = torch.zeros(2, total, dtype=torch.bool)
     for cut in [*by_losses, *others]:
-        if not (cut.strength >= alarm_for(cut, alarm, confirmed) or (isinstance(cut, Cut) and cut.slow)):
+        if not (cut.strength >= alarm_for(cut, alarm, confirmed) or cut.slow):
             continue
         start = start_of(cut, evidence.losses[:, cut.rows]) if isinstance(cut, Cut) else cut.suspicion > 0.5
         alike, near = sharpened(seen[cut.rows], start) if features and seen is not None else (start, start)

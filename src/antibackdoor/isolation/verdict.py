@@ -59,7 +59,7 @@ def verdict_of(
     """
 
     def alarm_in_words(cut: AnyCut) -> str:
-        if isinstance(cut, Cut) and cut.slow:
+        if cut.slow:
             return f"alarm at a gain of {APART / sensitivity:.2f}"
         return f"alarm at {alarm_for(cut, alarm, confirmed):.2f}"
 
