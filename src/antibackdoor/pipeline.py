@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -268,9 +269,19 @@ def class_index(classes: tuple[str, ...], given: object, setting: str) -> int:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of this package, Python and the libraries that compute."""
+    """Return the versions of this package, Python and the libraries that compute, and a hash of this package's code."""
     names = ("antibackdoor", "torch", "numpy", "scikit-learn", "pillow", "accelerate", "safetensors")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    found = {name: version(name) for name in names}
+    return {"python": platform.python_version(), **found, "antibackdoor code": _code_digest()}
+
+
+@cache
+def _code_digest() -> str:
+    """Return a hash of this package's files of code: between two releases the version says nothing."""
+    folder, total = Path(__file__).parent, hashlib.blake2b(digest_size=6)
+    for path in sorted(folder.rglob("*.py")):
+        total.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return total.hexdigest()
 
 
 def _plan(config: RunConfig) -> TrainPlan:

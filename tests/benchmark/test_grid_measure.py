@@ -20,7 +20,7 @@ from antibackdoor.types import ImageSet, Metrics, PoisonedSet
 
 FIELDS = {
     *("format", "key", "cell", "config", "status", "error", "metrics", "control", "verdict", "evidence", "seconds"),
-    *("train_seconds", "versions", "device", "curves"),
+    *("train_seconds", "versions", "device", "curves", "data"),
 }
 
 

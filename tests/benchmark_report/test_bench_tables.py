@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from antibackdoor.benchmark.published import PUBLISHED
-from antibackdoor.benchmark.summary import read, stat_of, summarise
+from antibackdoor.benchmark.reading import read
+from antibackdoor.benchmark.summary import stat_of, summarise
 from antibackdoor.benchmark.tables import percent, write_tables
 from antibackdoor.errors import StorageError
 
@@ -269,3 +270,52 @@ def test_files_are_returned_and_the_same_records_give_the_same_files(grid: Grid,
     assert [path.name for path in written] == ["table.md", "table.csv", "table.tex"]
     again = write_tables(grid(), tmp_path / "b")
     assert [path.read_bytes() for path in written] == [path.read_bytes() for path in again]
+
+
+def test_a_table_says_how_its_cells_were_made(grid: Grid, tmp_path: Path) -> None:
+    records = grid(attacks=("badnets",), defences=("none", "abl"), seeds=(0, 1))
+    for entry in records:
+        entry["config"]["train"] = {"epochs": 20, "batch_size": 128, "augment": ["crop", "flip"]}
+        entry["metrics"]["n_test"] = 1000
+    write_tables(records, tmp_path)
+    for name in ("table.md", "table.tex"):
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert (
+            "cifar10, wrn-16-1: 5,000 training images, 1,000 test images, 20 epochs, batches of 128, augmentation crop "
+            "and flip." in text
+        )
+        assert "Made on: Some CPU, cpu, bfloat16." in text
+        assert "Versions: python 3.12.1, torch 2.13.0." in text
+        assert "Mixed" not in text
+
+
+def test_cells_that_do_not_belong_in_one_table_are_said_first(grid: Grid, tmp_path: Path) -> None:
+    records = grid(attacks=("badnets",), defences=("none", "abl"), seeds=(0, 1))
+    for number, entry in enumerate(records):
+        entry["data"] = {"fingerprint": f"seed {entry['cell']['seed']}" if number else "other images"}
+        entry["versions"]["antibackdoor code"] = "abc" if number < 2 else "def"
+    records[-1]["device"] = {"name": "Some GPU", "type": "cuda", "precision": "bfloat16"}
+    summary = summarise(records)
+    assert summary.made[0] == (
+        "Mixed: the cells of cifar10, seed 0, were made from 2 different sets of images, and do not compare."
+    )
+    assert summary.made[1] == "Mixed: the cells were made by 2 versions of this package's code: abc, def."
+    assert any("Some GPU" in words and "several devices" in words for words in summary.made)
+
+
+def test_defences_within_a_deviation_of_the_best_are_bold_as_well(record: Make, tmp_path: Path) -> None:
+    values = {"abl": (0.1, 0.3, 0.2), "filter": (0.15, 0.2, 0.25), "nad": (0.5, 0.5, 0.5)}
+    records = [record(seed=seed, ca=0.9, asr=1.0) for seed in range(3)]
+    for defence, found in values.items():
+        records += [record(seed=seed, ca=0.9, asr=asr, defence=defence) for seed, asr in enumerate(found)]
+    bold = {entry.defence for entry in summarise(records).entries.values() if entry.best}
+    assert bold == {"abl", "filter"}
+    # Of one seed there is no deviation, and the rule says what that is worth.
+    alone = {
+        entry.defence
+        for entry in summarise([r for r in records if r["cell"]["seed"] == 1]).entries.values()
+        if entry.best
+    }
+    assert alone == {"filter"}
+    write_tables(records, tmp_path)
+    assert "bold is no evidence there" in (tmp_path / "table.md").read_text(encoding="utf-8")

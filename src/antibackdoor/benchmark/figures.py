@@ -30,7 +30,8 @@ from antibackdoor.benchmark.charts import (
     style_of,
     unique,
 )
-from antibackdoor.benchmark.summary import Run, Setting, Stat, Summary, mapping, read, stat_of, summarise
+from antibackdoor.benchmark.reading import Run, Setting, mapping, read
+from antibackdoor.benchmark.summary import Stat, Summary, stat_of, summarise
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

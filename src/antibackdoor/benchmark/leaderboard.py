@@ -9,7 +9,8 @@ from pathlib import Path
 
 import jinja2
 
-from antibackdoor.benchmark.summary import RULES, Entry, Stat, Summary, mapping, summarise
+from antibackdoor.benchmark.reading import mapping
+from antibackdoor.benchmark.summary import RULES, Entry, Stat, Summary, summarise
 from antibackdoor.report.pages import storable, template
 from antibackdoor.storage import write_text
 from antibackdoor.types import Json
@@ -78,7 +79,7 @@ def render_leaderboard(records: Sequence[Mapping[str, object]]) -> str:
             (f"{c.setting.data}, {c.setting.model}, {c.setting.title}, {c.defence}, seed {c.seed}", c.error)
             for c in summary.failures
         ],
-        rules=RULES,
+        rules=(*summary.made, *RULES),
         devices=Counter(_device(record.get("device")) for record in done).most_common(),
         versions=_versions(done),
     )

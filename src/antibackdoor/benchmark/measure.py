@@ -107,7 +107,7 @@ def failed(cell: Cell, kind: str, message: str) -> Record:
         **_head(cell),
         "status": "failed",
         "error": {"type": kind, "message": " ".join(message.split()) or "no message"},
-        **dict.fromkeys(("metrics", "control", "verdict", "train_seconds", "versions", "device", "curves")),
+        **dict.fromkeys(("metrics", "control", "verdict", "train_seconds", "versions", "device", "curves", "data")),
         "evidence": [],
         "seconds": {},
     }
@@ -177,6 +177,7 @@ def _measure(cell: Cell, drawn: _Drawn, shelf: Shelf) -> Record:
         "versions": dict(record.versions),
         "device": record.device,
         "curves": _curves(result),
+        "data": {"fingerprint": drawn.print},
     }
 
 

@@ -4,112 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from antibackdoor.errors import StorageError
-from antibackdoor.ops.metrics import defence_effectiveness
+from antibackdoor.benchmark.provenance import how_made
+from antibackdoor.benchmark.reading import MEASURED, Run, Setting, read
 
-__all__ = [
-    "FIGURES",
-    "FORMAT",
-    "RULES",
-    "Entry",
-    "Run",
-    "Setting",
-    "Stat",
-    "Summary",
-    "mapping",
-    "read",
-    "stat_of",
-    "summarise",
-]
+__all__ = ["FIGURES", "RULES", "Entry", "Stat", "Summary", "stat_of", "summarise"]
 
-FORMAT = "antibackdoor cell 1"
-_MEASURED = ("ca", "ca_target", "asr", "excess", "ra", "der", "precision", "recall", "fpr", "auroc", "auprc")
-FIGURES = (*_MEASURED, "control_ca", "control_asr", "control_ra", "seconds", "cost")
+FIGURES = (*MEASURED, "control_ca", "control_asr", "control_ra", "seconds", "cost")
 _NO_EFFECT = 0.5  # the rating of a defence that changes nothing
 _SENTENCES = 3  # quoted at most for what a defence was given: the counts in them differ from row to row
 RULES = (
     "Bold: the best defence of a row, by the highest mean defence effectiveness rating, DER = [max(0, ASR of none - "
-    "ASR) - max(0, CA of none - CA) + 1] / 2, taken seed by seed. Only defences with every seed of the row compete, "
-    "and none is best where no rating is above 0.5, which is no effect. In rows without an attack: the highest clean "
-    "accuracy among the defences.",
+    "ASR) - max(0, CA of none - CA) + 1] / 2, taken seed by seed, and those no further below it than a standard "
+    "deviation over the seeds (the larger of the two). Of one seed there is none: bold is no evidence there. Only "
+    "defences with every seed of the row compete, and none is best where no rating is above 0.5, which is no effect. "
+    "In rows without an attack: the highest clean accuracy among the defences, by the same rule.",
     "Control: a network trained without a defence on the same images before they were poisoned, measured on the same "
     "triggered images. An attack success near the control's is as low as it gets.",
 )
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What the defences of one row were trained on.
-
-    Attributes:
-        data: Name of the data set.
-        model: Name of the network.
-        attack: Label of the attack.
-        rate: Share of poisoned images, 0..1; None without an attack.
-        of_class: That is a share of the images that the attack may poison, its class, not of the set.
-    """
-
-    data: str
-    model: str
-    attack: str
-    rate: float | None
-    of_class: bool = False
-
-    @property
-    def share(self) -> str | None:
-        """The rate in words, such as "10 %" or "80 % of class"; None without an attack."""
-        if self.rate is None:
-            return None
-        return f"{100 * self.rate:.4g} %" + (" of class" if self.of_class else "")
-
-    @property
-    def title(self) -> str:
-        """The attack and its rate, such as "badnets 10 %"."""
-        return "no attack" if self.rate is None else f"{self.attack} {self.share}"
-
-
-@dataclass(frozen=True)
-class Run:
-    """One record, read.
-
-    Attributes:
-        setting: What was trained on.
-        defence: Label of the defence.
-        undefended: Whether that is no defence at all.
-        seed: The run's seed.
-        error: Why it failed; None if it did not.
-        figures: What was measured, each a finite number: metrics by name, "control_ca" and the like, "excess" (attack
-            success above the control's), "seconds" of training; with its undefended partner also "der" and "cost".
-        given: What the defence was given beyond the training data, in a word or two each.
-        notes: The sentences of its evidence that say so.
-        verdict: What it said about the set.
-        record: The whole record.
-    """
-
-    setting: Setting
-    defence: str
-    undefended: bool
-    seed: int
-    error: str | None
-    figures: Mapping[str, float]
-    given: tuple[str, ...]
-    notes: tuple[str, ...]
-    verdict: str | None
-    record: Mapping[str, object]
-
-    @property
-    def identity(self) -> tuple[Setting, str, int]:
-        """What only one record may have."""
-        return self.setting, self.defence, self.seed
-
-    def section(self, name: str) -> Mapping[str, object]:
-        """Return a section of the run's configuration; empty if it has none of that name."""
-        return mapping(mapping(self.record.get("config")).get(name))
 
 
 @dataclass(frozen=True)
@@ -165,6 +80,7 @@ class Summary:
         given: What each defence was given beyond the training data; only those that were given something.
         notes: The sentences that say so.
         failures: Cells that failed, with their errors.
+        made: How the cells were made, in sentences; see ``benchmark.provenance``.
     """
 
     settings: tuple[Setting, ...]
@@ -175,25 +91,12 @@ class Summary:
     given: Mapping[str, tuple[str, ...]]
     notes: Mapping[str, tuple[str, ...]]
     failures: tuple[Run, ...]
+    made: tuple[str, ...] = ()
 
     def heading(self, defence: str) -> str:
         """Return the label of a defence with what it was given: "nad [5 % trusted]"."""
         marks = self.given.get(defence)
         return f"{defence} [{', '.join(marks)}]" if marks else defence
-
-
-def read(records: Sequence[Mapping[str, object]]) -> list[Run]:
-    """Return the cells of a grid, each one once.
-
-    Two records of one setting, label and seed differ in hyper-parameters: those then stand in the labels. Where they do
-    not differ, the later record counts.
-
-    Raises:
-        StorageError: A record of another format.
-    """
-    cells = {cell.identity: cell for cell in _told_apart([_parse(record) for record in records])}
-    partners = {(cell.setting, cell.seed): cell for cell in cells.values() if cell.undefended and cell.error is None}
-    return [_compared(cell, partners.get((cell.setting, cell.seed))) for cell in cells.values()]
 
 
 def summarise(records: Sequence[Mapping[str, object]]) -> Summary:
@@ -227,12 +130,8 @@ def summarise(records: Sequence[Mapping[str, object]]) -> Summary:
         given={d: marks for d, marks in given.items() if marks},
         notes={d: sentences[:_SENTENCES] for d, sentences in notes.items() if sentences},
         failures=tuple(cell for cell in cells if cell.error is not None),
+        made=tuple(how_made(cells)),
     )
-
-
-def mapping(value: object) -> Mapping[str, object]:
-    """Return a JSON value if it is a mapping, else an empty one."""
-    return value if isinstance(value, Mapping) else {}
 
 
 def stat_of(values: Sequence[float]) -> Stat | None:
@@ -243,105 +142,6 @@ def stat_of(values: Sequence[float]) -> Stat | None:
     if len(values) == 1:
         return Stat(mean, None, 1)
     return Stat(mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)), len(values))
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def _parse(record: Mapping[str, object]) -> Run:
-    cell = mapping(record.get("cell"))
-    if record.get("format") != FORMAT or not {"data", "attack", "defence", "model", "seed"} <= cell.keys():
-        raise StorageError(f"expected a record of format {FORMAT!r}, got {record.get('format')!r}; run the grid again")
-    figures = {name: _number(mapping(record.get("metrics")).get(name)) for name in _MEASURED}
-    control = mapping(record.get("control"))
-    figures |= {f"control_{name}": _number(control.get(name)) for name in ("ca", "asr", "ra")}
-    figures["seconds"] = _number(record.get("train_seconds"))
-    if figures["asr"] is not None and figures["control_asr"] is not None:
-        figures["excess"] = figures["asr"] - figures["control_asr"]
-    evidence = record.get("evidence")
-    sentences = [str(sentence) for sentence in evidence] if isinstance(evidence, list | tuple) else []
-    notes = tuple(sentence for sentence in sentences if re.search(r"\b(was|were) (given|told)\b", sentence))
-    error = mapping(record.get("error"))
-    done = record.get("status") == "done"
-    attack = mapping(mapping(record.get("config")).get("attack"))
-    return Run(
-        setting=Setting(
-            data=str(cell["data"]),
-            model=str(cell["model"]),
-            attack=str(cell.get("attack_label") or cell["attack"]),
-            rate=None if cell["attack"] == "none" else _number(cell.get("rate")),
-            of_class=cell["attack"] != "none" and attack.get("rate_of") == "class",
-        ),
-        defence=str(cell.get("defence_label") or cell["defence"]),
-        undefended=cell["defence"] == "none",
-        seed=int(_number(cell["seed"]) or 0),
-        error=None if done else f"{error.get('type') or 'error'}: {error.get('message') or 'no message'}",
-        figures={name: value for name, value in figures.items() if value is not None} if done else {},
-        given=_given(mapping(mapping(record.get("config")).get("defence")), notes),
-        notes=notes,
-        verdict=str(record["verdict"]) if done and record.get("verdict") else None,
-        record=record,
-    )
-
-
-def _given(settings: Mapping[str, object], notes: Iterable[str]) -> tuple[str, ...]:
-    """Say what a defence was given beyond the data: by its settings, unless its own words say otherwise."""
-    share, rate, words = _number(settings.get("trusted_share")), _number(settings.get("rate")), " ".join(notes)
-    marks = []
-    if share and (not words or f"{100 * share:g} %" in words):
-        marks.append(f"{100 * share:g} % trusted")
-    elif "trusted" in words:  # from elsewhere
-        marks.append("trusted images")
-    if "true rate" in words:
-        marks.append("true rate")
-    elif rate is not None:  # somebody's guess, which need not be true
-        marks.append("a rate")
-    return tuple(marks) or (("more than the data",) if words else ())
-
-
-def _told_apart(cells: Sequence[Run]) -> list[Run]:
-    """Put the hyper-parameters into the labels under which different ones were run."""
-    groups: dict[tuple[Setting, str, int], list[Run]] = {}
-    for cell in cells:
-        groups.setdefault(cell.identity, []).append(cell)
-    differing: dict[tuple[str, str], dict[str, None]] = {}
-    for group in groups.values():
-        for family, label in (("attack", group[0].setting.attack), ("defence", group[0].defence)):
-            sections = [cell.section(family) for cell in group]
-            for key in dict.fromkeys(key for section in sections for key in section):
-                if len({repr(section.get(key)) for section in sections}) > 1:
-                    differing.setdefault((family, label), {})[key] = None
-
-    def named(cell: Run, family: str, label: str) -> str:
-        keys, section = differing.get((family, label), {}), cell.section(family)
-        return f"{label} ({', '.join(f'{key}={section.get(key)}' for key in keys)})" if keys else label
-
-    return [
-        dataclasses.replace(
-            cell,
-            setting=dataclasses.replace(cell.setting, attack=named(cell, "attack", cell.setting.attack)),
-            defence=named(cell, "defence", cell.defence),
-        )
-        for cell in cells
-    ]
-
-
-def _compared(cell: Run, undefended: Run | None) -> Run:
-    """Add the figures that need the undefended run of the same setting and seed."""
-    if undefended is None or cell.error is not None:
-        return cell
-    before, after = undefended.figures, cell.figures
-    figures = dict(after)
-    if not cell.undefended and all("ca" in part and "asr" in part for part in (before, after)):
-        figures["der"] = defence_effectiveness(
-            ca_before=before["ca"], asr_before=before["asr"], ca_after=after["ca"], asr_after=after["asr"]
-        )
-    if "seconds" in after and before.get("seconds", 0) > 0:
-        figures["cost"] = after["seconds"] / before["seconds"]
-    return dataclasses.replace(cell, figures=figures)
 
 
 def _ordered(cells: Sequence[Run]) -> tuple[Setting, ...]:
@@ -378,12 +178,18 @@ def _entry(group: Sequence[Run]) -> Entry:
 
 
 def _best(defences: Sequence[Entry], seeds: int) -> list[Entry]:
-    """Return the best of one row's defences by the rule in ``RULES``; equals are best together."""
+    """Return the best of one row's defences by the rule in ``RULES``; those that do not differ are best together."""
     name, least = ("der", _NO_EFFECT) if defences and defences[0].setting.rate is not None else ("ca", 0.0)
     # A thousandth is a tenth of a point: what looks equal in the table is equal.
-    ratings = [(e, round(e.stats[name].mean, 3)) for e in defences if name in e.stats and e.stats[name].n == seeds]
-    top = max((rating for _, rating in ratings), default=least)
-    return [entry for entry, rating in ratings if rating == top and rating > least]
+    rated = [(entry, entry.stats[name]) for entry in defences if name in entry.stats and entry.stats[name].n == seeds]
+    top = max((stat for _, stat in rated), key=lambda stat: stat.mean, default=None)
+    if top is None:
+        return []
+
+    def near(stat: Stat) -> bool:
+        return round(top.mean, 3) - round(stat.mean, 3) <= max(top.sd or 0.0, stat.sd or 0.0)
+
+    return [entry for entry, stat in rated if near(stat) and round(stat.mean, 3) > least]
 
 
 def _controls(cells: Iterable[Run]) -> dict[Setting, dict[str, Stat]]:

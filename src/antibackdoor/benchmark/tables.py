@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from antibackdoor.benchmark.published import PUBLISHED, Published
-from antibackdoor.benchmark.summary import FIGURES, RULES, Run, Setting, Stat, Summary, summarise
+from antibackdoor.benchmark.reading import Run, Setting
+from antibackdoor.benchmark.summary import FIGURES, RULES, Stat, Summary, summarise
 from antibackdoor.storage import write_text
 
 __all__ = ["percent", "write_tables"]
@@ -49,7 +50,7 @@ def _published(summary: Summary, setting: Setting) -> list[Published]:
         for number in PUBLISHED
         if not setting.of_class  # all are shares of the set
         and (number.data, number.model, number.attack, number.rate)
-        == (data, setting.model, setting.attack, setting.rate)
+        == (data, setting.model, setting.method, setting.rate)
         and number.defence in summary.defences
     ]
 
@@ -75,7 +76,7 @@ def _is_best(summary: Summary, setting: Setting, defence: str) -> bool:
 
 def _words(summary: Summary) -> list[str]:
     """Return what stands under the tables, but the failures."""
-    words = list(RULES)
+    words = [*summary.made, *RULES]
     if summary.given:
         words.append("What a defence was given beyond the training data stands in brackets behind its name.")
     words += [f"{defence}: {' '.join(sentences)}" for defence, sentences in summary.notes.items()]
