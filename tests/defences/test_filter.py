@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from antibackdoor.defences import Filter, NoDefence
-from antibackdoor.isolation import Evidence, cut_classes
+from antibackdoor.isolation import ChannelCut, Cut, Evidence, Look, cut_classes
 from antibackdoor.progress import Silent
 from antibackdoor.seeds import Seeds
 from antibackdoor.training import Checkpoints, Trainer, TrainPlan
@@ -434,6 +434,92 @@ def test_a_slow_part_that_another_network_half_accepts_is_let_go(defend, traject
     assert fit.phases == ["look", "train", "retrain 1"]
     assert not bool(outcome.isolation.flagged.any())
     assert outcome.model is model_of(fit, "look")
+
+
+# --- what one step must not hide from the next ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("clean", [10, 19, 30])
+def test_a_class_that_is_nearly_all_poison_is_no_clean_class(clean, defend, trajectories):
+    """Under twenty clean images are too few to see a gap to; the losses decide then."""
+    own = (LABELS == TARGET).nonzero().squeeze(1)
+    planted = torch.zeros(COUNT, dtype=torch.bool)
+    planted[own[: 200 - clean]] = True
+    judged = {f"retrain {number}": torch.where(planted, 0.01, 0.97) for number in (1, 2, 3)}
+    losses = {"": trajectories(LABELS, planted), "retrain 1": trajectories(LABELS, NOBODY)}
+    outcome, _ = defend(losses, marked=planted, own=judged)
+    assert outcome.isolation.verdict == "poisoned"
+    assert torch.equal(outcome.isolation.flagged, planted)
+
+
+@pytest.mark.parametrize(("apart", "flagged"), [(10.0, 40), (5.0, 0)])
+def test_a_slow_part_is_not_let_go_where_something_else_is_sure(apart, flagged, defend, trajectories):
+    """Clean-label poison: the referee half accepts it."""
+    rows = (LABELS == TARGET).nonzero().squeeze(1)
+    suspicion = PLANTED[rows].double()
+    cuts = (
+        Cut(TARGET, rows, suspicion, 2.0, 0.0, 0.0, slow=True),
+        ChannelCut(TARGET, rows, suspicion, gain=2.0, apart=apart, common=0.0),
+    )
+
+    class Seen(Filter):
+        def look_at(self, history, *_, **__):
+            first = not history.phase.startswith("retrain")
+            who = PLANTED if first else NOBODY
+            return Look({TARGET: cuts} if first else {}, who.clone(), who.clone())
+
+    own = {"retrain 1": torch.where(PLANTED, 0.5, 0.97)}
+    outcome, _ = defend(trajectories(LABELS, NOBODY), defence=Seen(), own=own)
+    assert int(outcome.isolation.flagged.sum()) == flagged
+
+
+def test_after_a_false_alarm_the_end_of_the_training_is_looked_at(defend, trajectories):
+    """A class is let go, and another was learned after the first look."""
+    early, late = trajectories(LABELS, PLANTED), trajectories(LABELS, SECOND, learned_at=14)
+    losses = {"retrain 1": trajectories(LABELS, NOBODY), "retrain 2": trajectories(LABELS, NOBODY)}
+    losses |= {"": torch.cat([early[:10], late[10:]])}
+    marked = {"look": PLANTED, "train": SECOND}
+    own = {"retrain 1": torch.full((COUNT,), 0.97), "retrain 2": torch.where(SECOND, 0.01, 0.97)}
+    outcome, fit = defend(losses, defence=barely_alarmed(early), marked=marked, own=own)
+    assert fit.phases == ["look", "retrain 1", "train", "retrain 2"]
+    assert torch.equal(outcome.isolation.flagged, SECOND)
+    assert outcome.model is model_of(fit, "retrain 2")
+    assert nearly(fit.dropped("retrain 2"), SECOND, strangers=30)
+
+
+def test_held_out_images_were_not_shown_to_the_referee(defend, trajectories):
+    """That the referee is unsure of them is no sign of anything."""
+    held_out = (torch.arange(COUNT) // 5) % 10 == 0
+    unsure = held_out & (LABELS == TARGET) & ~PLANTED
+    own = torch.where(PLANTED, 0.01, torch.where(unsure, 0.3, 0.97))
+    judged = {"look": torch.full((COUNT,), 0.97), "retrain 1": own}
+    outcome, fit = defend(trajectories(LABELS, PLANTED), marked=PLANTED, own=judged, held_out=held_out)
+    assert fit.phases == ["look", "retrain 1"]
+    assert int(unsure.sum()) == 16
+    assert not bool(outcome.isolation.flagged[unsure].any())
+    assert not any("was trained on" in words for words in outcome.isolation.evidence)
+
+
+def test_a_class_of_which_nothing_is_left_is_named(defend, trajectories):
+    planted = LABELS == TARGET
+    planted &= torch.arange(COUNT) >= 50
+    own = torch.where(LABELS == TARGET, 0.01, 0.97)
+    outcome, fit = defend(trajectories(LABELS, planted), marked=LABELS == TARGET, own={"retrain 1": own})
+    assert not bool((~fit.dropped(fit.phases[-1]) & (LABELS == TARGET)).any())
+    assert outcome.isolation.evidence[-1].startswith("No image of 'cat' was left to train on")
+
+
+@pytest.mark.parametrize(("copies", "held_out", "verdict"), [(2, 0, "undecided"), (1, 2, "undecided"), (1, 0, None)])
+def test_copies_and_held_out_images_do_not_make_a_class_large(copies, held_out, verdict, defend, trajectories, data):
+    """200 images a class, of which 102 are copies, or 60 % were held out."""
+    images = data.images.clone()
+    if copies > 1:
+        images[490:980] = data.images[:490]
+        images[980:] = data.images[:20]
+    away = (torch.arange(COUNT) // 5) % 5 < 3 if held_out else None
+    given = dataclasses.replace(data, images=images)
+    outcome, _ = defend(trajectories(LABELS, NOBODY), "scan", data=given, held_out=away)
+    assert outcome.isolation.verdict == (verdict or "no sign of poison")
 
 
 # --- other uses of the suspects, and steps left out -------------------------------------------------------------------

@@ -107,7 +107,7 @@ def test_the_measure_is_the_largest_output_of_each_channel(blobs, runtime):
     expected = torch.cat([first[:, :64].amax((2, 3)), second.amax((2, 3))], 1).detach()
     assert torch.allclose(kept, expected, atol=2e-2, rtol=2e-2)
     with pytest.raises(ConfigError, match="needs a network with convolutions"):
-        channel_maxima(Network(nn.Linear(2, 2), data, runtime))
+        channel_maxima(Network(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), data, runtime))
 
 
 def test_a_look_suspects_by_losses_by_channels_or_only_cuts(blobs, runtime):

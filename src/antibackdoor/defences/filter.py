@@ -59,6 +59,8 @@ _CONTROLS, _FOUND = (0.02, 0.01, 0.005, 0.002), 0.9
 _STRONG = 2.0
 # Names of small classes that the verdict gives.
 _NAMED = 5
+# Phases of the first network.
+_LOOK, _TRAIN = "look", "train"
 # What makes another round worth its training: new suspects, as a share of those there are, or images that come back, as
 # a share of the set.
 _WORTH, _WORTH_BACK = 0.05, 0.02
@@ -137,9 +139,11 @@ class Filter(Defence):
         if self.suspects == "unlearn":
             search.unlearn()
             return search.outcome(epochs=plan.epochs)
-        for number in range(1, self.rounds + 1):
-            if not search.suspected or search.round(number) or not self.referee:
-                break
+        number = search.rounds(1)
+        if not search.suspected:
+            # Whoever was suspected at the first look was let go, so there is the end of that training to look at.
+            search.look_last()
+            search.rounds(number)
         search.settle()
         if self.suspects == "unlabelled":
             search.relearn()
@@ -179,7 +183,7 @@ class Filter(Defence):
         """
         rows = torch.arange(len(data)) if kept is None else kept.nonzero().squeeze(1)
         # An image and its exact copies are one.
-        apart = repeated(data.images, data.labels) if copies is None else copies
+        apart = _copies(data, history) if copies is None else copies
         if history.held_out is not None:
             apart = apart | torch.from_numpy(history.held_out)
         held_out = apart[rows] if bool(apart.any()) else None
@@ -199,6 +203,12 @@ class Filter(Defence):
             channels=self.channels,
             late=self.late,
         )
+
+
+def _copies(data: ImageSet, history: History) -> Tensor:
+    """Return the exact copies in the set, bool (N,); an image that was trained on is an original first."""
+    held_out = None if history.held_out is None else torch.from_numpy(history.held_out)
+    return repeated(data.images, data.labels, held_out)
 
 
 @dataclass(eq=False)
@@ -242,7 +252,8 @@ class _Search:
         self.finished = self.half == self.plan.epochs
         self._before: Tensor | None = None
         self._seen: Tensor | None = None
-        self._copies = repeated(self.data.images, self.data.labels)
+        self._trainable = torch.ones(len(self.data), dtype=torch.bool)
+        self._copies = torch.zeros_like(self._trainable)
 
     @property
     def suspected(self) -> bool:
@@ -257,8 +268,11 @@ class _Search:
 
     def look_first(self) -> None:
         """Train the first part of the plan, and look."""
-        history = self.fit(self.first, self.data, Phase("look", self.plan, last=self.half, part_of="train"))
+        history = self.fit(self.first, self.data, Phase(_LOOK, self.plan, last=self.half, part_of="train"))
         self.histories.append(history)
+        self._copies = _copies(self.data, history)
+        if history.held_out is not None:
+            self._trainable &= ~torch.from_numpy(history.held_out)
         self.early = not self.finished
         found = self._look_at(history, self.first)
         self._take(found)
@@ -267,27 +281,35 @@ class _Search:
     def look_last(self) -> None:
         """Finish the first network, and look again; who was suspected before stays so, but for the slow parts.
 
-        What contradicts that is not suspected (``isolation.agree``).
+        What contradicts that is not suspected (``isolation.agree``), nor is a class that was let go.
         """
         if self.finished:
             return
         self._finish()
         cuts, stays = self.cuts, ~torch.isin(self.data.labels, self.slow)
         suspects, aside = self.suspects & stays, self.aside & stays
-        whole = dataclasses.replace(
-            self.histories[0], losses=np.concatenate([history.losses for history in self.histories])
-        )
+        own = [history for history in self.histories if history.phase in (_LOOK, _TRAIN)]
+        whole = dataclasses.replace(own[0], losses=np.concatenate([history.losses for history in own]))
         self.early = False
         earlier, self._seen = self._seen, None
         self._take(self._look_at(whole, self.first, earlier=earlier))
+        self.suspects, self.aside = self.suspects & ~self.let_go, self.aside & ~self.let_go
         for label in self.data.labels[suspects].unique().tolist():
-            own = self.data.labels == label
-            if not agree(suspects[own], self.suspects[own]):
-                self.suspects[own] = self.aside[own] = False
+            of_class = self.data.labels == label
+            if not agree(suspects[of_class], self.suspects[of_class]):
+                self.suspects[of_class] = self.aside[of_class] = False
                 self.cuts[label] = cuts[label]
-            elif bool((suspects & ~self.suspects)[own].any()):
+            elif bool((suspects & ~self.suspects)[of_class].any()):
                 self.cuts[label] = (*cuts[label], *self.cuts.get(label, ()))
         self.suspects, self.aside = self.suspects | suspects, self.aside | aside
+
+    def rounds(self, number: int) -> int:
+        """Go on with round ``number`` for as long as that changes who is suspected; returns the next number."""
+        while self.suspected and number <= self.filter.rounds:
+            number += 1
+            if self.round(number - 1) or not self.filter.referee:
+                break
+        return number
 
     def round(self, number: int) -> bool:
         """Train a network without the suspects, and let it judge them; returns whether little changed."""
@@ -298,13 +320,13 @@ class _Search:
         self.histories.append(self.fit(self.model, self.data, phase, subset=self.kept))
         if self._before is None:
             return True
-        labels, shown = self.data.labels, self.kept
-        again = self._look_at(self.histories[-1], self.model, kept=shown)
+        labels, shown = self.data.labels, self.kept & self._trainable
+        again = self._look_at(self.histories[-1], self.model, kept=self.kept)
         barely = self._barely_accused(again)
         new = again.suspects & ~self.let_go & ~barely
         strong = _STRONG * self.filter.alarm_at(self.early)
-        stays = {label for label, cuts in self.cuts.items() if strongest(cuts).strength >= strong}
-        stays |= {int(label) for label in labels[new].unique()}
+        stays = {label for label in self.cuts if self._sure(label, strong)}
+        stays |= set(labels[new].unique().tolist()) - set(self.slow.tolist())
         after = self._own_probability(self.model)
         judged = ruling(
             self.suspects,
@@ -342,9 +364,14 @@ class _Search:
             self.model, self.kept = self.first, torch.ones_like(self.kept)
             if not self.finished:
                 self._finish()
-        learned = int((self.suspects & self.kept).sum())
+        shown, labels = self.kept & self._trainable, self.data.labels
+        learned = int((self.suspects & shown).sum())
         if learned:
             self.words.append(f"The network was trained on {learned} of the flagged images.")
+        absent = sorted(set(labels.unique().tolist()) - set(labels[shown].unique().tolist()))
+        if absent:
+            names = ", ".join(repr(self.data.classes[label]) for label in absent)
+            self.words.append(f"No image of {names} was left to train on: the network does not know that class.")
 
     def unlearn(self) -> None:
         """Let the first network forget the suspects."""
@@ -385,13 +412,14 @@ class _Search:
     def _too_little(self, epochs: int) -> tuple[str, list[str]]:
         """Return why there was too little to look at, empty if there was not, and a sentence on classes that are small.
 
-        The larger half of the images must be in classes in which poison can be told from what is merely rare.
+        The larger half of the images must be in classes in which poison can be told from what is merely rare; those
+        that are held out and exact copies do not count.
         """
         if epochs < self.filter.fewest:
             return f"the training had under {self.filter.fewest} epochs", []
-        sizes = torch.bincount(self.data.labels, minlength=self.data.num_classes)
+        sizes = torch.bincount(self.data.labels[self._trainable & ~self._copies], minlength=self.data.num_classes)
         small = (sizes > 0) & (sizes < FULL_CLASS)
-        if not self.cuts or 2 * int(sizes[small].sum()) > len(self.data):
+        if not self.cuts or 2 * int(sizes[small].sum()) > int(sizes.sum()):
             return f"most images are in classes of under {FULL_CLASS}", []
         names = [repr(self.data.classes[label]) for label in small.nonzero().squeeze(1).tolist()]
         shown = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
@@ -403,7 +431,7 @@ class _Search:
         return self.build_model(self.seeds.generator("init"))
 
     def _finish(self) -> None:
-        phase = Phase("train", self.plan, first=self.half, part_of="train")
+        phase = Phase(_TRAIN, self.plan, first=self.half, part_of="train")
         self.histories.append(self.fit(self.first, self.data, phase))
         self.finished = True
 
@@ -421,6 +449,10 @@ class _Search:
         """Return the probability that a network gives each image's own label, float (N,)."""
         probabilities = logits_of(model, self.data, self.fit.runtime).softmax(1)
         return probabilities.gather(1, self.data.labels[:, None]).squeeze(1)
+
+    def _sure(self, label: int, strong: float) -> bool:
+        """Say whether a class is accused beyond doubt; by its slow part none is, which may be no more than hard."""
+        return any(not cut.slow and cut.strength >= strong for cut in self.cuts[label])
 
     def _barely_accused(self, again: Look) -> Tensor:
         """Return the images, bool (N,), of classes that the first network left alone and this one barely accuses.

@@ -15,7 +15,7 @@ from antibackdoor.errors import ConfigError
 from antibackdoor.isolation.mixture import two_gaussians
 from antibackdoor.isolation.network import Measure, Network
 from antibackdoor.isolation.principal import principal_components
-from antibackdoor.isolation.signals.features import watched
+from antibackdoor.isolation.signals.features import used, watched
 
 __all__ = ["SMALLEST_CLASS", "SMALLEST_PART", "ChannelCut", "channel_maxima", "cut_by_channels"]
 
@@ -79,7 +79,9 @@ def channel_maxima(network: Network) -> Measure:
     Raises:
         ConfigError: The network has no convolution.
     """
-    convolutions: list[nn.Module] = [module for module in network.model.modules() if isinstance(module, _ConvNd)]
+    known: list[nn.Module] = [module for module in network.model.modules() if isinstance(module, _ConvNd)]
+    ran = used(network, known, lambda inputs: True)
+    convolutions = [module for module in known if module in ran]
     if not convolutions:
         raise ConfigError("isolation: a cut by channels needs a network with convolutions")
     return watched(network, convolutions, lambda _, __, output: output[:, :_CHANNELS].flatten(2).amax(2))
@@ -106,7 +108,7 @@ def cut_by_channels(maxima: Tensor, labels: Tensor, num_classes: int, fitted: Te
         question whether other classes have images in the part too (docs/log.md).
     """
     known = np.ones(len(labels), dtype=bool) if fitted is None else fitted.numpy()
-    values, classes = maxima.double().numpy(), labels.numpy()
+    values, classes = maxima.numpy(), labels.numpy()
     cuts = []
     for label in range(num_classes):
         own = classes == label

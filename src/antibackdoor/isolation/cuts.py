@@ -151,6 +151,8 @@ def cut_classes(evidence: Evidence, *, stretches: int = 5) -> list[Cut]:
     third = max(1, len(logs) // 3)
     falls = (logs[: min(_START, third)].mean(0) - logs[-third:].mean(0)).numpy()
     trained = evidence.trained.numpy()
+    if not trained.any():
+        return []
     standard = (falls - falls[trained].mean()) / max(falls[trained].std(), _FLOOR)
     furthest = trained & (standard >= np.quantile(standard[trained], 1 - _VOTERS))
     cuts = []
@@ -250,7 +252,7 @@ def sharpened(seen: Tensor, members: Tensor, *, passes: int = 5) -> tuple[Tensor
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import cross_val_predict
 
-    points = principal_components(seen.double().numpy(), _COMPONENTS)
+    points = principal_components(seen.numpy(), _COMPONENTS)
     current = near = members.numpy()
     for number in range(passes):
         if min(current.sum(), len(current) - current.sum()) < _FEWEST:

@@ -153,7 +153,7 @@ def gap_between(
     own = of_class & known
     if own.sum() < SMALLEST_CLASS:
         return None
-    points = principal_components(seen.double().numpy(), _COMPONENTS, own)
+    points = principal_components(seen.numpy(), _COMPONENTS, own)
     points = points / max(points[own].std(0).max(), _FLOOR)
     told = start.numpy().copy()
     trained = known[of_class]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from antibackdoor.errors import ConfigError
-from antibackdoor.isolation.channels import ChannelCut, channel_maxima, cut_by_channels
+from antibackdoor.isolation.channels import SMALLEST_PART, ChannelCut, channel_maxima, cut_by_channels
 from antibackdoor.isolation.cuts import APART, Cut, cut_classes, sharpened, slow_cuts, start_of
 from antibackdoor.isolation.evidence import Evidence
 from antibackdoor.isolation.late import LateCut, gap_between, late_cuts
@@ -106,7 +106,7 @@ def look(
     cuts: dict[int, tuple[AnyCut, ...]] = {}
     for cut in [*by_losses, *others]:
         cuts[cut.label] = (*cuts.get(cut.label, ()), dataclasses.replace(cut, rows=rows[cut.rows]))
-    return Look(cuts, suspects, aside | suspects, seen.float() if late and seen is not None else None)
+    return Look(cuts, suspects, aside | suspects, seen if late else None)
 
 
 def _unsettled(start: Tensor, alike: Tensor) -> bool:
@@ -129,8 +129,13 @@ def agree(one: Tensor, other: Tensor) -> bool:
 
 
 def _with_gap(cut: Cut, seen: Tensor, evidence: Evidence) -> Cut:
-    """Return a cut that raises the alarm with the gap between its parts; a slow part is not there yet."""
-    if cut.slow:
+    """Return a cut that raises the alarm with the gap between its parts; a slow part is not there yet.
+
+    Where a class falls apart and hardly any images are beside the part that is accused, there is nothing to see a gap
+    to, and the losses decide.
+    """
+    beside = int((evidence.trained[cut.rows] & (cut.suspicion <= 0.5)).sum())
+    if cut.slow or (beside < SMALLEST_PART and cut.gain >= APART):
         return cut
     gap = gap_between(seen, evidence.labels, cut.label, cut.suspicion > 0.5, evidence.trained)
     return cut if gap is None else dataclasses.replace(cut, gap=gap.width)
@@ -151,5 +156,4 @@ def _seen(evidence: Evidence, rows: Tensor) -> tuple[Tensor | None, Tensor | Non
     """Return what the network makes of some images, its channels' maxima and its penultimate features; the former."""
     maxima, features = (_measured(evidence, rows, of) for of in (channel_maxima, penultimate))
     parts = [part for part in (maxima, features) if part is not None]
-    # In the precision of what is fitted to it, once for all classes.
-    return (torch.cat(parts, 1).double() if parts else None), maxima
+    return (torch.cat(parts, 1) if parts else None), maxima

@@ -85,7 +85,8 @@ def news(earlier: Tensor, seen: Tensor) -> Tensor:
 def _start(losses: Tensor, half: int) -> Tensor:
     """Return the images to start from: bool (n,)."""
     since = learned(losses) & ~learned(losses[:half])
-    before, last = (part.mean(0).clamp_min(_FLOOR).log() for part in (losses[half - LAST : half], losses[-LAST:]))
+    parts = (losses[max(0, half - LAST) : half], losses[-LAST:])
+    before, last = (part.mean(0).clamp_min(_FLOOR).log() for part in parts)
     fall = torch.where(since, before - last, -torch.inf)
     start = torch.zeros_like(since)
     start[fall.argsort(descending=True, stable=True)[: round(_START * int(since.sum()))]] = True

@@ -48,8 +48,8 @@ def ruling(
       the right label, so single images of it pass: only where the suspects of a class are clearly wrong (median) is one
       that is accepted let go.
     * Suspects that were slow to be accepted as their class are poison that is not learned yet, whose labels are wrong,
-      or the hard images of a clean class. Where they are not clearly wrong (median), the class is let go; where they
-      are, every single one is that the second network rather accepts.
+      or the hard images of a clean class. Where they are not clearly wrong (median), the class is let go unless it
+      stays; where they are, every single one is that the second network rather accepts.
     * An image beside the suspects, of their class, that the second network rejects though it was shown it, and that the
       first was certain of, was learned with the trigger. So was one that it was not shown and clearly rejects.
 
@@ -68,8 +68,9 @@ def ruling(
         of_class = labels == label
         own = after[suspects & of_class].median()
         if int(label) in slow:
-            cleared |= suspects & of_class & (after >= 0.5)
-            if own > _WRONG:
+            if own <= _WRONG:
+                cleared |= suspects & of_class & (after >= 0.5)
+            elif int(label) not in stays:
                 free |= of_class
         elif own >= _EASY and int(label) not in stays:
             free |= of_class

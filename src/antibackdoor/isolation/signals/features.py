@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from antibackdoor.errors import ConfigError
 from antibackdoor.isolation.network import Measure, Network
+from antibackdoor.training import evaluating
 
-__all__ = ["penultimate", "watched"]
+__all__ = ["penultimate", "used", "watched"]
 
 
 def watched(
@@ -47,16 +48,45 @@ def watched(
     return measure
 
 
+@torch.no_grad()
+def used(network: Network, layers: Sequence[nn.Module], fits: Callable[[Tensor], bool]) -> list[nn.Module]:
+    """Return the layers that a forward pass runs, in the order in which it does, each once.
+
+    A network may hold layers that evaluation does not use, such as a second head, and may register them in any order.
+
+    Args:
+        network: The network; two images of its set go through it.
+        layers: Some of its modules.
+        fits: From what goes into a layer to whether it counts.
+    """
+    order: list[nn.Module] = []
+
+    def note(layer: nn.Module, inputs: tuple[Tensor, ...], _: object) -> None:
+        if fits(inputs[0]) and layer not in order:
+            order.append(layer)
+
+    hooks = [layer.register_forward_hook(note) for layer in layers]
+    try:
+        with evaluating(network.model):
+            for images, _ in network.batches(torch.arange(min(2, len(network.data)))):
+                network.forward(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return order
+
+
 def penultimate(network: Network) -> Measure:
-    """Return the measure of the penultimate features: what goes into the last linear layer, (B, D).
+    """Return the measure of the penultimate features: what goes into the last linear layer that runs, (B, D).
 
     Args:
         network: The network.
 
     Raises:
-        ConfigError: The network has no linear layer.
+        ConfigError: The network runs no linear layer on one vector an image.
     """
-    heads = [module for module in network.model.modules() if isinstance(module, nn.Linear)]
+    linear = [module for module in network.model.modules() if isinstance(module, nn.Linear)]
+    heads = used(network, linear, lambda inputs: inputs.ndim == 2)
     if not heads:
         raise ConfigError("isolation: a signal that works on features needs a network whose last layer is nn.Linear")
     return watched(network, heads[-1:], lambda _, inputs, __: inputs)
