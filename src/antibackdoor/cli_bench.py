@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from antibackdoor import errors
 from antibackdoor.errors import ConfigError
 
 if TYPE_CHECKING:
     from antibackdoor.benchmark import Finished, Pool
+    from antibackdoor.types import Json
 
 __all__ = ["bench"]
 
@@ -108,7 +110,16 @@ def _report(finished: Finished) -> None:
         if isinstance(names, dict) and isinstance(error, dict):
             rate = "" if names["rate"] is None else f"@{names['rate']}"
             what = f"{names['data']} {names['attack_label']}{rate} {names['defence_label']} {names['model']}"
-            typer.echo(f"failed: {what} seed {names['seed']}: {error['type']}: {error['message']}", err=True)
+            said = f"{error['type']}: {error['message']}{_where(error)}"
+            typer.echo(f"failed: {what} seed {names['seed']}: {said}", err=True)
     for file in finished.files:
         if file.suffix in {".html", ".md"}:
             typer.echo(f"{file.stem}: {file}")
+
+
+def _where(error: Mapping[str, Json]) -> str:
+    """Return the places that an error came through; nothing for those of ours, whose message says what to do."""
+    where = error.get("where")  # records of earlier versions have none
+    if error["type"] in errors.__all__ or not isinstance(where, list) or not where:
+        return ""
+    return f" [{' > '.join(map(str, where))}]"

@@ -14,6 +14,22 @@ from antibackdoor.benchmark.shared import Shelf
 MARK = "DIE_ON"  # environment: a folder; a worker kills itself once for every file there that is named after its cell
 
 
+def perform_or_starve(task: Task, shelf: Shelf, *_: object) -> Record | None:
+    """As ``perform``, but out of memory once for every file named after a cell's defence; notes begins and ends."""
+    folder = Path(os.environ[MARK])
+    with (folder / "calls").open("a", encoding="utf-8") as calls:
+        calls.write(f"begin {task.cell.title}\n")
+    try:
+        wish = folder / task.cell.defence_label
+        if task.kind == "measure" and wish.exists():
+            wish.unlink()
+            return measure.failed(task.cell, "OutOfMemoryError", "CUDA out of memory")
+        return measure.perform(task, shelf)
+    finally:
+        with (folder / "calls").open("a", encoding="utf-8") as calls:
+            calls.write(f"end {task.cell.title}\n")
+
+
 def perform_or_die(task: Task, shelf: Shelf, *_: object) -> Record | None:
     """As ``perform``, but kill this process where a file of the cell's defence says so, and count the calls."""
     folder = Path(os.environ[MARK])

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 from end_to_end import invoke
 
-GRIDS = Path(__file__).parents[2] / "benchmarks" / "grids"
+from antibackdoor import plugins
+from antibackdoor.benchmark import read_records
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+GRIDS, RESULTS = BENCHMARKS / "grids", BENCHMARKS / "results"
 
 
 def written(out: Path) -> dict[str, bytes]:
@@ -21,6 +26,10 @@ def config(values, tmp_path):
     path = tmp_path / "grid.yaml"
     path.write_text(yaml.safe_dump(values()), encoding="utf-8")
     return path
+
+
+def precisions(records):
+    return {record["device"]["precision"] for record in records}
 
 
 def assert_refused(done, *named):
@@ -44,7 +53,10 @@ def test_two_cells_from_end_to_end(tmp_path):
     attacked = next(record for record in records if record["cell"]["attack"] == "badnets")
     assert attacked["metrics"]["n_poison"] == 40
     assert attacked["control"]["asr"] is not None
-    again = invoke("bench", GRIDS / "two_cells.yaml", "--out", out, "--quiet", "--against", out)
+    # Another precision gives other figures; there the grid is held against itself alone.
+    same = precisions(records) == precisions(read_records(RESULTS / "two_cells"))
+    against = RESULTS / "two_cells" if same else out
+    again = invoke("bench", GRIDS / "two_cells.yaml", "--out", out, "--quiet", "--against", against)
     assert again.code == 0, again
     assert "2 cells: 0 run now, 2 from before, 0 failed" in again.out
     assert "every figure is inside the spread" in again.out
@@ -73,6 +85,51 @@ def test_a_difference_and_a_failure_exit_with_one(config, tmp_path, no_summaries
     kept = invoke("bench", config, "--out", out, "--set", "rates=[0.9]", "--keep-failed")
     assert kept.code == 1
     assert "0 run now" in kept.out
+
+
+BROKEN = """
+from dataclasses import dataclass
+from antibackdoor.defences.none import NoDefence
+
+@dataclass(frozen=True)
+class Broken(NoDefence):
+    "Fails."
+
+    def run(self, *_, **__):
+        return {}["gone"]
+
+DEFENCES = {"broken": Broken}
+"""
+
+
+def test_an_error_that_is_not_ours_says_where(values, tmp_path, no_summaries):
+    plugin, path, out = tmp_path / "own.py", tmp_path / "grid.yaml", tmp_path / "out"
+    plugin.write_text(BROKEN, encoding="utf-8")
+    path.write_text(yaml.safe_dump(values(defences=["broken"], rates=[0.9])), encoding="utf-8")
+    try:
+        failed = invoke("bench", path, "--out", out, "--jobs", 1, "--plugin", plugin)
+    finally:
+        for loaded in plugins.from_files():
+            plugins.forget(loaded)
+    ours, theirs = sorted(failed.err.strip().splitlines(), key=lambda line: "KeyError" in line)[-2:]
+    assert "PoisonError" in ours
+    assert not ours.endswith("]")
+    assert re.search(
+        r"KeyError: 'gone' \[benchmark/measure\.py:\d+ \w+ > pipeline\.py:\d+ \w+ > own\.py:10 run\]$", theirs
+    )
+
+
+def test_a_failure_recorded_without_a_place_is_read(config, tmp_path, no_summaries):
+    out = tmp_path / "out"
+    finished = invoke("bench", config, "--out", out, "--set", "rates=[0.9]", "--jobs", 1)
+    assert finished.code == 1
+    for path in (out / "cells").iterdir():
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["error"]:
+            record["error"] = {"type": "KeyError", "message": "'gone'"}
+            path.write_text(json.dumps(record), encoding="utf-8")
+    kept = invoke("bench", config, "--out", out, "--set", "rates=[0.9]", "--keep-failed")
+    assert all(line.endswith("KeyError: 'gone'") for line in kept.err.strip().splitlines())
 
 
 def test_data_and_settings_of_the_command_line(values, pets, tmp_path, no_summaries):

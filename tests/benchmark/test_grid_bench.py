@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from pathlib import Path
 
 import grid_stand_ins
@@ -163,6 +164,33 @@ def test_a_killed_worker_costs_nothing_the_first_time_and_a_cell_the_second(grid
     assert done.failures[0]["error"]["type"] == "WorkerLost"
     assert "memory" in done.failures[0]["error"]["message"]
     assert len(done.records) == len(made.cells()) == done.ran == 4
+
+
+def test_a_cell_that_ran_out_of_memory_beside_others_is_tried_alone_at_the_end(grid, tmp_path, deaths, monkeypatch):
+    monkeypatch.setattr("antibackdoor.benchmark.pools._in_worker", grid_stand_ins.perform_or_starve)
+    (deaths / "abl").write_text("", encoding="utf-8")
+    made = grid(skip=[{"attack": "none", "defence": ["abl", "cbd"]}], defences=[*grid().dump()["defences"], "cbd"])
+    done = run_grid(made, tmp_path / "out", pool=LocalPool(2))
+    assert (done.failures, done.ran) == ((), len(made.cells()))
+    calls = (deaths / "calls").read_text(encoding="utf-8").splitlines()
+    [starved] = [cell.title for cell in made.cells() if cell.defence == "abl"]
+    assert calls.count(f"begin {starved}") == 2
+    assert calls[-2:] == [f"begin {starved}", f"end {starved}"]
+
+
+def test_a_cell_that_needs_more_memory_than_there_is_fails(grid, tmp_path, deaths, monkeypatch):
+    failing = {"status": "failed", "error": {"type": "OutOfMemoryError", "message": "full"}}
+    pool, tasks = LocalPool(2), [Task(cell, "measure") for cell in grid().cells()[:2]]
+    together = [(tasks[0], failing), (tasks[1], {"error": None})]
+
+    def _together(_: LocalPool, waiting: deque[Task], *__: object) -> list[object]:
+        waiting.clear()
+        return together
+
+    monkeypatch.setattr(LocalPool, "_together", _together)
+    monkeypatch.setattr(LocalPool, "_alone", lambda *_: failing)
+    ended = list(pool.run(tasks, None, lambda _: None))
+    assert ended == [(tasks[1], {"error": None}), (tasks[0], failing)]
 
 
 class _Stop:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from antibackdoor.benchmark import GridConfig
+from antibackdoor.benchmark.grid import Skip
 from antibackdoor.config import OWN_TRAIN
 from antibackdoor.errors import ConfigError, UnknownNameError
 
@@ -49,6 +50,15 @@ def test_settings_of_a_data_set_are_its_own(grid, pets):
     assert "target" not in cells["a", "badnets"].config.attack.params
     assert cells["b", "badnets"].config.attack.params["target"] == 2
     assert cells["b", "to-one"].config.attack.params["target"] == 1
+
+
+def test_one_value_need_not_be_a_list(grid):
+    assert grid(rates=0.3, models="wrn-16-1", seeds=4) == grid(rates=[0.3], models=["wrn-16-1"], seeds=[4])
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "mps", "cuda", "cuda:7"])
+def test_a_device_need_not_be_on_this_machine(grid, device):
+    assert grid(device=device).cells()[0].config.device == device
 
 
 def test_skip_leaves_out_what_matches_all_of_a_rule(grid):
@@ -139,6 +149,14 @@ def test_keys_are_the_same_in_another_process(values, grid, tmp_path):
         ({"attacks": ["badnets", {"name": "badnets", "size": 5}]}, r"^attacks: 'badnets' stands there more than once"),
         ({"attacks": [{"name": "none", "size": 5}]}, r"^attacks\.none: .*no settings"),
         ({"data": None}, r"^data: "),
+        ({"rates": 1.5}, r"^rates: each must be above 0"),
+        ({"seeds": "zero"}, r"^seeds\.0: "),
+        ({"seeds": None}, r"^seeds: "),
+        ({"device": "gpu"}, r"^device: 'gpu' is no device name; use auto, cpu, cuda"),
+        ({"device": "cuda:"}, r"^device: 'cuda:' is no device name"),
+        ({"device": "cpu:0 "}, r"^device: "),
+        ({"defences": [{"name": "abl", "label": "none"}]}, r"^defences\.abl\.label: 'none' is what"),
+        ({"attacks": [{"name": "badnets", "label": "none"}]}, r"^attacks\.badnets\.label: 'none' is what"),
     ],
 )
 def test_a_wrong_value_gets_one_line_with_its_path(values, changes, message):
@@ -179,6 +197,33 @@ def test_sources_are_filled_in_and_looked_for(grid, pets, tmp_path):
         bare.with_sources({"a": str(tmp_path / "gone")})
     assert bare.with_sources({"a": pets["source"]}).data[0].source == pets["source"]
     assert bare.with_sources({"a": "embedded"}).data[0].source == "embedded"
+
+
+def test_trusted_images_are_looked_for(grid, pets, tmp_path):
+    def placed(trusted: str | None) -> GridConfig:
+        return grid(data=[{"name": "pets", **pets, "trusted": trusted}]).with_sources({})
+
+    gone = str(tmp_path / "gone")
+    with pytest.raises(ConfigError, match=r"^data\.pets\.trusted: .*gone is not there"):
+        placed(gone)
+    for trusted in (None, OWN_TRAIN, pets["test"]):
+        assert placed(trusted).data[0].trusted == trusted
+
+
+def test_packages_that_are_not_installed_are_named_before_anything_runs(grid, pets, monkeypatch):
+    installed = {"timm": False, "datasets": False}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if installed[name] else None)
+    hub = grid(data=[{"name": "a", "source": "hub:a"}, {"name": "pets", **pets}])
+    timm = grid(data=[{"name": "pets", **pets}, {"name": "b", **pets, "model": "timm:resnet10t"}])
+    with pytest.raises(ConfigError, match=r"^data\.a: hub:a needs .*'datasets'.*antibackdoor\[hub\]"):
+        hub.with_sources({})
+    with pytest.raises(ConfigError, match=r"^models: timm:resnet10t needs .*'timm'.*antibackdoor\[models\]"):
+        timm.with_sources({})
+    for name, made in (("a", hub), ("b", timm)):
+        made.model_copy(update={"skip": (Skip(data=(name,)),)}).with_sources({})
+    installed |= {"timm": True, "datasets": True}
+    for made in (hub, timm):
+        made.with_sources({})
 
 
 def test_no_place_of_this_machine_is_in_what_is_written(grid, pets):

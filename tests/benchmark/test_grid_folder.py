@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from antibackdoor.benchmark import run_grid
 from antibackdoor.benchmark.folder import CELL_FORMAT, claimed, read_records
 from antibackdoor.errors import RunExistsError, StorageError
 
@@ -46,13 +47,29 @@ def test_a_record_that_cannot_be_used_is_as_if_it_were_not_there(grid, tmp_path)
     with claimed(tmp_path) as folder:
         folder.begin(grid(), [cell])
         path = tmp_path / "cells" / cell.file
-        for text in ("", "{", "[]", json.dumps(record(cell, format="antibackdoor cell 0"))):
+        for text in ("", "{", "half a rec"):
             path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
             assert folder.record_of(cell) is None
             assert read_records(tmp_path) == []
         path.write_text(json.dumps(record(cell, key="another")), encoding="utf-8")
         assert folder.record_of(cell) is None
+
+
+@pytest.mark.parametrize("text", ['{"format": "antibackdoor cell 0"}', '{"key": 1}', "[]"])
+def test_a_record_of_another_format_is_left_alone(grid, tmp_path, text):
+    cells = grid().cells()
+    path = tmp_path / "cells" / cells[0].file
+    with claimed(tmp_path) as folder:
+        folder.begin(grid(), cells[:1])
+        folder.write(cells[0], {})
+    path.write_text(text, encoding="utf-8")
+    before = contents(tmp_path)
+    for call in (lambda: run_grid(grid(seeds=[0, 1]), tmp_path), lambda: read_records(tmp_path)):
+        with pytest.raises(StorageError, match="another format.* stays as it is; use another --out") as caught:
+            call()
+        assert path.name in str(caught.value)
+        assert contents(tmp_path) == before
 
 
 def test_records_of_an_earlier_grid_stay_and_are_left_out(grid, tmp_path):

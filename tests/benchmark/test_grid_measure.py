@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
 import torch
 
+from antibackdoor.benchmark import measure
 from antibackdoor.benchmark.folder import FileShelf
 from antibackdoor.benchmark.measure import Task, curves_of, failed, forget_data, perform
+from antibackdoor.config import RunConfig
+from antibackdoor.errors import TrainingError
 from antibackdoor.evaluation import evaluate
 from antibackdoor.models import builder_from
 from antibackdoor.pipeline import load_data, plant, run
@@ -150,7 +154,35 @@ def test_a_cell_that_cannot_be_measured_says_why(grid, pets, shelf):
     assert record["metrics"] is None
     untested = grid(data=[{"name": "pets", "source": pets["source"]}]).cells()[0]
     assert "no test images" in perform(Task(untested, "measure"), shelf)["error"]["message"]
-    assert failed(too_many, "X", "two\n lines")["error"] == {"type": "X", "message": "two lines"}
+    assert failed(too_many, "X", "two\n lines")["error"] == {"type": "X", "message": "two lines", "where": []}
+    assert failed(too_many, "X", "", ("a.py:1 f",))["error"]["where"] == ["a.py:1 f"]
+
+
+def test_a_failure_says_where_without_a_folder_of_this_machine(grid, shelf, tmp_path, monkeypatch):
+    plugin = tmp_path / "own_methods.py"
+    plugin.write_text("def look(name):\n    return {}[name]\n", encoding="utf-8")
+    parts: dict[str, object] = {}
+    exec(compile(plugin.read_text(encoding="utf-8"), str(plugin), "exec"), parts)
+    monkeypatch.setattr(measure, "run", lambda *_, **__: parts["look"]("gone"))
+    error = perform(Task(grid().cells()[0], "measure"), shelf)["error"]
+    assert (error["type"], error["message"]) == ("KeyError", "'gone'")
+    ours, here, last = error["where"]
+    assert re.fullmatch(r"benchmark/measure\.py:\d+ _measure", ours)
+    assert re.fullmatch(r"test_grid_measure\.py:\d+ <lambda>", here)
+    assert last == "own_methods.py:2 look"
+
+
+def test_a_control_that_cannot_be_made_costs_no_training_of_the_cell(grid, shelf, monkeypatch):
+    cell = next(c for c in grid().cells() if (c.attack, c.defence) == ("badnets", "abl"))
+    tried = []
+
+    def no_training(config: RunConfig, **_: object) -> None:
+        tried.append(config)
+        raise TrainingError("no luck")
+
+    monkeypatch.setattr(measure, "run", no_training)
+    assert perform(Task(cell, "measure"), shelf)["error"]["message"] == "no luck"
+    assert tried == [cell.control.config]
 
 
 def test_a_task_computes_with_its_threads_and_on_its_device(grid, shelf):

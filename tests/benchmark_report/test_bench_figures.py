@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
@@ -19,11 +20,12 @@ Grid = Callable[..., list[Record]]
 
 
 def names(records: list[Record], out: Path) -> set[str]:
-    """The figures drawn, by their names; each is there as PNG and SVG, and nothing else is."""
+    """The figures drawn, by their names; each is there as PNG and SVG, and nothing else but the note of them is."""
     written = write_figures(records, out)
     found = {path.stem if path.suffix in (".png", ".svg") else path.name for path in written}
     assert len(written) == 2 * len(found)
-    assert sorted(written) == (sorted((out / "figures").iterdir()) if written else [])
+    there = (out / "figures").iterdir() if (out / "figures").exists() else ()
+    assert sorted(written) == sorted(path for path in there if path.name != ".written.json")
     return found
 
 
@@ -102,6 +104,66 @@ def test_rates_of_a_class_and_of_the_set_are_two_charts(grid: Grid, tmp_path: Pa
     steps = [text for text in shown if text in {"11", "22", "55", "77"}]
     assert steps == ["11", "22"] * 2 + ["55", "77"] * 2
     assert shown.count("Poisoned images, %") == shown.count("Poisoned images of the class, %") == 2
+
+
+def test_figures_that_are_no_longer_drawn_are_removed_and_no_others(grid: Grid, tmp_path: Path) -> None:
+    records = grid(attacks=("badnets",), defences=("none", "abl"), seeds=(0,))
+    assert names(records, tmp_path) == BASE | CURVES
+    figures, outside = tmp_path / "figures", tmp_path / "mine.png"
+    for path in (outside, figures / "mine.png"):
+        path.write_bytes(b"mine")
+    noted = json.loads((figures / ".written.json").read_text(encoding="utf-8"))
+    (figures / ".written.json").write_text(json.dumps([*noted, "../mine.png", 3, "gone.svg"]), encoding="utf-8")
+    write_figures([entry for entry in records if entry["cell"]["defence"] == "none"], tmp_path)
+    left = {path.stem for path in figures.glob("*.[ps][nv]g")}
+    assert left == BASE | {"precision-by-epoch-none", "loss-curves-none", "mine"}
+    assert outside.read_bytes() == (figures / "mine.png").read_bytes() == b"mine"
+    write_figures([], tmp_path)
+    assert {path.name for path in figures.iterdir()} == {"mine.png", ".written.json"}
+
+
+def test_a_damaged_note_of_what_was_drawn_removes_nothing(record: Make, tmp_path: Path) -> None:
+    write_figures([record()], tmp_path)
+    (tmp_path / "figures" / ".written.json").write_text("[", encoding="utf-8")
+    before = len(list((tmp_path / "figures").iterdir()))
+    write_figures([], tmp_path)
+    assert len(list((tmp_path / "figures").iterdir())) == before
+
+
+def test_what_was_flagged_is_drawn_by_rate(grid: Grid, tmp_path: Path) -> None:
+    plain = grid(attacks=("badnets",), rates=(0.05, 0.1), defences=("none", "nad"), seeds=(0,), recall=0.0)
+    assert "isolation-by-rate" not in names(plain, tmp_path)
+    flagging = grid(attacks=("badnets",), rates=(0.05, 0.1), defences=("filter",), seeds=(0,))
+    assert "isolation-by-rate" in names(plain + flagging, tmp_path)
+    shown = texts(tmp_path, "isolation-by-rate")
+    # The synthetic filter has a precision and no recall.
+    assert "Poison among the flagged, %" in shown
+    assert "Flagged among the poison, %" not in shown
+    assert shown.count("filter") == 1
+    assert "nad [5 % trusted]" not in shown
+    names([*plain, *flagging, *grid(attacks=("badnets",), rates=(0.05, 0.1), defences=("abl",))], tmp_path)
+    assert "Flagged among the poison, %" in texts(tmp_path, "isolation-by-rate")
+
+
+def titled(out: Path, name: str) -> str:
+    """All texts of a figure in one line: a title may be broken into several."""
+    return " ".join(texts(out, name))
+
+
+def test_titles_say_how_many_seeds_are_behind_a_figure_and_what_bars_are(grid: Grid, tmp_path: Path) -> None:
+    rates = (0.05, 0.1)
+    names(grid(attacks=("badnets",), rates=rates, defences=("none", "abl"), seeds=(0, 1, 2)), tmp_path / "a")
+    for name in ("accuracy-against-attack-success", "poisoning-rate", "isolation-by-rate"):
+        assert "cifar10, wrn-16-1 (n = 3, bars: standard deviation)" in titled(tmp_path / "a", name)
+    assert "cifar10, wrn-16-1 (n = 3)" in titled(tmp_path / "a", "heat-map")
+    assert "(n = 3, bands: standard deviation): abl" in titled(tmp_path / "a", "loss-curves-abl")
+    names(grid(seeds=(0,)), tmp_path / "b")
+    assert "cifar10, wrn-16-1 (n = 1)" in titled(tmp_path / "b", "accuracy-against-attack-success")
+    mixed = [*grid(defences=("none",), seeds=(0,)), *grid(defences=("abl",))]
+    names(mixed, tmp_path / "c")
+    assert "(n = 1 to 3, bars: standard deviation)" in titled(tmp_path / "c", "accuracy-against-attack-success")
+    assert "(n = 1): none" in titled(tmp_path / "c", "loss-curves-none")
+    assert "(n = 3, bands: standard deviation): abl" in titled(tmp_path / "c", "precision-by-epoch-abl")
 
 
 @pytest.mark.parametrize(

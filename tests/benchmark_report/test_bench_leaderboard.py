@@ -185,6 +185,28 @@ def test_sorting_in_a_browser(record: Make, tmp_path: Path) -> None:
 
 
 @in_browser
+def test_defences_with_more_rows_rank_first_and_then_by_rating(record: Make, tmp_path: Path) -> None:
+    records = [record(attack=attack, ca=0.9, asr=0.9) for attack in ("badnets", "sig")]
+    records += [record(attack=attack, defence="nad", ca=0.9, asr=0.5) for attack in ("badnets", "sig")]
+    records += [record(attack=attack, defence="filter", ca=0.9, asr=0.1) for attack in ("badnets", "sig")]
+    records += [record(defence="abl", ca=0.9, asr=0.0)]
+    steps = """
+  const order = () => ranking().map((row) => row.slice(0, 3));
+  tell.all = order();
+  choose("attack", "=badnets"); tell.one = order();
+"""
+    told = browse(render_leaderboard(records), steps, tmp_path)
+    assert told["all"] == [
+        ["filter", "2", "0.900"],
+        ["nad 5 % trusted", "2", "0.700"],
+        ["none", "2", "–"],
+        ["abl", "1", "0.950"],
+    ]
+    assert [row[:2] for row in told["one"]] == [["abl", "1"], ["filter", "1"], ["nad 5 % trusted", "1"], ["none", "1"]]
+    assert "Defences with more rows come first" in Page(render_leaderboard(records)).text
+
+
+@in_browser
 def test_filtering_in_a_browser(grid: Grid, tmp_path: Path) -> None:
     records = grid(data=("cifar10", "gtsrb"), defences=("none", "nad", "filter"), seeds=(0, 1), ca=0.9, asr=0.25)
     steps = """

@@ -62,13 +62,13 @@ def run_grid(
     Raises:
         ConfigError: The grid has no cells, or its data are not there.
         RunExistsError: Another process works in ``out``, or it holds something else.
-        StorageError: ``out`` is of another format, or cannot be written.
+        StorageError: ``out`` or a record in it is of another format, or cannot be written.
         KeyboardInterrupt: As it came, after the summaries of what is there.
     """
     cells = grid.with_sources({}).cells()
     with claimed(out) as folder:
-        folder.begin(grid, cells)
         records = {cell.file: record for cell in cells if (record := folder.record_of(cell)) is not None}
+        folder.begin(grid, cells)
         settled = {name for name, record in records.items() if record["status"] == "done" or not retry_failed}
         pending = [cell for cell in cells if cell.file not in settled]
         ran = 0

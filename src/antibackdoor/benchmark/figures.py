@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +35,7 @@ from antibackdoor.benchmark.charts import (
 )
 from antibackdoor.benchmark.reading import Run, Setting, mapping, read
 from antibackdoor.benchmark.summary import Stat, Summary, stat_of, summarise
+from antibackdoor.storage import write_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,7 +43,10 @@ if TYPE_CHECKING:
 __all__ = ["write_figures"]
 
 _SHARES = (("0.01", "1 %"), ("0.05", "5 %"), ("0.1", "10 %"), ("0.2", "20 %"))
+_NOTED = ".written.json"  # beside the figures: which are ours
+_ENDINGS = (".png", ".svg")
 _METRICS = (("asr", "Attack success, %"), ("ca", "Clean accuracy, %"))
+_FLAGGED = (("precision", "Poison among the flagged, %"), ("recall", "Flagged among the poison, %"))
 
 Drawing = tuple[str, Any]  # name of the file without its ending, and matplotlib's Figure
 
@@ -49,16 +56,28 @@ class _Part:
     """The part of a grid that goes into one figure: one data set, one network.
 
     Attributes:
-        title: Their names.
+        names: Theirs.
         settings: Its rows.
         cells: Its done cells.
         summary: Of the whole grid.
     """
 
-    title: str
+    names: str
     settings: tuple[Setting, ...]
     cells: tuple[Run, ...]
     summary: Summary
+
+    def title(self, spread: str | None = "bars", cells: Sequence[Run] | None = None) -> str:
+        """Return the names with the number of seeds: "cifar10, wrn-16-1 (n = 1 to 3, bars: standard deviation)".
+
+        Args:
+            spread: What shows the standard deviation, if anything does.
+            cells: Those that are drawn; all of the part if None.
+        """
+        seeds = Counter((setting, defence) for setting, defence, _ in {cell.identity for cell in cells or self.cells})
+        least, most = min(seeds.values()), max(seeds.values())
+        count = f"n = {most}" if least == most else f"n = {least} to {most}"
+        return f"{self.names} ({count}{f', {spread}: standard deviation' if spread and most > 1 else ''})"
 
     def stat(self, setting: Setting, defence: str, name: str) -> Stat | None:
         """Return a figure of a defence; that of the control for the defence "control"."""
@@ -84,7 +103,8 @@ def write_figures(records: Sequence[Mapping[str, object]], out: Path) -> list[Pa
 
     One of each kind for every data set and network: heat maps of attack success and clean accuracy; one against the
     other; precision of the lowest losses and the losses themselves by epoch; precision by gamma and by turning epoch;
-    attack success and clean accuracy by isolation share and by poisoning rate.
+    attack success and clean accuracy by isolation share and by poisoning rate; precision and recall by poisoning rate.
+    Those that an earlier call wrote there and this one does not are removed.
 
     Args:
         records: The records of the cells; failed ones are left out.
@@ -107,7 +127,7 @@ def write_figures(records: Sequence[Mapping[str, object]], out: Path) -> list[Pa
         matplotlib.rcParams.update(STYLE)
         for group in groups:
             part = _Part(
-                title=", ".join(group),
+                names=", ".join(group),
                 settings=tuple(s for s in summary.settings if (s.data, s.model) == group),
                 cells=tuple(cell for cell in done if (cell.setting.data, cell.setting.model) == group),
                 summary=summary,
@@ -116,7 +136,23 @@ def write_figures(records: Sequence[Mapping[str, object]], out: Path) -> list[Pa
                 for kind, figure in draw(part):
                     name = unique(slug(" ".join((kind, *group) if len(groups) > 1 else (kind,))), names)
                     written += save(figure, out / "figures", name)
+    _remove_earlier(out / "figures", [path.name for path in written])
     return written
+
+
+def _remove_earlier(folder: Path, names: Sequence[str]) -> None:
+    """Remove the figures that an earlier call noted and this one did not write; note the names of this one's."""
+    noted = folder / _NOTED
+    try:
+        earlier = json.loads(noted.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        earlier = []
+    for name in earlier if isinstance(earlier, list) else []:
+        if name not in names and isinstance(name, str) and Path(name).name == name and name.endswith(_ENDINGS):
+            with contextlib.suppress(OSError):
+                (folder / name).unlink()
+    if names or noted.exists():
+        write_json(noted, list(names))
 
 
 def _heat_maps(part: _Part) -> Iterator[Drawing]:
@@ -132,7 +168,7 @@ def _heat_maps(part: _Part) -> Iterator[Drawing]:
         0.34 * len(rows) + 0.08 * max(len(s.title) for s in part.settings) + 0.6,
     )
     figure = new_figure(
-        *((2 * width, height + 0.4) if beside else (max(5, width), len(shown) * height + 0.4)), part.title
+        *((2 * width, height + 0.4) if beside else (max(5, width), len(shown) * height + 0.4)), part.title(None)
     )
     charts = figure.subplots(*((1, len(shown)) if beside else (len(shown), 1)), squeeze=False).ravel()
     for chart, (metric, title, columns) in zip(charts, shown, strict=True):
@@ -165,7 +201,7 @@ def _scatter(part: _Part) -> Iterator[Drawing]:
     if not any(part.stat(s, d, "asr") for s in part.attacked for d in part.defences):
         return
     attacks = list(dict.fromkeys(s.attack for s in part.attacked))
-    figure = new_figure(8.6, max(4.4, 0.2 * (len(part.defences) + len(attacks)) + 1.2), part.title)
+    figure = new_figure(8.6, max(4.4, 0.2 * (len(part.defences) + len(attacks)) + 1.2), part.title())
     chart = figure.subplots()
     chart.grid(True, axis="both")
     colours = {"control": FAINT} | {d: COLOURS[i % (len(COLOURS) - 1)] for i, d in enumerate(part.defences)}
@@ -246,9 +282,15 @@ def _first_phases(part: _Part) -> Iterator[tuple[str, str, dict[Setting, list[Ru
         yield defence, kind[0], {setting: group for setting, group in groups.items() if group}
 
 
+def _curves_title(part: _Part, groups: Mapping[Setting, Sequence[Run]]) -> str:
+    return part.title("bands", [cell for cells in groups.values() for cell in cells])
+
+
 def _precision_by_epoch(part: _Part) -> Iterator[Drawing]:
     for defence, phase, groups in _first_phases(part):
-        title = f"{part.title}: {_named(part, defence)}, precision of the lowest losses in phase “{phase}”"
+        title = (
+            f"{_curves_title(part, groups)}: {_named(part, defence)}, precision of the lowest losses in phase “{phase}”"
+        )
         figure, charts = panels([s.title for s in groups], title)
         for chart, cells in zip(charts, groups.values(), strict=True):
             for number, (share, label) in enumerate(_SHARES):
@@ -266,7 +308,7 @@ def _precision_by_epoch(part: _Part) -> Iterator[Drawing]:
 
 def _losses(part: _Part) -> Iterator[Drawing]:
     for defence, phase, groups in _first_phases(part):
-        title = f"{part.title}: {_named(part, defence)}, mean losses in phase “{phase}”"
+        title = f"{_curves_title(part, groups)}: {_named(part, defence)}, mean losses in phase “{phase}”"
         figure, charts = panels([s.title for s in groups], title)
         for chart, cells in zip(charts, groups.values(), strict=True):
             add_band(chart, _curve(cells, "loss_poison"), {"color": COLOURS[1], "linewidth": 1.5}, "poisoned images")
@@ -340,7 +382,8 @@ def _swept(
     ]
     if not sweeps:
         return
-    figure, charts = panels([title for title, *_ in sweeps], part.title)
+    drawn = [cell for *_, cells in sweeps for cell in cells]
+    figure, charts = panels([title for title, *_ in sweeps], part.title(cells=drawn))
     for chart, (_, metric, label, cells) in zip(charts, sweeps, strict=True):
         steps = sorted({step for cell in cells if (step := value(cell)) is not None})
         for number, setting in enumerate(part.attacked):
@@ -369,20 +412,33 @@ def _by_share(part: _Part) -> Iterator[Drawing]:
 
 
 def _by_rate(part: _Part) -> Iterator[Drawing]:
+    """Draw how accuracy and attack success follow the rate, and for defences that flag images, how those do."""
+    flagging = [d for d in part.defences if any(part.stat(s, d, "precision") for s in part.attacked)]
+    yield from _rates(part, "poisoning-rate", _METRICS, list(dict.fromkeys((*part.defences, "control"))))
+    yield from _rates(part, "isolation-by-rate", _FLAGGED, flagging)
+
+
+def _rates(part: _Part, name: str, metrics: Sequence[tuple[str, str]], defences: Sequence[str]) -> Iterator[Drawing]:
     rates: dict[tuple[str, bool], list[Setting]] = {}
     for setting in part.attacked:
         rates.setdefault((setting.attack, setting.of_class), []).append(setting)
-    swept = [(a, settings, *metric) for (a, _), settings in rates.items() if len(settings) > 1 for metric in _METRICS]
+    swept = [
+        (attack, settings, metric, label)
+        for (attack, _), settings in rates.items()
+        for metric, label in metrics
+        if len(settings) > 1 and any(part.stat(s, d, metric) for s in settings for d in defences)
+    ]
     if not swept:
         return
-    figure, charts = panels([attack for attack, *_ in swept], part.title)
-    rows = [*part.defences, *(() if "control" in part.defences else ("control",))]
+    drawn = {setting for _, settings, *_ in swept for setting in settings}
+    title = part.title(cells=[c for c in part.cells if c.setting in drawn and c.defence in defences])
+    figure, charts = panels([attack for attack, *_ in swept], title)
     for chart, (_, settings, metric, label) in zip(charts, swept, strict=True):
-        for number, defence in enumerate(rows):
+        for defence in defences:
             style = (
-                {"color": FAINT, "linestyle": ":", "linewidth": 1.3}
-                if number == len(part.defences)
-                else style_of(number)
+                style_of(part.defences.index(defence))
+                if defence in part.defences
+                else {"color": FAINT, "linestyle": ":", "linewidth": 1.3}
             )
             add_line(chart, [part.stat(s, defence, metric) for s in settings], style, _named(part, defence))
         whole = "Poisoned images of the class, %" if settings[0].of_class else "Poisoned images, %"
@@ -390,7 +446,7 @@ def _by_rate(part: _Part) -> Iterator[Drawing]:
         chart.set_ylabel(label)
     set_limits(charts, [metric for *_, metric, _ in swept])
     add_legend(figure, charts)
-    yield "poisoning-rate", figure
+    yield name, figure
 
 
 _ALL: tuple[Callable[[_Part], Iterator[Drawing]], ...] = (

@@ -75,7 +75,11 @@ class GridFolder:
             _sweep(folder)
 
     def record_of(self, cell: Cell) -> Record | None:
-        """Return the record of a cell, or None where there is none that can be used."""
+        """Return the record of a cell, or None where there is none that can be used.
+
+        Raises:
+            StorageError: It is of another format.
+        """
         record = _read_record(self.out / _CELLS / cell.file)
         return record if record is not None and record.get("key") == cell.key else None
 
@@ -115,7 +119,7 @@ def read_records(out: Path) -> list[Record]:
     """Return the records that a grid's folder has, in the order of the grid; cells not run yet are left out.
 
     Raises:
-        StorageError: It is not the folder of a grid, or of another format.
+        StorageError: It is not the folder of a grid, or it or one of its records is of another format.
     """
     names = _manifest(out).get("cells")
     files = [str(name) for name in names] if isinstance(names, list) else []
@@ -179,7 +183,12 @@ def _read_record(path: Path) -> Record | None:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None  # Not there, or damaged: the cell is run again.
-    return record if isinstance(record, dict) and record.get("format") == CELL_FORMAT else None
+    found = record.get("format") if isinstance(record, dict) else None
+    if found != CELL_FORMAT or not isinstance(record, dict):
+        raise StorageError(
+            f"{path} is of another format ({found!r}, not {CELL_FORMAT!r}) and stays as it is; use another --out"
+        )
+    return record
 
 
 def _to_bytes(values: Mapping[str, object]) -> bytes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -29,6 +31,8 @@ from antibackdoor.types import Json
 __all__ = ["GridAttack", "GridConfig", "GridData", "GridDefence", "Skip"]
 
 _OPEN_SOURCES = ("embedded", "hub:")
+_HUB, _TIMM = "hub:", "timm:"
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
 def _as_tuple(value: object) -> object:
@@ -132,11 +136,11 @@ class GridConfig(BaseModel):
         data: The data sets.
         attacks: The attacks; "none" joins them, once for all rates.
         defences: The defences; "none" joins them.
-        rates: Poisoning rates of the attacks that have none of their own, above 0 and at most 1.
-        models: Networks of the data sets that have none of their own.
-        seeds: Seeds.
+        rates: Poisoning rates of the attacks that have none of their own, above 0 and at most 1; one or several.
+        models: Networks of the data sets that have none of their own; one or several.
+        seeds: Seeds; one or several.
         train: As in ``RunConfig``.
-        device: As in ``RunConfig``.
+        device: As in ``RunConfig``; whether it is there is seen where a cell runs.
         skip: What to leave out.
     """
 
@@ -151,6 +155,8 @@ class GridConfig(BaseModel):
     train: TrainConfig = TrainConfig()
     device: str = "auto"
     skip: tuple[Skip, ...] = ()
+
+    _one_or_several = field_validator("rates", "models", "seeds", mode="before")(_as_tuple)
 
     @staticmethod
     def parse(values: Mapping[str, object]) -> GridConfig:
@@ -188,7 +194,8 @@ class GridConfig(BaseModel):
             sources: Place by name of the data set, over what the configuration says.
 
         Raises:
-            ConfigError: A data set that ``skip`` does not leave out still has no source, or one that is not there.
+            ConfigError: A data set that ``skip`` does not leave out still has no source, or a place that is not there;
+                or a package that it or a network needs is not installed.
             UnknownNameError: No data set has that name.
         """
         names = [data.name for data in self.data]
@@ -196,15 +203,14 @@ class GridConfig(BaseModel):
             if name not in names:
                 raise UnknownNameError("data set", name, names)
         placed = tuple(data.model_copy(update={"source": sources.get(data.name, data.source)}) for data in self.data)
-        used = {cell.data for cell in self.cells()}
+        cells = self.cells()
+        used = {cell.data for cell in cells}
         for data in placed:
-            if data.name not in used:
-                continue
-            if not data.source:
-                raise ConfigError(f"data.{data.name}.source: missing; give --data {data.name}=DIR")
-            for place in (data.source, data.test):
-                if place and not place.startswith(_OPEN_SOURCES) and not Path(place).exists():
-                    raise ConfigError(f"data.{data.name}: {place} is not there")
+            if data.name in used:
+                _check_places(data)
+        for model in sorted({cell.model for cell in cells}):
+            if model.startswith(_TIMM):
+                _check_installed("timm", "models", f"models: {model}")
         return self.model_copy(update={"data": placed})
 
     def dump(self) -> dict[str, Json]:
@@ -283,17 +289,21 @@ class GridConfig(BaseModel):
         for rate in (*self.rates, *(rate for attack in self.attacks for rate in attack.rate or ())):
             if not 0 < rate <= 1:
                 raise ConfigError(f"rates: each must be above 0 and at most 1, got {rate:g}; no attack is always there")
+        if not _DEVICE.fullmatch(self.device):
+            raise ConfigError(f"device: {self.device!r} is no device name; use auto, cpu, cuda, cuda:1 or mps")
         for attack in self.attacks:
+            _check_label("attacks", attack.name, attack.label)
             if attack.name == NONE and attack != GridAttack(name=NONE):
                 raise ConfigError(f"attacks.{NONE}: it has no settings; without an attack there is nothing to set")
             if attack.name != NONE:
                 filled(ATTACKS, attack, f"attacks.{attack.label or attack.name}")
         for defence in self.defences:
+            _check_label("defences", defence.name, defence.label)
             filled(DEFENCES, defence, f"defences.{defence.label or defence.name}")
         for data in self.data:
             self._train_of(data)
             for model in self._models_of(data):
-                if model not in {"auto", *MODELS} and not model.startswith("timm:"):
+                if model not in {"auto", *MODELS} and not model.startswith(_TIMM):
                     raise UnknownNameError("model", model, ["auto", *MODELS, "timm:NAME"])
 
 
@@ -313,6 +323,31 @@ def _check_list(path: str, values: Sequence[object]) -> None:
         if values.count(value) > 1:
             more = "; give each a label of its own" if path in {"attacks", "defences"} else ""
             raise ConfigError(f"{path}: {value!r} stands there more than once{more}")
+
+
+def _check_label(path: str, name: str, label: str | None) -> None:
+    if label == NONE and name != NONE:
+        raise ConfigError(f"{path}.{name}.label: {NONE!r} is what tables call the cells without; give another label")
+
+
+def _check_places(data: GridData) -> None:
+    if not data.source:
+        raise ConfigError(f"data.{data.name}.source: missing; give --data {data.name}=DIR")
+    for place in (data.source, data.test):
+        if place and place.startswith(_HUB):
+            _check_installed("datasets", "hub", f"data.{data.name}: {place}")
+        elif place and not place.startswith(_OPEN_SOURCES) and not Path(place).exists():
+            raise ConfigError(f"data.{data.name}: {place} is not there")
+    trusted = data.trusted
+    if trusted is not None and trusted != OWN_TRAIN and not Path(trusted).exists():
+        raise ConfigError(f"data.{data.name}.trusted: {trusted} is not there")
+
+
+def _check_installed(module: str, extra: str, what: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise ConfigError(
+            f"{what} needs the package {module!r}, which is not installed: pip install 'antibackdoor[{extra}]'"
+        )
 
 
 def _check_rule(path: str, rule: Skip, cells: Sequence[Cell]) -> None:

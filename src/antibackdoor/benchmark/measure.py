@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -39,6 +41,8 @@ from antibackdoor.types import Json, PoisonedSet
 __all__ = ["SHARES", "Task", "curves_of", "failed", "forget_data", "perform"]
 
 SHARES = (0.01, 0.05, 0.1, 0.2)
+_FRAMES = 3
+_PACKAGE = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -89,28 +93,41 @@ def perform(task: Task, shelf: Shelf) -> Record | None:
                 return None
             return _measure(cell, drawn, shelf)
         except Exception as error:  # noqa: BLE001 - whatever goes wrong in a cell, the others go on
-            return failed(task.cell, type(error).__name__, str(error))
+            return failed(task.cell, type(error).__name__, str(error), _where(error))
         finally:
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()  # Other processes work on the same card.
 
 
-def failed(cell: Cell, kind: str, message: str) -> Record:
+def failed(cell: Cell, kind: str, message: str, where: Sequence[str] = ()) -> Record:
     """Return the record of a cell that could not be measured.
 
     Args:
         cell: The cell.
         kind: Class of the error.
         message: What it said; becomes one line.
+        where: The places in the code that it came through, the innermost last; none where nobody knows.
     """
     return {
         **_head(cell),
         "status": "failed",
-        "error": {"type": kind, "message": " ".join(message.split()) or "no message"},
+        "error": {"type": kind, "message": " ".join(message.split()) or "no message", "where": list(where)},
         **dict.fromkeys(("metrics", "control", "verdict", "train_seconds", "versions", "device", "curves", "data")),
         "evidence": [],
         "seconds": {},
     }
+
+
+def _where(error: BaseException) -> list[str]:
+    """Return the last frames of an error, the innermost last, without the folders of this machine."""
+    return [
+        f"{_place(Path(frame.filename))}:{frame.lineno} {frame.name}"
+        for frame in traceback.extract_tb(error.__traceback__, limit=-_FRAMES)
+    ]
+
+
+def _place(file: Path) -> str:
+    return file.relative_to(_PACKAGE).as_posix() if file.is_relative_to(_PACKAGE) else file.name
 
 
 def forget_data() -> None:
@@ -155,13 +172,14 @@ def _plant(cell: Cell, drawn: _Drawn, shelf: Shelf) -> Planted | None:
 
 def _measure(cell: Cell, drawn: _Drawn, shelf: Shelf) -> Record:
     planted = _plant(cell, drawn, shelf)
+    # Before the cell's own training, which would be lost with a control that cannot be made.
+    control = None if cell.is_control else _control(cell, drawn, planted, shelf)
     result = run(cell.config, data=drawn.loaded, planted=planted)
     record = result.record
-    if cell.is_control and result.model is not None:
-        shelf.put(cell.shared_control, pack_weights(result.model, drawn.print))
-        control: dict[str, Json] = {"ca": record.metrics.ca, "asr": None, "ra": None}
-    else:
-        control = _control(cell, drawn, planted, shelf)
+    if control is None:
+        control = {"ca": record.metrics.ca, "asr": None, "ra": None}
+        if result.model is not None:
+            shelf.put(cell.shared_control, pack_weights(result.model, drawn.print))
     config = {**record.config, "data": cell.settings["data"]}
     return {
         **_head(cell),

@@ -117,21 +117,28 @@ class LocalPool:
             get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
 
     def run(self, tasks: Sequence[Task], shelf: FileShelf, started: Started) -> Ended:
-        """Do tasks; see :class:`Pool`."""
+        """Do tasks; see :class:`Pool`. One that ran out of a card's memory beside others is done again last, alone."""
         waiting = deque(replace(task, threads=self.threads, plugins=plugins.loaded()) for task in tasks)
         if self.jobs == 1:
             for task in waiting:
                 started(task)
                 yield task, perform(task, shelf)
             return
+        crowded: list[Task] = []
         while waiting:
             running: dict[Future[Record | None], Task] = {}
             try:
-                yield from self._together(waiting, running, shelf, started)
+                for task, record in self._together(waiting, running, shelf, started):
+                    if _out_of_memory(record):
+                        crowded.append(task)
+                    else:
+                        yield task, record
             except _lost_worker():
                 # Nobody knows which of them cost the process its life, so each is tried again on its own.
                 for task in running.values():
                     yield task, self._alone(task, shelf)
+        for task in crowded:
+            yield task, self._alone(task, shelf)
 
     def _together(
         self, waiting: deque[Task], running: dict[Future[Record | None], Task], shelf: FileShelf, started: Started
@@ -184,6 +191,11 @@ def _end_with(first: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _out_of_memory(record: Record | None) -> bool:
+    error = None if record is None else record["error"]
+    return isinstance(error, dict) and error.get("type") == torch.OutOfMemoryError.__name__
 
 
 def _lost_worker() -> type[Exception]:
