@@ -190,19 +190,24 @@ class Filter(Defence):
         losses = torch.from_numpy(history.losses)[:, rows]
         evidence = Evidence(losses, data.labels[rows], data.num_classes, held_out, Network(model, data, fit.runtime))
         alarm = self.alarm_at(len(losses) < plan.epochs) if len(losses) >= self.fewest else math.inf
-        return look(
-            evidence,
-            rows,
-            len(data),
-            alarm=alarm,
-            confirmed=self.alarm_at(early=False) if math.isfinite(alarm) else None,
-            half=self.first_look(plan),
-            earlier=earlier,
-            sensitivity=self.sensitivity,
-            features=self.features,
-            channels=self.channels,
-            late=self.late,
-        )
+        nobody = torch.zeros(len(data), dtype=torch.bool)
+        found = Look({}, nobody, nobody)
+        if fit.runtime.rank == 0:  # The others hear of it: all must suspect the same.
+            found = look(
+                evidence,
+                rows,
+                len(data),
+                alarm=alarm,
+                confirmed=self.alarm_at(early=False) if math.isfinite(alarm) else None,
+                half=self.first_look(plan),
+                earlier=earlier,
+                sensitivity=self.sensitivity,
+                features=self.features,
+                channels=self.channels,
+                late=self.late,
+            )
+        heard = fit.runtime.first(dataclasses.replace(found, seen=None))
+        return dataclasses.replace(heard, seen=found.seen)
 
 
 def _copies(data: ImageSet, history: History) -> Tensor:
@@ -387,7 +392,13 @@ class _Search:
             return
         confident = self.filter.confident
         history, count = learn_relabelled(
-            self.model, self.data, self.suspects, self.kept, confident=confident, fit=self.fit, plan=self.plan
+            self.model,
+            self.data,
+            self.suspects & self._trainable,
+            self.kept,
+            confident=confident,
+            fit=self.fit,
+            plan=self.plan,
         )
         if history is not None:
             self.histories.append(history)
@@ -448,7 +459,7 @@ class _Search:
     def _own_probability(self, model: nn.Module) -> Tensor:
         """Return the probability that a network gives each image's own label, float (N,)."""
         probabilities = logits_of(model, self.data, self.fit.runtime).softmax(1)
-        return probabilities.gather(1, self.data.labels[:, None]).squeeze(1)
+        return self.fit.runtime.first(probabilities.gather(1, self.data.labels[:, None]).squeeze(1))
 
     def _sure(self, label: int, strong: float) -> bool:
         """Say whether a class is accused beyond doubt; by its slow part none is, which may be no more than hard."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,7 @@ __all__ = ["CompileMode", "Precision", "Runtime"]
 
 Precision = Literal["auto", "bf16", "fp32"]
 CompileMode = Literal["auto", "off", "on"]
-
-
+T = TypeVar("T")
 _AVERAGED = frozenset({"running_mean", "running_var"})
 
 
@@ -175,6 +174,18 @@ class Runtime:
         for name, buffer in model.named_buffers():
             if name.rpartition(".")[2] in _AVERAGED:
                 buffer.copy_(self.sum(buffer) / self.world)
+
+    def first(self, value: T) -> T:
+        """Return what the first process has, to every process; what the others have is lost.
+
+        A decision that depends on sums must be taken once: two processes may round them differently.
+        """
+        if self.accelerator is None:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        shared: list[T] = broadcast_object_list([value])
+        return shared[0]
 
     def wait(self) -> None:
         """Wait until every process is here."""
