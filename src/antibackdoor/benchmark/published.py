@@ -34,6 +34,7 @@ class Published:
 
 
 _ABL = "github.com/bboylyg/ABL, README{}; its code leaves the target class out of clean accuracy"
+_NAD = "github.com/bboylyg/NAD, README; one trained network, 5 % of the training images trusted"
 _BENCH = "BackdoorBench leaderboard, backdoorbench.github.io, PreAct-ResNet-18"
 _BENCH_COLUMNS = (
     *(("cifar10", rate) for rate in (0.1, 0.05, 0.01, 0.005, 0.001)),
@@ -52,6 +53,8 @@ PUBLISHED = (
     Published("cifar10", "wrn-16-1", "badnets", 0.1, "abl", 0.8611, 0.0304, _ABL.format("")),
     Published("cifar10", "wrn-16-1", "badnets", 0.1, "none", 0.9324, 1.0, _ABL.format(", with augmentation")),
     Published("cifar10", "wrn-16-1", "badnets", 0.1, "abl", 0.9180, 0.0016, _ABL.format(", with augmentation")),
+    Published("cifar10", "wrn-16-1", "badnets", 0.1, "none", 0.8565, 1.0, _NAD),
+    Published("cifar10", "wrn-16-1", "badnets", 0.1, "nad", 0.8212, 0.0357, _NAD),
     *(
         Published(data, "preact-resnet-18", attack, rate, "none", pair[0] / 100, pair[1] / 100, _BENCH)
         for attack, pairs in _BENCH_NONE.items()
