@@ -148,6 +148,7 @@ def test_keys_are_the_same_in_another_process(values, grid, tmp_path):
         ({"seeds": [0, 0]}, r"^seeds: 0 stands there more than once"),
         ({"attacks": ["badnets", {"name": "badnets", "size": 5}]}, r"^attacks: 'badnets' stands there more than once"),
         ({"attacks": [{"name": "none", "size": 5}]}, r"^attacks\.none: .*no settings"),
+        ({"defences": [{"name": "none", "label": "plain"}]}, r"^defences\.none: .*no settings"),
         ({"data": None}, r"^data: "),
         ({"rates": 1.5}, r"^rates: each must be above 0"),
         ({"seeds": "zero"}, r"^seeds\.0: "),
@@ -233,6 +234,9 @@ def test_no_place_of_this_machine_is_in_what_is_written(grid, pets):
     assert all(folder not in yaml.safe_dump(cell.settings) for cell in made.cells())
     open_ = grid(data=["embedded"])
     assert open_.dump()["data"][0]["source"] == "embedded"
+    beside = grid(data=[{"name": "a", "source": "embedded", "trusted": folder, "test": pets["test"]}])
+    assert folder not in yaml.safe_dump(beside.dump())
+    assert GridConfig.parse(open_.dump()).dump() == open_.dump()
 
 
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)

@@ -217,7 +217,11 @@ class GridConfig(BaseModel):
         """Return plain values, without the places of data on this machine."""
         values: dict[str, Json] = self.model_dump(mode="json", exclude={"attacks", "defences", "data"})
         values["data"] = [
-            data.model_dump(mode="json", exclude=set() if data.source.startswith(_OPEN_SOURCES) else set(PLACES))
+            {
+                key: value
+                for key, value in data.model_dump(mode="json").items()
+                if key not in PLACES or str(value).startswith((*_OPEN_SOURCES, OWN_TRAIN))
+            }
             for data in self.data
         ]
         values["attacks"] = [attack.flat() for attack in self.attacks]
@@ -299,6 +303,8 @@ class GridConfig(BaseModel):
                 filled(ATTACKS, attack, f"attacks.{attack.label or attack.name}")
         for defence in self.defences:
             _check_label("defences", defence.name, defence.label)
+            if defence.name == NONE and defence != GridDefence(name=NONE):
+                raise ConfigError(f"defences.{NONE}: it has no settings; without a defence there is nothing to set")
             filled(DEFENCES, defence, f"defences.{defence.label or defence.name}")
         for data in self.data:
             self._train_of(data)
