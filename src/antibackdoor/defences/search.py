@@ -1,0 +1,383 @@
+"""One search for poison by the defence ``filter``: what was trained so far, who is suspected, and what follows."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from antibackdoor.defences.suspects import learn_relabelled, unlearn
+from antibackdoor.isolation import (
+    FULL_CLASS,
+    AnyCut,
+    Look,
+    agree,
+    repeated,
+    ruling,
+    strongest,
+    verdict_of,
+    with_planted_copies,
+)
+from antibackdoor.models import BuildModel
+from antibackdoor.seeds import Seeds
+from antibackdoor.training import Fit, Phase, TrainPlan, logits_of
+from antibackdoor.types import History, ImageSet, Isolation, Outcome
+
+__all__ = ["Search", "Settings", "copies_of"]
+
+# Shares of the set that the planted control tries, and the share of the copies that must be found.
+_CONTROLS, _FOUND = (0.02, 0.01, 0.005, 0.002), 0.9
+# Times the alarm from which a class is not let go, however easy its suspects are.
+_STRONG = 2.0
+# Names of small classes that the verdict gives.
+_NAMED = 5
+# Phases of the first network.
+_LOOK, _TRAIN = "look", "train"
+# What makes another round worth its training: new suspects, as a share of those there are, or images that come back, as
+# a share of the set.
+_WORTH, _WORTH_BACK = 0.05, 0.02
+
+
+def copies_of(data: ImageSet, history: History) -> Tensor:
+    """Return the exact copies in the set, bool (N,); an image that was trained on is an original first."""
+    held_out = None if history.held_out is None else torch.from_numpy(history.held_out)
+    return repeated(data.images, data.labels, held_out)
+
+
+class Settings(Protocol):
+    """What a search asks of the defence; ``Filter`` says what each is."""
+
+    @property
+    def sensitivity(self) -> float:
+        """See ``Filter``."""
+
+    @property
+    def fewest(self) -> int:
+        """See ``Filter``."""
+
+    @property
+    def rounds(self) -> int:
+        """See ``Filter``."""
+
+    @property
+    def confident(self) -> float:
+        """See ``Filter``."""
+
+    @property
+    def referee(self) -> bool:
+        """See ``Filter``."""
+
+    @property
+    def control(self) -> bool:
+        """See ``Filter``."""
+
+    def first_look(self, plan: TrainPlan) -> int:
+        """Return after how many epochs of the plan it looks for the first time."""
+
+    def alarm_at(self, early: bool) -> float:
+        """Return the strength from which a class counts as poisoned, at the first look or at the end of a training."""
+
+    def look_at(
+        self,
+        history: History,
+        model: nn.Module,
+        data: ImageSet,
+        fit: Fit,
+        plan: TrainPlan,
+        *,
+        kept: Tensor | None = None,
+        earlier: Tensor | None = None,
+        copies: Tensor | None = None,
+    ) -> Look:
+        """Look at the images that were trained on."""
+
+
+@dataclass(eq=False)
+class Search:
+    """One search for poison: what was trained so far, and who is suspected.
+
+    Attributes:
+        filter: The settings.
+        data: The set.
+        build_model: Builds a network.
+        fit: The training loop.
+        plan: Of ordinary training.
+        seeds: The run's streams.
+        histories: Of every training so far.
+        words: A sentence a round.
+        cuts: The evidence on each class, by label.
+        early: The suspects come from the first look.
+        suspects: bool (N,).
+        aside: bool (N,), what the next network is not shown.
+        kept: bool (N,), what the last network was shown.
+        let_go: bool (N,), classes that are not to be suspected again.
+        finished: The first network has had all of its epochs.
+    """
+
+    filter: Settings
+    data: ImageSet
+    build_model: BuildModel
+    fit: Fit
+    plan: TrainPlan
+    seeds: Seeds
+    histories: list[History] = field(default_factory=list)
+    words: list[str] = field(default_factory=list)
+    cuts: dict[int, tuple[AnyCut, ...]] = field(default_factory=dict)
+    early: bool = True
+    suspects: Tensor = field(init=False)
+    aside: Tensor = field(init=False)
+    kept: Tensor = field(init=False)
+    let_go: Tensor = field(init=False)
+    finished: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.first = self.model = self._network()
+        self.suspects, self.aside, self.let_go = torch.zeros(3, len(self.data), dtype=torch.bool)
+        self.kept = torch.ones(len(self.data), dtype=torch.bool)
+        self.half = self.filter.first_look(self.plan)
+        self.finished = self.half == self.plan.epochs
+        self._before: Tensor | None = None
+        self._seen: Tensor | None = None
+        self._trainable = torch.ones(len(self.data), dtype=torch.bool)
+        self._copies = torch.zeros_like(self._trainable)
+
+    @property
+    def suspected(self) -> bool:
+        """Whether any image is."""
+        return bool(self.suspects.any())
+
+    @property
+    def slow(self) -> Tensor:
+        """int64, the classes whose slow part is suspected."""
+        labels = [label for label, cuts in self.cuts.items() if any(cut.slow for cut in cuts)]
+        return torch.tensor(sorted(labels), dtype=self.data.labels.dtype)
+
+    def look_first(self) -> None:
+        """Train the first part of the plan, and look."""
+        history = self.fit(self.first, self.data, Phase(_LOOK, self.plan, last=self.half, part_of="train"))
+        self.histories.append(history)
+        self._copies = copies_of(self.data, history)
+        if history.held_out is not None:
+            self._trainable &= ~torch.from_numpy(history.held_out)
+        self.early = not self.finished
+        found = self._look_at(history, self.first)
+        self._take(found)
+        self._seen = found.seen
+
+    def look_last(self) -> None:
+        """Finish the first network, and look again; who was suspected before stays so, but for the slow parts.
+
+        What contradicts that is not suspected (``isolation.agree``), nor is a class that was let go.
+        """
+        if self.finished:
+            return
+        self._finish()
+        cuts, stays = self.cuts, ~torch.isin(self.data.labels, self.slow)
+        suspects, aside = self.suspects & stays, self.aside & stays
+        own = [history for history in self.histories if history.phase in (_LOOK, _TRAIN)]
+        whole = dataclasses.replace(own[0], losses=np.concatenate([history.losses for history in own]))
+        self.early = False
+        earlier, self._seen = self._seen, None
+        self._take(self._look_at(whole, self.first, earlier=earlier))
+        self.suspects, self.aside = self.suspects & ~self.let_go, self.aside & ~self.let_go
+        for label in self.data.labels[suspects].unique().tolist():
+            of_class = self.data.labels == label
+            if not agree(suspects[of_class], self.suspects[of_class]):
+                self.suspects[of_class] = self.aside[of_class] = False
+                self.cuts[label] = cuts[label]
+            elif bool((suspects & ~self.suspects)[of_class].any()):
+                self.cuts[label] = (*cuts[label], *self.cuts.get(label, ()))
+        self.suspects, self.aside = self.suspects | suspects, self.aside | aside
+
+    def rounds(self, number: int) -> int:
+        """Go on with round ``number`` for as long as that changes who is suspected; returns the next number."""
+        while self.suspected and number <= self.filter.rounds:
+            number += 1
+            if self.round(number - 1) or not self.filter.referee:
+                break
+        return number
+
+    def round(self, number: int) -> bool:
+        """Train a network without the suspects, and let it judge them; returns whether little changed."""
+        if self._before is None and self.filter.referee:
+            self._before = self._own_probability(self.first)
+        self.kept, self.model = ~self.aside, self._network()
+        phase = Phase(f"retrain {number}", self.plan)
+        self.histories.append(self.fit(self.model, self.data, phase, subset=self.kept))
+        if self._before is None:
+            return True
+        labels, shown = self.data.labels, self.kept & self._trainable
+        again = self._look_at(self.histories[-1], self.model, kept=self.kept)
+        barely = self._barely_accused(again)
+        new = again.suspects & ~self.let_go & ~barely
+        strong = _STRONG * self.filter.alarm_at(self.early)
+        stays = {label for label in self.cuts if self._sure(label, strong)}
+        stays |= set(labels[new].unique().tolist()) - set(self.slow.tolist())
+        after = self._own_probability(self.model)
+        judged = ruling(
+            self.suspects,
+            labels,
+            before=self._before,
+            after=after,
+            confident=self.filter.confident,
+            shown=shown,
+            stays=stays,
+            slow=self.slow.tolist(),
+        )
+        # The hard images of such a class were left out with its poison; they come back.
+        released = judged.cleared & torch.isin(labels, self.slow)
+        self.words.append(
+            f"Round {number}: a network was trained without {int(self.aside.sum())} images, {int(self.suspects.sum())} "
+            f"of them suspects. It gives {int(judged.cleared.sum())} suspects their own label with confidence (let go) "
+            f"and rejects {int(judged.missed.sum())} others that the first one was certain of (suspected); "
+            f"{int(new.sum())} more were learned all at once (suspected)."
+        )
+        for label, cuts in again.cuts.items():
+            if bool(new[labels == label].any()) or not bool(self.aside[labels == label].any()):
+                self.cuts[label] = cuts
+        worth = _WORTH * int(self.suspects.sum())
+        changed = int((judged.missed & shown).sum()) > worth or int(released.sum()) > _WORTH_BACK * len(labels)
+        settled = not changed and not bool(new.any()) and not bool(judged.free.any())
+        self.let_go |= judged.free
+        self.suspects = (self.suspects & ~judged.cleared) | judged.missed | new
+        self.aside = (self.aside & ~judged.free & ~released) | self.suspects
+        self.aside |= again.aside & ~self.let_go & ~barely
+        return settled
+
+    def settle(self) -> None:
+        """Where no suspect is left, the network is that of ordinary training."""
+        if not self.suspected and self.model is not self.first:
+            self.model, self.kept = self.first, torch.ones_like(self.kept)
+            if not self.finished:
+                self._finish()
+        shown, labels = self.kept & self._trainable, self.data.labels
+        learned = int((self.suspects & shown).sum())
+        if learned:
+            self.words.append(f"The network was trained on {learned} of the flagged images.")
+        absent = sorted(set(labels.unique().tolist()) - set(labels[shown].unique().tolist()))
+        if absent:
+            names = ", ".join(repr(self.data.classes[label]) for label in absent)
+            self.words.append(f"No image of {names} was left to train on: the network does not know that class.")
+
+    def unlearn(self) -> None:
+        """Let the first network forget the suspects."""
+        if self.suspected:
+            calm = ~self.aside
+            history = unlearn(self.first, self.data, self.suspects, calm, fit=self.fit, plan=self.plan)
+            self.histories.append(history)
+            self.words.append("The network was trained on all images, and then made to forget the flagged ones.")
+
+    def relearn(self) -> None:
+        """Let the last network learn suspects under the labels that it sees in them."""
+        if not self.suspected or self.model is self.first:
+            return
+        confident = self.filter.confident
+        history, count = learn_relabelled(
+            self.model,
+            self.data,
+            self.suspects & self._trainable,
+            self.kept,
+            confident=confident,
+            fit=self.fit,
+            plan=self.plan,
+        )
+        if history is not None:
+            self.histories.append(history)
+            self.words.append(f"It then learned {count} of the suspects under the class that it sees in them.")
+
+    def outcome(self, *, epochs: int) -> Outcome:
+        """Return the network, the verdict after that many epochs, and what every training left."""
+        limit, planted = self._limit(epochs)
+        blind, small = self._too_little(epochs)
+        isolation: Isolation = verdict_of(
+            self.cuts,
+            self.data,
+            self.suspects,
+            alarm=self.filter.alarm_at(self.early),
+            confirmed=self.filter.alarm_at(early=False),
+            sensitivity=self.filter.sensitivity,
+            blind=blind,
+            words=(*self.words, *small, *limit),
+        )
+        return Outcome(self.model, isolation, (*self.histories, *planted))
+
+    def _too_little(self, epochs: int) -> tuple[str, list[str]]:
+        """Return why there was too little to look at, empty if there was not, and a sentence on classes that are small.
+
+        The larger half of the images must be in classes in which poison can be told from what is merely rare; those
+        that are held out and exact copies do not count.
+        """
+        if epochs < self.filter.fewest:
+            return f"the training had under {self.filter.fewest} epochs", []
+        sizes = torch.bincount(self.data.labels[self._trainable & ~self._copies], minlength=self.data.num_classes)
+        small = (sizes > 0) & (sizes < FULL_CLASS)
+        if not self.cuts or 2 * int(sizes[small].sum()) > int(sizes.sum()):
+            return f"most images are in classes of under {FULL_CLASS}", []
+        names = [repr(self.data.classes[label]) for label in small.nonzero().squeeze(1).tolist()]
+        shown = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+        count = "1 class has" if len(names) == 1 else f"{len(names)} classes have"
+        words = f"{count} under {FULL_CLASS} images, too few to show any but the plainest poison: {shown}."
+        return "", [words] if names else []
+
+    def _network(self) -> nn.Module:
+        return self.build_model(self.seeds.generator("init"))
+
+    def _finish(self) -> None:
+        phase = Phase(_TRAIN, self.plan, first=self.half, part_of="train")
+        self.histories.append(self.fit(self.first, self.data, phase))
+        self.finished = True
+
+    def _look_at(
+        self, history: History, model: nn.Module, *, kept: Tensor | None = None, earlier: Tensor | None = None
+    ) -> Look:
+        return self.filter.look_at(
+            history, model, self.data, self.fit, self.plan, kept=kept, earlier=earlier, copies=self._copies
+        )
+
+    def _take(self, look: Look) -> None:
+        self.cuts, self.suspects, self.aside = look.cuts, look.suspects, look.aside
+
+    def _own_probability(self, model: nn.Module) -> Tensor:
+        """Return the probability that a network gives each image's own label, float (N,)."""
+        probabilities = logits_of(model, self.data, self.fit.runtime).softmax(1)
+        return self.fit.runtime.first(probabilities.gather(1, self.data.labels[:, None]).squeeze(1))
+
+    def _sure(self, label: int, strong: float) -> bool:
+        """Say whether a class is accused beyond doubt; by its slow part none is, which may be no more than hard."""
+        return any(not cut.slow and cut.strength >= strong for cut in self.cuts[label])
+
+    def _barely_accused(self, again: Look) -> Tensor:
+        """Return the images, bool (N,), of classes that the first network left alone and this one barely accuses.
+
+        Every look at another network is another chance for a clean class, so it takes what a first look takes.
+        """
+        sure = self.filter.alarm_at(early=True)
+        barely = [label for label, cuts in again.cuts.items() if strongest(cuts).strength < sure]
+        known = self.data.labels[self.suspects].unique()
+        labels = torch.tensor(barely, dtype=self.data.labels.dtype)
+        return torch.isin(self.data.labels, labels) & ~torch.isin(self.data.labels, known)
+
+    def _limit(self, epochs: int) -> tuple[list[str], list[History]]:
+        """Return the detection limit in words, and what the trainings for it left; nothing without ``control``."""
+        histories: list[History] = []
+        found: list[str] = []
+        count = len(self.data)
+        for share in _CONTROLS if self.filter.control else ():
+            generator = self.seeds.generator(f"control {share}")
+            longer, planted = with_planted_copies(self.data, max(1, round(share * count)), generator)
+            model = self._network()
+            history = self.fit(model, longer, Phase(f"control {100 * share:g}", self.plan, last=epochs))
+            suspects = self.filter.look_at(history, model, longer, self.fit, self.plan).suspects
+            histories.append(dataclasses.replace(history, losses=history.losses[:, :count]))
+            recall = float(suspects[planted].float().mean())
+            if recall < _FOUND:
+                found.append(f"of {100 * share:g} % ({int(planted.sum())} images) {100 * recall:.0f} % were found")
+                break
+            found.append(f"of {100 * share:g} % all but {100 * (1 - recall):.0f} % were found")
+        if not found:
+            return [], []
+        return [f"Planted control, copies with a patch of ours: {'; '.join(found)}."], histories
