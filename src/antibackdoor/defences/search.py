@@ -176,6 +176,7 @@ class Search:
         if self.finished:
             return
         self._finish()
+        self._before = None  # The network has learned more since.
         cuts, stays = self.cuts, ~torch.isin(self.data.labels, self.slow)
         suspects, aside = self.suspects & stays, self.aside & stays
         own = [history for history in self.histories if history.phase in (_LOOK, _TRAIN)]
