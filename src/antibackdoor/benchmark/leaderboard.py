@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jinja2
 
+from antibackdoor.benchmark.provenance import device_words
 from antibackdoor.benchmark.reading import mapping
 from antibackdoor.benchmark.summary import RULES, Entry, Stat, Summary, summarise
 from antibackdoor.report.pages import storable, template
@@ -128,9 +129,8 @@ def _device(value: object) -> str:
     device = mapping(value)
     if not device:
         return str(value) if value else "not recorded"
-    words = [str(device[key]) for key in ("name", "type", "precision") if device.get(key)]
-    words += [f"{device['threads']} threads"] if device.get("threads") else []
-    return ", ".join(dict.fromkeys(words)) or "not recorded"
+    words = [*device_words(device), *([f"{device['threads']} threads"] if device.get("threads") else [])]
+    return ", ".join(words) or "not recorded"
 
 
 def _versions(records: Sequence[Mapping[str, object]]) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from antibackdoor.benchmark.reading import Run, mapping
 
-__all__ = ["how_made"]
+__all__ = ["device_words", "how_made"]
 
 _CODE = ("antibackdoor", "antibackdoor code")
 
@@ -23,6 +23,12 @@ def how_made(cells: Sequence[Run]) -> list[str]:
     """
     done = [cell for cell in cells if cell.error is None]
     return [*_mixed(done), *_sizes(done), *_machines(done), *_versions(done)]
+
+
+def device_words(device: object) -> list[str]:
+    """Return the name, the type and the precision of a record's device, each once; none where it has none of them."""
+    known = mapping(device)
+    return list(dict.fromkeys(str(known[key]) for key in ("name", "type", "precision") if known.get(key)))
 
 
 def _mixed(cells: Iterable[Run]) -> Iterator[str]:
@@ -76,9 +82,7 @@ def _machines(cells: Iterable[Run]) -> Iterator[str]:
     found: dict[str, None] = {}
     for cell in cells:
         device = cell.record.get("device")
-        words = mapping(device)
-        told = [str(words[key]) for key in ("name", "type", "precision") if words.get(key)] or [str(device or "")]
-        found[", ".join(dict.fromkeys(told))] = None
+        found[", ".join(device_words(device)) or str(device or "")] = None
     shown = [words for words in found if words]
     if shown:
         yield f"Made on: {'; '.join(shown)}." + (" Results of several devices may differ." if len(shown) > 1 else "")

@@ -11,8 +11,6 @@ __all__ = ["principal_components"]
 
 # A column that varies less says nothing.
 _FLOOR = 1e-6
-
-
 # Rows that are in float64 at once: a set of millions of images does not fit twice.
 _ROWS = 8192
 
