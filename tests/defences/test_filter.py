@@ -261,9 +261,9 @@ def test_copies_of_a_few_images_are_no_poison(defend, trajectories, data):
 
 
 def barely_alarmed(losses, epochs=10, label=TARGET, times=1.2):
-    """A filter for which one class is that many times above the alarm."""
+    """A filter for which one class is that many times above the alarm, which is twice as much at a first look."""
     strength = cut_classes(Evidence(losses[:epochs], LABELS, CLASSES))[label].strength
-    return Filter(alarm=strength / times / (1.5 if epochs < len(losses) else 1))
+    return Filter(alarm=strength / times / (2 if epochs < len(losses) else 1))
 
 
 def test_a_class_with_strong_evidence_is_not_let_go(defend, trajectories):
@@ -280,7 +280,7 @@ def test_a_class_where_more_turns_up_is_not_let_go(defend, trajectories):
     easy = torch.full((COUNT,), 0.97)
     own = {"retrain 1": easy, "retrain 2": torch.where(PLANTED, 0.01, 0.97)}
     marked = {"look": PLANTED & ~missed, "retrain 1": missed}
-    outcome, fit = defend(losses, marked=marked, own=own, defence=barely_alarmed(losses["look"], times=1.9))
+    outcome, fit = defend(losses, marked=marked, own=own, defence=barely_alarmed(losses["look"], times=1.3))
     assert fit.phases[:3] == ["look", "retrain 1", "retrain 2"]
     assert torch.equal(outcome.isolation.flagged, PLANTED)
 
@@ -314,7 +314,7 @@ def test_one_class_is_let_go_and_the_other_is_not(defend, trajectories):
     cuts = cut_classes(Evidence(losses[""][:10], LABELS, CLASSES))
     weakest = min(cuts[TARGET].strength, cuts[int(LABELS[SECOND][0])].strength)
     own = {"retrain 1": own, "retrain 2": own}
-    outcome, fit = defend(losses, marked=PLANTED | SECOND, own=own, defence=Filter(alarm=weakest / 1.2 / 1.5))
+    outcome, fit = defend(losses, marked=PLANTED | SECOND, own=own, defence=Filter(alarm=weakest / 1.2 / 2))
     assert fit.phases == ["look", "retrain 1", "retrain 2"]
     assert nearly(fit.dropped("retrain 2"), PLANTED)
     assert torch.equal(outcome.isolation.flagged, PLANTED)
@@ -603,29 +603,42 @@ def test_without_the_referee_the_first_suspects_are_final(defend, trajectories):
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("features", "early"), [(False, 1.4), (True, 1.0)])
-def test_the_sensitivity_moves_the_alarm(features, early, defend, trajectories):
-    """At a first look 1.4 times as much, unless the network sees a gap that confirms what the losses say."""
+@pytest.mark.parametrize("features", [False, True])
+def test_the_sensitivity_moves_the_alarm(features, defend, trajectories):
+    """A first look takes twice the alarm, and is in doubt from the alarm itself."""
     losses = trajectories(LABELS, PLANTED)
     strength = cut_classes(Evidence(losses[:10], LABELS, CLASSES))[TARGET].strength
     for sensitivity, alarmed in ((0.99, False), (1.01, True)):
-        defence = Filter(sensitivity=sensitivity, alarm=strength / early, features=features)
+        defence = Filter(sensitivity=sensitivity, alarm=strength / 2, features=features)
         outcome, _ = defend(losses, "scan", marked=PLANTED, defence=defence)
         assert bool(outcome.isolation.flagged.any()) is alarmed
         assert outcome.isolation.verdict == ("poisoned" if alarmed else "undecided")
         assert f"alarm at {strength / sensitivity:.2f}" in outcome.isolation.evidence[0]
 
 
-@pytest.mark.parametrize(("features", "early"), [(False, 1.4), (True, 1.0)])
-def test_a_class_is_in_doubt_from_nine_tenths_of_the_alarm(features, early, defend, trajectories):
+@pytest.mark.parametrize("what", ["scan", "run"])
+def test_a_class_is_in_doubt_from_the_alarm_at_a_first_look_and_from_nine_tenths_at_the_end(what, defend, trajectories):
     losses = trajectories(LABELS, PLANTED)
-    strength = cut_classes(Evidence(losses[:10], LABELS, CLASSES))[TARGET].strength
+    epochs, share, why = (10, 1.0, "the end of a whole training") if what == "scan" else (20, 0.9, "clean classes")
+    strength = cut_classes(Evidence(losses[:epochs], LABELS, CLASSES))[TARGET].strength
     # Below a sensitivity of 0.1, gains alone raise no doubt here.
-    for factor, verdict in ((1.1, "undecided"), (1.15, "no sign of poison")):
-        defence = Filter(sensitivity=0.1, alarm=0.1 * factor * strength / early, features=features)
-        outcome, _ = defend(losses, "scan", marked=PLANTED, defence=defence)
+    for factor, verdict in ((0.99, "undecided"), (1.01, "no sign of poison")):
+        defence = Filter(sensitivity=0.1, alarm=0.1 * factor * strength / share)
+        outcome, _ = defend(losses, what, marked=PLANTED, defence=defence)
         assert outcome.isolation.verdict == verdict
-        assert ("'cat' is not above suspicion" in outcome.isolation.evidence[0]) is (verdict == "undecided")
+        doubt = f"'cat' is not above suspicion (strength {strength:.2f}"
+        assert (doubt in outcome.isolation.evidence[0]) is (verdict == "undecided")
+        assert (why in outcome.isolation.evidence[0]) is (verdict == "undecided")
+
+
+def test_what_a_first_look_barely_sees_is_looked_at_again_at_the_end(defend, trajectories):
+    """A clean class may show as much early on; nothing is dropped for it."""
+    early, late = trajectories(LABELS, PLANTED), trajectories(LABELS, SECOND)
+    losses = {"": torch.cat([early[:10], late[10:]])}
+    strength = cut_classes(Evidence(early[:10], LABELS, CLASSES))[TARGET].strength
+    outcome, fit = defend(losses, marked={"look": PLANTED, "train": NOBODY}, defence=Filter(alarm=strength / 1.9))
+    assert fit.phases[:2] == ["look", "train"]
+    assert not bool((outcome.isolation.flagged & PLANTED).any())
 
 
 # --- held-out images -------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from antibackdoor.defences.base import Defence
 from antibackdoor.defences.search import Search, copies_of
 from antibackdoor.errors import ConfigError
-from antibackdoor.isolation import Evidence, Look, Network, look
+from antibackdoor.isolation import DOUBT, Evidence, Look, Network, look
 from antibackdoor.models import BuildModel
 from antibackdoor.seeds import Seeds
 from antibackdoor.training import Fit, TrainPlan
@@ -37,8 +37,8 @@ from antibackdoor.types import History, ImageSet, Outcome
 
 __all__ = ["Filter"]
 
-# What the alarm is multiplied by at the first look.
-_EARLY = 1.4
+# What the alarm is multiplied by at the first look, where figures are noisier and nothing is lost by a second.
+_EARLY = 2.0
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Filter(Defence):
         suspects: What becomes of them. "drop": a network is trained without them. "unlabelled": the same, and then it
             learns those in which it sees another class under that class. "unlearn": the first network is finished and
             forgets them in place; this costs little, but there is no referee then, and no second round.
-        alarm: Strength (``Cut.strength``) from which a class counts as poisoned at the end of a training; at the first
-            look, where figures are noisier, 1.4 times that, unless the network sees a wide gap (``Cut.confirmed``).
+        alarm: Strength (``Cut.strength``) from which a class counts as poisoned at the end of a training. The first
+            look takes twice that, since its figures are noisier; what is between is doubtful, and only the end tells.
         look: Share of the epochs after which it looks for the first time, above 0 and below 1.
         fewest: Epochs that a look needs; a training that has fewer leaves the verdict open.
         latest: Epochs after which the first look comes at the latest, at least ``fewest``.
@@ -132,6 +132,10 @@ class Filter(Defence):
         """Return the strength from which a class counts as poisoned, at the first look or at the end of a training."""
         return (_EARLY if early else 1.0) * self.alarm / self.sensitivity
 
+    def doubt_at(self, early: bool) -> float:
+        """Return the strength from which a class is not above suspicion: of a first look what is one at the end."""
+        return (1.0 if early else DOUBT) * self.alarm / self.sensitivity
+
     def look_at(
         self,
         history: History,
@@ -164,7 +168,8 @@ class Filter(Defence):
         held_out = apart[rows] if bool(apart.any()) else None
         losses = torch.from_numpy(history.losses)[:, rows]
         evidence = Evidence(losses, data.labels[rows], data.num_classes, held_out, Network(model, data, fit.runtime))
-        alarm = self.alarm_at(len(losses) < plan.epochs) if len(losses) >= self.fewest else math.inf
+        early = len(losses) < plan.epochs
+        alarm = self.alarm_at(early) if len(losses) >= self.fewest else math.inf
         nobody = torch.zeros(len(data), dtype=torch.bool)
         found = Look({}, nobody, nobody)
         if fit.runtime.rank == 0:  # The others hear of it: all must suspect the same.
@@ -173,7 +178,7 @@ class Filter(Defence):
                 rows,
                 len(data),
                 alarm=alarm,
-                confirmed=self.alarm_at(early=False) if math.isfinite(alarm) else None,
+                doubt=self.doubt_at(early) if math.isfinite(alarm) else None,
                 half=self.first_look(plan),
                 earlier=earlier,
                 sensitivity=self.sensitivity,

@@ -31,8 +31,9 @@ __all__ = ["Search", "Settings", "copies_of"]
 
 # Shares of the set that the planted control tries, and the share of the copies that must be found.
 _CONTROLS, _FOUND = (0.02, 0.01, 0.005, 0.002), 0.9
-# Times the alarm from which a class is not let go, however easy its suspects are.
-_STRONG = 2.0
+# Times the alarm of its look from which a class is not let go, however easy its suspects are; and from which a class
+# that the first network left alone is accused by a second.
+_EARLY_STRONG, _LATE_STRONG, _LATER = 1.4, 2.0, 1.4
 # Names of small classes that the verdict gives.
 _NAMED = 5
 # Phases of the first network.
@@ -80,6 +81,9 @@ class Settings(Protocol):
 
     def alarm_at(self, early: bool) -> float:
         """Return the strength from which a class counts as poisoned, at the first look or at the end of a training."""
+
+    def doubt_at(self, early: bool) -> float:
+        """Return the strength from which a class is not above suspicion."""
 
     def look_at(
         self,
@@ -215,7 +219,7 @@ class Search:
         again = self._look_at(self.histories[-1], self.model, kept=self.kept)
         barely = self._barely_accused(again)
         new = again.suspects & ~self.let_go & ~barely
-        strong = _STRONG * self.filter.alarm_at(self.early)
+        strong = (_EARLY_STRONG if self.early else _LATE_STRONG) * self.filter.alarm_at(self.early)
         stays = {label for label in self.cuts if self._sure(label, strong)}
         stays |= set(labels[new].unique().tolist()) - set(self.slow.tolist())
         after = self._own_probability(self.model)
@@ -299,9 +303,10 @@ class Search:
             self.data,
             self.suspects,
             alarm=self.filter.alarm_at(self.early),
-            confirmed=self.filter.alarm_at(early=False),
+            doubt=self.filter.doubt_at(self.early),
             sensitivity=self.filter.sensitivity,
             blind=blind,
+            early=self.early,
             words=(*self.words, *small, *limit),
         )
         return Outcome(self.model, isolation, (*self.histories, *planted))
@@ -354,9 +359,9 @@ class Search:
     def _barely_accused(self, again: Look) -> Tensor:
         """Return the images, bool (N,), of classes that the first network left alone and this one barely accuses.
 
-        Every look at another network is another chance for a clean class, so it takes what a first look takes.
+        Every look at another network is another chance for a clean class, so it takes more.
         """
-        sure = self.filter.alarm_at(early=True)
+        sure = _LATER * self.filter.alarm_at(early=False)
         barely = [label for label, cuts in again.cuts.items() if strongest(cuts).strength < sure]
         known = self.data.labels[self.suspects].unique()
         labels = torch.tensor(barely, dtype=self.data.labels.dtype)

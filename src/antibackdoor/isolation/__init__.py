@@ -31,9 +31,10 @@ from antibackdoor.isolation.signals import (
     measured,
 )
 from antibackdoor.isolation.signals.features import penultimate
-from antibackdoor.isolation.verdict import AnyCut, strongest, verdict_of
+from antibackdoor.isolation.verdict import DOUBT, AnyCut, strongest, verdict_of
 
 __all__ = [
+    "DOUBT",
     "FULL_CLASS",
     "SIGNALS",
     "ActivationClusters",

@@ -18,7 +18,7 @@ from antibackdoor.isolation.late import LateCut, gap_between, late_cuts
 from antibackdoor.isolation.network import Measure, Network
 from antibackdoor.isolation.news import new_cuts
 from antibackdoor.isolation.signals.features import penultimate
-from antibackdoor.isolation.verdict import DOUBT, AnyCut, alarm_for
+from antibackdoor.isolation.verdict import DOUBT, AnyCut
 
 __all__ = ["Look", "agree", "look"]
 
@@ -50,7 +50,7 @@ def look(
     total: int,
     *,
     alarm: float,
-    confirmed: float | None = None,
+    doubt: float | None = None,
     half: int | None = None,
     earlier: Tensor | None = None,
     sensitivity: float = 1.0,
@@ -65,7 +65,7 @@ def look(
         rows: int64 (M,), which images of the set these are.
         total: N, images of the set.
         alarm: Strength from which a part of a class is suspected; infinity only cuts.
-        confirmed: The same for a cut by losses that a wide gap confirms; ``alarm`` by default.
+        doubt: Strength from which it is asked whether there is a gap; ``DOUBT * alarm`` by default.
         half: Epochs by which the slow parts are told from the rest; all by default, and then nothing was learned late.
         earlier: float (M, D), ``Look.seen`` of the look at ``half``; without, nothing is known to be new.
         sensitivity: Divides the gain from which a slow part is suspected, as it did ``alarm``.
@@ -80,10 +80,10 @@ def look(
     if math.isfinite(alarm):
         slow = {cut.label: cut for cut in slow_cuts(before, apart=APART / sensitivity)}
         by_losses = [slow.get(cut.label, cut) for cut in by_losses]
-    least = alarm if confirmed is None else confirmed
+    doubt = DOUBT * alarm if doubt is None else doubt
     seen, maxima = _seen(evidence, rows) if features or channels or late else (None, None)
     if features and seen is not None:
-        by_losses = [_with_gap(cut, seen, evidence) if cut.strength >= DOUBT * least else cut for cut in by_losses]
+        by_losses = [_with_gap(cut, seen, evidence) if cut.strength >= doubt else cut for cut in by_losses]
     others: list[ChannelCut | LateCut] = []
     if channels and maxima is not None:
         others += cut_by_channels(maxima, evidence.labels, evidence.num_classes, evidence.trained)
@@ -93,7 +93,7 @@ def look(
             others += new_cuts(evidence.losses, half, earlier, seen, evidence.labels, evidence.trained)
     suspects, aside = torch.zeros(2, total, dtype=torch.bool)
     for cut in [*by_losses, *others]:
-        if not (cut.strength >= alarm_for(cut, alarm, confirmed) or cut.slow):
+        if not (cut.strength >= alarm or cut.slow):
             continue
         start = start_of(cut, evidence.losses[:, cut.rows]) if isinstance(cut, Cut) else cut.suspicion > 0.5
         alike, near = sharpened(seen[cut.rows], start) if features and seen is not None else (start, start)

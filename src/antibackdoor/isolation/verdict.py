@@ -13,7 +13,7 @@ from antibackdoor.isolation.cuts import APART, Cut
 from antibackdoor.isolation.late import LateCut
 from antibackdoor.types import ImageSet, Isolation, Verdict
 
-__all__ = ["DOUBT", "AnyCut", "alarm_for", "strongest", "verdict_of"]
+__all__ = ["DOUBT", "AnyCut", "strongest", "verdict_of"]
 
 # One class in two parts, by its losses, by what excites the network or by what was learned late.
 AnyCut: TypeAlias = Cut | ChannelCut | LateCut
@@ -29,20 +29,16 @@ def strongest(cuts: Iterable[AnyCut]) -> AnyCut:
     return max(cuts, key=lambda cut: cut.strength)
 
 
-def alarm_for(cut: AnyCut, alarm: float, confirmed: float | None) -> float:
-    """Return the strength from which a cut counts: ``confirmed``, where given, if the network sees a wide gap there."""
-    return confirmed if confirmed is not None and isinstance(cut, Cut) and cut.confirmed else alarm
-
-
 def verdict_of(
     cuts: Mapping[int, Sequence[AnyCut]],
     data: ImageSet,
     flagged: Tensor,
     *,
     alarm: float,
-    confirmed: float | None = None,
+    doubt: float | None = None,
     sensitivity: float = 1.0,
     blind: str = "",
+    early: bool = False,
     words: Sequence[str] = (),
 ) -> Isolation:
     """Return scores, flags, verdict and the evidence in words.
@@ -52,17 +48,19 @@ def verdict_of(
         data: The set.
         flagged: bool (N,).
         alarm: Strength from which a class counts as poisoned.
-        confirmed: The same for a cut by losses that a wide gap confirms; ``alarm`` by default.
+        doubt: Strength from which a class is not above suspicion; ``DOUBT * alarm`` by default.
         sensitivity: Divides the gain from which a class is not above suspicion, as it did ``alarm``.
         blind: Why there was too little to look at, or nothing.
+        early: The training was not finished.
         words: Sentences to add.
     """
 
     def alarm_in_words(cut: AnyCut) -> str:
         if cut.slow:
             return f"alarm at a gain of {APART / sensitivity:.2f}"
-        return f"alarm at {alarm_for(cut, alarm, confirmed):.2f}"
+        return f"alarm at {alarm:.2f}"
 
+    doubt = DOUBT * alarm if doubt is None else doubt
     scores = torch.zeros(len(data))
     for cut in (cut for those in cuts.values() for cut in those):
         scores[cut.rows] = torch.maximum(scores[cut.rows], (cut.suspicion * cut.strength).float())
@@ -77,9 +75,9 @@ def verdict_of(
         if isinstance(cut, Cut) and cut.gap is None and cut.gain >= _UNCERTAIN / sensitivity
     }
     doubtful = {
-        label: unlearned.get(label, cut) if cut.strength < DOUBT * alarm_for(cut, alarm, confirmed) else cut
+        label: unlearned.get(label, cut) if cut.strength < doubt else cut
         for label, cut in clearest.items()
-        if label not in poisoned and (cut.strength >= DOUBT * alarm_for(cut, alarm, confirmed) or label in unlearned)
+        if label not in poisoned and (cut.strength >= doubt or label in unlearned)
     }
     sentences = [f"Too little to look at: {blind}."] if blind else []
     for label in poisoned:
@@ -88,10 +86,11 @@ def verdict_of(
             f"Class {data.classes[label]!r} is poisoned, about {count} images: it holds {cut.kind} ({cut.figures}, "
             f"{alarm_in_words(cut)})."
         )
+    rare = "the end of a whole training would tell" if early else "clean classes seldom show as much"
     for label, cut in doubtful.items():
+        why = "it may hold images with wrong labels that were not learned yet" if cut is unlearned.get(label) else rare
         sentences.append(
-            f"Class {data.classes[label]!r} is not above suspicion ({cut.figures}, {alarm_in_words(cut)}): it may hold "
-            "images with wrong labels that were not learned yet."
+            f"Class {data.classes[label]!r} is not above suspicion ({cut.figures}, {alarm_in_words(cut)}): {why}."
         )
     if not sentences:
         top = strongest(clearest.values())
