@@ -400,6 +400,18 @@ def test_the_scan_suspects_a_slow_part_at_once(defend, trajectories):
     assert outcome.isolation.verdict == "poisoned"
 
 
+@pytest.mark.parametrize(("what", "phases"), [("scan", ["look"]), ("run", ["look", "train"])])
+def test_hard_images_that_look_like_the_rest_of_their_class_are_no_slow_part(what, phases, defend, trajectories):
+    """A class falls apart, but to the network there is no gap between its parts."""
+    base = trajectories(LABELS, NOBODY)
+    outcome, fit = defend({"": not_learned(base, PLANTED)}, what)
+    assert fit.phases == phases
+    assert not bool(outcome.isolation.flagged.any())
+    assert outcome.isolation.verdict == "no sign of poison"
+    unseen, _ = defend({"": not_learned(base, PLANTED)}, what, defence=Filter(features=False))
+    assert unseen.isolation.verdict == ("poisoned" if what == "scan" else "undecided")
+
+
 def test_hard_images_that_were_never_learned_are_not_where_the_search_starts(defend, trajectories):
     base = trajectories(LABELS, NOBODY)
     hard = (LABELS == TARGET) & (torch.arange(COUNT) >= 200) & (torch.arange(COUNT) < 275)
@@ -430,7 +442,7 @@ def test_hard_images_beside_slow_poison_come_back(count, rounds, defend, traject
 def test_a_slow_part_that_another_network_half_accepts_is_let_go(defend, trajectories):
     base = trajectories(LABELS, NOBODY)
     losses = {"look": not_learned(base, PLANTED), "train": learned_since(base, PLANTED), "": base}
-    outcome, fit = defend(losses, own={"retrain 1": torch.where(PLANTED, 0.4, 0.97)})
+    outcome, fit = defend(losses, marked=PLANTED, own={"retrain 1": torch.where(PLANTED, 0.4, 0.97)})
     assert fit.phases == ["look", "train", "retrain 1"]
     assert not bool(outcome.isolation.flagged.any())
     assert outcome.model is model_of(fit, "look")

@@ -315,6 +315,12 @@ def test_a_class_that_falls_apart_alone_and_slowly_has_its_slow_part_suspected()
     assert "votes" not in found.figures
 
 
+def test_a_slow_part_may_have_a_gap():
+    calm = [a_cut(label, 0.1) for label in range(4)]
+    (found,) = slow_cuts([*calm, replace(a_cut(4, 0.9), gap=0.25)], apart=APART)
+    assert found.figures == "gain 0.90, gap 0.25"
+
+
 @pytest.mark.parametrize(
     "cuts",
     [
@@ -325,6 +331,8 @@ def test_a_class_that_falls_apart_alone_and_slowly_has_its_slow_part_suspected()
         # A part that was learned all at once is another matter.
         [*(a_cut(label, 0.1) for label in range(4)), a_cut(4, 0.9, fall=1.0)],
         [*(a_cut(label, 0.1) for label in range(4)), a_cut(4, 0.9, votes=0.2)],
+        # Easy and hard images of one kind.
+        [*(a_cut(label, 0.1) for label in range(4)), replace(a_cut(4, 0.9), gap=0.24)],
         # Most of a class.
         [*(a_cut(label, 0.1) for label in range(4)), replace(a_cut(4, 0.9), suspicion=torch.tensor([1.0, 0, 0, 0]))],
     ],

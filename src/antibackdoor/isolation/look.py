@@ -18,7 +18,7 @@ from antibackdoor.isolation.late import LateCut, gap_between, late_cuts
 from antibackdoor.isolation.network import Measure, Network
 from antibackdoor.isolation.news import new_cuts
 from antibackdoor.isolation.signals.features import penultimate
-from antibackdoor.isolation.verdict import DOUBT, AnyCut
+from antibackdoor.isolation.verdict import DOUBT, UNCERTAIN, AnyCut
 
 __all__ = ["Look", "agree", "look"]
 
@@ -77,13 +77,20 @@ def look(
     by_losses = cut_classes(evidence)
     over = half is not None and half < len(evidence.losses)
     before = cut_classes(dataclasses.replace(evidence, losses=evidence.losses[:half])) if over else by_losses
-    if math.isfinite(alarm):
-        slow = {cut.label: cut for cut in slow_cuts(before, apart=APART / sensitivity)}
-        by_losses = [slow.get(cut.label, cut) for cut in by_losses]
     doubt = DOUBT * alarm if doubt is None else doubt
     seen, maxima = _seen(evidence, rows) if features or channels or late else (None, None)
-    if features and seen is not None:
-        by_losses = [_with_gap(cut, seen, evidence) if cut.strength >= doubt else cut for cut in by_losses]
+
+    def with_gap(cut: Cut) -> Cut:
+        return _with_gap(cut, seen, evidence) if features and seen is not None else cut
+
+    if math.isfinite(alarm):
+        torn = [with_gap(cut) if cut.hidden and cut.gain >= UNCERTAIN / sensitivity else cut for cut in before]
+        slow = {cut.label: cut for cut in slow_cuts(torn, apart=APART / sensitivity)}
+        by_losses = [slow.get(cut.label, cut) for cut in by_losses]
+    by_losses = [
+        with_gap(cut) if not cut.slow and (cut.strength >= doubt or cut.gain >= UNCERTAIN / sensitivity) else cut
+        for cut in by_losses
+    ]
     others: list[ChannelCut | LateCut] = []
     if channels and maxima is not None:
         others += cut_by_channels(maxima, evidence.labels, evidence.num_classes, evidence.trained)
@@ -129,13 +136,13 @@ def agree(one: Tensor, other: Tensor) -> bool:
 
 
 def _with_gap(cut: Cut, seen: Tensor, evidence: Evidence) -> Cut:
-    """Return a cut that raises the alarm with the gap between its parts; a slow part is not there yet.
+    """Return a cut with the gap between its parts.
 
     Where a class falls apart and hardly any images are beside the part that is accused, there is nothing to see a gap
     to, and the losses decide.
     """
     beside = int((evidence.trained[cut.rows] & (cut.suspicion <= 0.5)).sum())
-    if cut.slow or (beside < SMALLEST_PART and cut.gain >= APART):
+    if beside < SMALLEST_PART and cut.gain >= APART:
         return cut
     gap = gap_between(seen, evidence.labels, cut.label, cut.suspicion > 0.5, evidence.trained)
     return cut if gap is None else dataclasses.replace(cut, gap=gap.width)

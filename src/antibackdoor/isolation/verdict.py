@@ -13,15 +13,15 @@ from antibackdoor.isolation.cuts import APART, Cut
 from antibackdoor.isolation.late import LateCut
 from antibackdoor.types import ImageSet, Isolation, Verdict
 
-__all__ = ["DOUBT", "AnyCut", "strongest", "verdict_of"]
+__all__ = ["DOUBT", "UNCERTAIN", "AnyCut", "strongest", "verdict_of"]
 
 # One class in two parts, by its losses, by what excites the network or by what was learned late.
 AnyCut: TypeAlias = Cut | ChannelCut | LateCut
 
 # Share of the alarm's strength from which a class is neither poisoned nor free of suspicion.
 DOUBT = 0.9
-# Gain from which a class is not above suspicion, whichever part fell further, if its gap was not looked at.
-_UNCERTAIN = 0.8
+# Gain from which a class is not above suspicion, whichever part fell further, unless its gap is narrow.
+UNCERTAIN = 0.8
 
 
 def strongest(cuts: Iterable[AnyCut]) -> AnyCut:
@@ -72,7 +72,7 @@ def verdict_of(
         label: cut
         for label, those in cuts.items()
         for cut in those
-        if isinstance(cut, Cut) and cut.gap is None and cut.gain >= _UNCERTAIN / sensitivity
+        if isinstance(cut, Cut) and cut.hidden and cut.gain >= UNCERTAIN / sensitivity
     }
     doubtful = {
         label: unlearned.get(label, cut) if cut.strength < doubt else cut
