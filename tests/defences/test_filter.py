@@ -442,7 +442,8 @@ def test_hard_images_beside_slow_poison_come_back(count, rounds, defend, traject
 def test_a_slow_part_that_another_network_half_accepts_is_let_go(defend, trajectories):
     base = trajectories(LABELS, NOBODY)
     losses = {"look": not_learned(base, PLANTED), "train": learned_since(base, PLANTED), "": base}
-    outcome, fit = defend(losses, marked=PLANTED, own={"retrain 1": torch.where(PLANTED, 0.4, 0.97)})
+    own = {"retrain 1": torch.where(PLANTED, 0.4, 0.97)}
+    outcome, fit = defend(losses, marked=PLANTED, own=own, defence=Filter(late=False))
     assert fit.phases == ["look", "train", "retrain 1"]
     assert not bool(outcome.isolation.flagged.any())
     assert outcome.model is model_of(fit, "look")
