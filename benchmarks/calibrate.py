@@ -2,6 +2,7 @@
 
     python benchmarks/calibrate.py embedded --json benchmarks/results/calibrate_embedded.json
     python benchmarks/calibrate.py cifar10 --data DIR --json benchmarks/results/calibrate_cifar10_cpu.json
+    python benchmarks/calibrate.py imagenette --data DIR --json benchmarks/results/calibrate_imagenette_cpu.json
 
 Each cell trains once on clean images, as ordinary training does, and cuts every class, by losses, by channels, by what
 was learned late and by what is new in what the network sees, at the filter's first look and at the end. `null` is over
@@ -24,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filter import EPOCHS, SMALL
+from filter import EPOCHS, IMAGENETTE, SIDE, SMALL
 from record import CUTS, commit, kept_cells, made_by, null_of, write
 
 from antibackdoor.data.sources import load, subsample
@@ -101,14 +102,16 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--again", action="store_true", help="make the cells of this call anew")
-    parser.add_argument("--limit", type=int, default=SMALL)
+    parser.add_argument("--limit", type=int, default=0, help=f"images; {SMALL}, of Imagenette {IMAGENETTE}, by default")
     parser.add_argument("--epochs", type=int, default=0)
     parser.add_argument("--model", default="wrn-16-1")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     if arguments.set != "embedded" and not arguments.data:
         parser.error(f"{arguments.set} needs --data DIR")
-    data = load(arguments.data or "embedded").train
+    photographs = arguments.set == "imagenette"
+    arguments.limit = arguments.limit or (IMAGENETTE if photographs else SMALL)
+    data = load(arguments.data or "embedded", image_size=SIDE if photographs else None).train
     code = commit()
     cells = {(cell["kind"], cell["seed"]): cell for cell in kept_cells(arguments.json)}
     for kind, seed in itertools.product(arguments.kinds, arguments.seeds):
