@@ -230,6 +230,7 @@ class Search:
             after=after,
             confident=self.filter.confident,
             shown=shown,
+            near=self.aside,
             stays=stays,
             slow=self.slow.tolist(),
         )

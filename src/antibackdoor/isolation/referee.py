@@ -37,6 +37,7 @@ def ruling(
     after: Tensor,
     confident: float,
     shown: Tensor | None = None,
+    near: Tensor | None = None,
     stays: Collection[int] = (),
     slow: Collection[int] = (),
 ) -> Ruling:
@@ -51,7 +52,9 @@ def ruling(
       or the hard images of a clean class. Where they are not clearly wrong (median), the class is let go unless it
       stays; where they are, every single one is that the second network rather accepts.
     * An image beside the suspects, of their class, that the second network rejects though it was shown it, and that the
-      first was certain of, was learned with the trigger. So was one that it was not shown and clearly rejects.
+      first was certain of, was learned with the trigger. So was one that it was not shown and clearly rejects. Where
+      the suspects are clearly wrong (median), it is enough for one that is nearly like them, which it was not shown
+      either, that the first network rather accepts it and the second clearly rejects it.
 
     Args:
         suspects: bool (N,), some of them True; the second network was not trained on these.
@@ -60,10 +63,12 @@ def ruling(
         after: float (N,), the same of the second network.
         confident: Probability from which a network's word counts, above 0 and below 1.
         shown: bool (N,), what the second network was trained on; by default all but the suspects.
+        near: bool (N,), images that are nearly like the suspects of their class; none by default.
         stays: Classes that are not let go, because the evidence is strong or more suspects turned up in them.
         slow: Classes whose suspects are their slow part.
     """
-    free, cleared = torch.zeros_like(suspects), torch.zeros_like(suspects)
+    free, cleared, alike = torch.zeros(3, len(labels), dtype=torch.bool)
+    near = alike if near is None else near
     for label in labels[suspects].unique():
         of_class = labels == label
         own = after[suspects & of_class].median()
@@ -76,8 +81,9 @@ def ruling(
             free |= of_class
         elif own <= _WRONG:
             cleared |= suspects & of_class & (after >= confident)
+            alike = alike | (near & of_class & (before >= 0.5) & (after < _WRONG))
     remaining = labels[suspects & ~free].unique()
     beside = torch.isin(labels, remaining) & ~suspects
     rejected = after < (0.5 if shown is None else torch.where(shown, 0.5, _WRONG))
-    missed = beside & (before >= confident) & rejected
+    missed = beside & (((before >= confident) & rejected) | alike)
     return Ruling(free, cleared | (suspects & free), missed)
