@@ -8,12 +8,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from antibackdoor.benchmark.folder import CELL_FORMAT
 from antibackdoor.errors import StorageError
 from antibackdoor.ops.metrics import defence_effectiveness
 
-__all__ = ["FORMAT", "MEASURED", "Run", "Setting", "mapping", "read"]
+__all__ = ["MEASURED", "Run", "Setting", "mapping", "read"]
 
-FORMAT = "antibackdoor cell 1"
 MEASURED = ("ca", "ca_target", "asr", "excess", "ra", "der", "precision", "recall", "fpr", "auroc", "auprc")
 
 
@@ -116,8 +116,8 @@ def _number(value: object) -> float | None:
 
 def _parse(record: Mapping[str, object]) -> Run:
     cell = mapping(record.get("cell"))
-    if record.get("format") != FORMAT or not {"data", "attack", "defence", "model", "seed"} <= cell.keys():
-        raise StorageError(f"expected a record of format {FORMAT!r}, got {record.get('format')!r}; run the grid again")
+    if record.get("format") != CELL_FORMAT or not {"data", "attack", "defence", "model", "seed"} <= cell.keys():
+        raise StorageError(f"expected a record of format {CELL_FORMAT!r}, got {record.get('format')!r}; run the grid again")
     figures = {name: _number(mapping(record.get("metrics")).get(name)) for name in MEASURED}
     control = mapping(record.get("control"))
     figures |= {f"control_{name}": _number(control.get(name)) for name in ("ca", "asr", "ra")}
