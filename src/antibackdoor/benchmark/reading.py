@@ -117,7 +117,8 @@ def _number(value: object) -> float | None:
 def _parse(record: Mapping[str, object]) -> Run:
     cell = mapping(record.get("cell"))
     if record.get("format") != CELL_FORMAT or not {"data", "attack", "defence", "model", "seed"} <= cell.keys():
-        raise StorageError(f"expected a record of format {CELL_FORMAT!r}, got {record.get('format')!r}; run the grid again")
+        found = record.get("format")
+        raise StorageError(f"expected a record of format {CELL_FORMAT!r}, got {found!r}; run the grid again")
     figures = {name: _number(mapping(record.get("metrics")).get(name)) for name in MEASURED}
     control = mapping(record.get("control"))
     figures |= {f"control_{name}": _number(control.get(name)) for name in ("ca", "asr", "ra")}
