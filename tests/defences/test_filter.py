@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -32,9 +33,10 @@ class Recall(nn.Module):
     def __init__(self, with_head: bool = True) -> None:
         super().__init__()
         self.register_buffer("table", torch.zeros(COUNT, CLASSES + FEATURES))
-        self.head = nn.Linear(CLASSES + FEATURES, CLASSES, bias=False) if with_head else None
+        self.head = nn.Linear(CLASSES + FEATURES, CLASSES) if with_head else None
         if self.head is not None:
             self.head.weight.data = torch.eye(CLASSES, CLASSES + FEATURES)
+            self.head.bias.data.zero_()
 
     def forward(self, images):
         pixels = (images[:, 0, 0, :2] * 255).round().long()
@@ -58,10 +60,12 @@ class Fabricated:
         self.losses = losses if isinstance(losses, dict) else {"": losses}
         self.own = own or {}
         self.calls = []
+        self.epochs = {}
 
     def __call__(self, model, data, phase, *, objective=None, subset=None):
         shown = torch.ones(COUNT, dtype=torch.bool) if subset is None else subset.clone()
         self.calls.append((phase.name, model, shown))
+        self.epochs[phase.name] = phase.plan.epochs
         marked = self.marked.get(phase.name, NOBODY) if isinstance(self.marked, dict) else self.marked
         own = self.own.get(phase.name, torch.where(shown | ~marked, 0.95, 0.01))
         model.table[:, :CLASSES] = ((1 - own) / (CLASSES - 1)).log()[:, None]
@@ -611,6 +615,32 @@ def test_without_the_referee_the_first_suspects_are_final(defend, trajectories):
     outcome, fit = defend(losses, marked=PLANTED, own={"retrain 1": own}, defence=Filter(referee=False))
     assert fit.phases == ["look", "retrain 1"]
     assert torch.equal(outcome.isolation.flagged, PLANTED)
+
+
+# --- the network for use ---------------------------------------------------------------------------------------------
+
+
+def test_a_network_that_is_shown_less_makes_as_many_updates(defend, trajectories):
+    outcome, fit = defend(trajectories(LABELS, PLANTED), marked=PLANTED)
+    kept = COUNT - int(fit.dropped("retrain 1").sum())
+    assert kept < 0.97 * COUNT
+    assert fit.epochs == {"look": 20, "retrain 1": round(20 * COUNT / kept)}
+    assert outcome.model is model_of(fit, "retrain 1")
+
+
+@pytest.mark.parametrize("planted", [60, 120])
+def test_a_class_that_clean_label_poison_made_rare_is_made_up_for(planted, defend, trajectories):
+    own = (LABELS == TARGET).nonzero().squeeze(1)
+    poison = torch.zeros(COUNT, dtype=torch.bool)
+    poison[own[:planted]] = True
+    outcome, fit = defend(trajectories(LABELS, poison), marked=poison)
+    left = len(own) - int((fit.dropped("retrain 1") & (LABELS == TARGET)).sum())
+    bias = outcome.model.head.bias
+    assert left < 150
+    raised = torch.zeros(CLASSES)
+    raised[TARGET] = math.log(200 / left)
+    assert torch.allclose(bias, raised, atol=1e-3)
+    assert "rarer than the others" in " ".join(outcome.isolation.evidence)
 
 
 # --- settings --------------------------------------------------------------------------------------------------------

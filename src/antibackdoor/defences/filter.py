@@ -122,6 +122,8 @@ class Filter(Defence):
         search.settle()
         if self.suspects == "unlabelled":
             search.relearn()
+        else:
+            search.balance()
         return search.outcome(epochs=plan.epochs)
 
     def first_look(self, plan: TrainPlan) -> int:

@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from antibackdoor.defences.balance import lost, make_up
 from antibackdoor.defences.suspects import learn_relabelled, unlearn
 from antibackdoor.isolation import (
     FULL_CLASS,
     AnyCut,
     Look,
+    Network,
     agree,
     repeated,
     ruling,
@@ -211,7 +213,7 @@ class Search:
         if self._before is None and self.filter.referee:
             self._before = self._own_probability(self.first)
         self.kept, self.model = ~self.aside, self._network()
-        phase = Phase(f"retrain {number}", self.plan)
+        phase = Phase(f"retrain {number}", self._plan_for(self.kept))
         self.histories.append(self.fit(self.model, self.data, phase, subset=self.kept))
         if self._before is None:
             return True
@@ -268,6 +270,21 @@ class Search:
         if absent:
             names = ", ".join(repr(self.data.classes[label]) for label in absent)
             self.words.append(f"No image of {names} was left to train on: the network does not know that class.")
+
+    def balance(self) -> None:
+        """Make up for what a class lost, where it is rarer than the others now, as clean-label poison leaves it."""
+        if self.model is self.first:
+            return
+        shown, left_out = self.kept & self._trainable, ~self.kept & self._trainable
+        factors = lost(self.data.labels, shown, left_out, self.data.num_classes)
+        if not bool((factors > 1).any()) or not make_up(Network(self.model, self.data, self.fit.runtime), factors):
+            return
+        for label in (factors > 1).nonzero().squeeze(1).tolist():
+            name, factor = self.data.classes[label], float(factors[label])
+            self.words.append(
+                f"Class {name!r} is rarer than the others without what was left out; the network takes it for "
+                f"{factor:.1f} times as frequent as it was trained."
+            )
 
     def unlearn(self) -> None:
         """Let the first network forget the suspects."""
@@ -332,6 +349,14 @@ class Search:
 
     def _network(self) -> nn.Module:
         return self.build_model(self.seeds.generator("init"))
+
+    def _plan_for(self, kept: Tensor) -> TrainPlan:
+        """Return the plan of a network that is shown some images only: it takes as many updates as ordinary training.
+
+        Of a smaller set fewer updates would be made in as many epochs, and what is left would be learned less well.
+        """
+        shown = int((kept & self._trainable).sum())
+        return self.plan.but(epochs=round(self.plan.epochs * int(self._trainable.sum()) / max(1, shown)))
 
     def _finish(self) -> None:
         phase = Phase(_TRAIN, self.plan, first=self.half, part_of="train")

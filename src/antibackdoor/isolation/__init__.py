@@ -30,7 +30,7 @@ from antibackdoor.isolation.signals import (
     Trajectory,
     measured,
 )
-from antibackdoor.isolation.signals.features import penultimate
+from antibackdoor.isolation.signals.features import head_of, penultimate
 from antibackdoor.isolation.verdict import DOUBT, AnyCut, strongest, verdict_of
 
 __all__ = [
@@ -68,6 +68,7 @@ __all__ = [
     "cut_by_channels",
     "cut_classes",
     "flag_share",
+    "head_of",
     "isolate",
     "late_cuts",
     "look",

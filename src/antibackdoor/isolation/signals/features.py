@@ -11,7 +11,7 @@ from antibackdoor.errors import ConfigError
 from antibackdoor.isolation.network import Measure, Network
 from antibackdoor.training import evaluating
 
-__all__ = ["penultimate", "used", "watched"]
+__all__ = ["head_of", "penultimate", "used", "watched"]
 
 
 def watched(
@@ -76,6 +76,17 @@ def used(network: Network, layers: Sequence[nn.Module], fits: Callable[[Tensor],
     return order
 
 
+def head_of(network: Network) -> nn.Linear | None:
+    """Return the last linear layer that runs on one vector an image; None where there is no such layer.
+
+    Args:
+        network: The network.
+    """
+    linear = [module for module in network.model.modules() if isinstance(module, nn.Linear)]
+    heads = used(network, linear, lambda inputs: inputs.ndim == 2)
+    return next((head for head in reversed(heads) if isinstance(head, nn.Linear)), None)
+
+
 def penultimate(network: Network) -> Measure:
     """Return the measure of the penultimate features: what goes into the last linear layer that runs, (B, D).
 
@@ -85,8 +96,7 @@ def penultimate(network: Network) -> Measure:
     Raises:
         ConfigError: The network runs no linear layer on one vector an image.
     """
-    linear = [module for module in network.model.modules() if isinstance(module, nn.Linear)]
-    heads = used(network, linear, lambda inputs: inputs.ndim == 2)
-    if not heads:
+    head = head_of(network)
+    if head is None:
         raise ConfigError("isolation: a signal that works on features needs a network whose last layer is nn.Linear")
-    return watched(network, heads[-1:], lambda _, inputs, __: inputs)
+    return watched(network, [head], lambda _, inputs, __: inputs)
