@@ -241,7 +241,7 @@ class Search:
         self.words.append(
             f"Round {number}: a network was trained without {int(self.aside.sum())} images, {int(self.suspects.sum())} "
             f"of them suspects. It gives {int(judged.cleared.sum())} suspects their own label with confidence (let go) "
-            f"and rejects {int(judged.missed.sum())} others that the first one was certain of (suspected); "
+            f"and rejects {int(judged.missed.sum())} others that the first one accepted (suspected); "
             f"{int(new.sum())} more were learned all at once (suspected)."
         )
         for label, cuts in again.cuts.items():
