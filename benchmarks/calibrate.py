@@ -13,7 +13,8 @@ call anew. Natural trouble that is no poison is among the sets:
 * plain: as it is;
 * noise: 5 % of the labels are wrong, at random;
 * duplicates: 5 % of the images, all of one class, are copies of ten of them;
-* imbalance: the classes shrink evenly down to a tenth of the first.
+* imbalance: the classes shrink evenly down to a tenth of the first;
+* coarse: two classes at a time are one, so that each holds two kinds of things.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from antibackdoor.seeds import Seeds
 from antibackdoor.training import Phase, Runtime, Trainer, TrainPlan
 from antibackdoor.types import ImageSet
 
-KINDS = ("plain", "noise", "duplicates", "imbalance")
+KINDS = ("plain", "noise", "duplicates", "imbalance", "coarse")
 TROUBLE = 0.05
 KINDS_OF_CUTS = dict(zip(CUTS, (Cut, ChannelCut, LateCut, NewCut), strict=True))
 
@@ -64,6 +65,9 @@ def troubled(data: ImageSet, kind: str, seeds: Seeds) -> ImageSet:
             for rows in [(data.labels == label).nonzero().squeeze(1)]
         ]
         return data.select(torch.cat(kept).sort().values)
+    if kind == "coarse":
+        pairs = [" or ".join(data.classes[first : first + 2]) for first in range(0, data.num_classes, 2)]
+        return dataclasses.replace(data, labels=data.labels // 2, classes=tuple(pairs))
     return data
 
 
