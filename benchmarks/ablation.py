@@ -13,7 +13,7 @@ For each row (an attack and a rate, as in benchmarks/filter.py) and seed:
   a network is trained without the suspects; "features": suspects are sharpened by what the network makes of them;
   "channels": classes are also cut by what excites the channels; "late": and by what was hard and was learned all the
   same, or is new to the network; "referee": the network trained without the suspects judges them, once; "rounds":
-  until little changes, which is the default.
+  until little changes; "balance": what a class lost is made up for, which is the default.
 
 Every step repeats trainings that a step before has done; those are done once.
 """
@@ -53,12 +53,13 @@ from antibackdoor.training import Objective, Phase, Runtime, Trainer, TrainPlan,
 from antibackdoor.types import History, ImageSet, PoisonedSet
 
 STEPS: dict[str, dict[str, object]] = {
-    "losses": {"features": False, "channels": False, "late": False, "referee": False},
-    "features": {"channels": False, "late": False, "referee": False},
-    "channels": {"late": False, "referee": False},
-    "late": {"referee": False},
-    "referee": {"rounds": 1},
-    "rounds": {},
+    "losses": {"features": False, "channels": False, "late": False, "referee": False, "balance": False},
+    "features": {"channels": False, "late": False, "referee": False, "balance": False},
+    "channels": {"late": False, "referee": False, "balance": False},
+    "late": {"referee": False, "balance": False},
+    "referee": {"rounds": 1, "balance": False},
+    "rounds": {"balance": False},
+    "balance": {},
 }
 CUTS = {"cut": Cut, "channel-cut": ChannelCut, "late-cut": LateCut, "new-cut": NewCut}
 ROWS = {

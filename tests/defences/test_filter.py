@@ -641,6 +641,8 @@ def test_a_class_that_clean_label_poison_made_rare_is_made_up_for(planted, defen
     raised[TARGET] = math.log(200 / left)
     assert torch.allclose(bias, raised, atol=1e-3)
     assert "rarer than the others" in " ".join(outcome.isolation.evidence)
+    plain, _ = defend(trajectories(LABELS, poison), marked=poison, defence=Filter(balance=False))
+    assert not bool(plain.model.head.bias.any())
 
 
 # --- settings --------------------------------------------------------------------------------------------------------

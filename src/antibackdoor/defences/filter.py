@@ -64,6 +64,8 @@ class Filter(Defence):
         late: Look at the end for what was hard half-way, was learned all the same and looks like no other class
             (``isolation.late``), or was learned when the network began to see something new (``isolation.news``).
         referee: Let the network trained without the suspects judge them; without, the first suspects are final.
+        balance: Make up for what a class lost to its own poisoned images, in the network's last layer
+            (``defences.balance``); with "drop" only.
         control: State the detection limit as well: plant copies with a trigger of ours, in 2, 1, 0.5 and 0.2 % of the
             set, and train and look again for each. It costs one training for each share that is found, and one more;
             nothing of it goes into the result.
@@ -85,6 +87,7 @@ class Filter(Defence):
     channels: bool = True
     late: bool = True
     referee: bool = True
+    balance: bool = True
     control: bool = False
 
     def __post_init__(self) -> None:
@@ -122,7 +125,7 @@ class Filter(Defence):
         search.settle()
         if self.suspects == "unlabelled":
             search.relearn()
-        else:
+        elif self.balance:
             search.balance()
         return search.outcome(epochs=plan.epochs)
 
