@@ -648,17 +648,19 @@ def test_a_class_that_clean_label_poison_made_rare_is_made_up_for(planted, defen
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("features", [False, True])
-def test_the_sensitivity_moves_the_alarm(features, defend, trajectories):
-    """A first look takes twice the alarm, and is in doubt from the alarm itself."""
+@pytest.mark.parametrize(("features", "early"), [(False, 2.0), (True, 1.0)])
+def test_the_sensitivity_moves_the_alarm(features, early, defend, trajectories):
+    """A first look takes twice the alarm, unless a class was learned before all others and there is a gap."""
     losses = trajectories(LABELS, PLANTED)
     strength = cut_classes(Evidence(losses[:10], LABELS, CLASSES))[TARGET].strength
     for sensitivity, alarmed in ((0.99, False), (1.01, True)):
-        defence = Filter(sensitivity=sensitivity, alarm=strength / 2, features=features)
+        defence = Filter(sensitivity=sensitivity, alarm=strength / early, features=features)
         outcome, _ = defend(losses, "scan", marked=PLANTED, defence=defence)
         assert bool(outcome.isolation.flagged.any()) is alarmed
-        assert outcome.isolation.verdict == ("poisoned" if alarmed else "undecided")
-        assert f"alarm at {strength / sensitivity:.2f}" in outcome.isolation.evidence[0]
+        below = "no sign of poison" if features else "undecided"
+        assert outcome.isolation.verdict == ("poisoned" if alarmed else below)
+        if alarmed or not features:
+            assert f"alarm at {strength / sensitivity:.2f}" in outcome.isolation.evidence[0]
 
 
 @pytest.mark.parametrize("what", ["scan", "run"])
@@ -668,7 +670,7 @@ def test_a_class_is_in_doubt_from_the_alarm_at_a_first_look_and_from_nine_tenths
     strength = cut_classes(Evidence(losses[:epochs], LABELS, CLASSES))[TARGET].strength
     # Below a sensitivity of 0.1, gains alone raise no doubt here.
     for factor, verdict in ((0.99, "undecided"), (1.01, "no sign of poison")):
-        defence = Filter(sensitivity=0.1, alarm=0.1 * factor * strength / share)
+        defence = Filter(sensitivity=0.1, alarm=0.1 * factor * strength / share, features=False)
         outcome, _ = defend(losses, what, marked=PLANTED, defence=defence)
         assert outcome.isolation.verdict == verdict
         doubt = f"'cat' is not above suspicion (strength {strength:.2f}"
@@ -681,7 +683,8 @@ def test_what_a_first_look_barely_sees_is_looked_at_again_at_the_end(defend, tra
     early, late = trajectories(LABELS, PLANTED), trajectories(LABELS, SECOND)
     losses = {"": torch.cat([early[:10], late[10:]])}
     strength = cut_classes(Evidence(early[:10], LABELS, CLASSES))[TARGET].strength
-    outcome, fit = defend(losses, marked={"look": PLANTED, "train": NOBODY}, defence=Filter(alarm=strength / 1.9))
+    defence = Filter(alarm=strength / 1.9, features=False)
+    outcome, fit = defend(losses, marked={"look": PLANTED, "train": NOBODY}, defence=defence)
     assert fit.phases[:2] == ["look", "train"]
     assert not bool((outcome.isolation.flagged & PLANTED).any())
 

@@ -51,7 +51,8 @@ class Filter(Defence):
             learns those in which it sees another class under that class. "unlearn": the first network is finished and
             forgets them in place; this costs little, but there is no referee then, and no second round.
         alarm: Strength (``Cut.strength``) from which a class counts as poisoned at the end of a training. The first
-            look takes twice that, since its figures are noisier; what is between is doubtful, and only the end tells.
+            look takes twice that, since its figures are noisier; what is between is doubtful, and only the end tells,
+            but for a class that is learned before all others (``Cut.first``).
         look: Share of the epochs after which it looks for the first time, above 0 and below 1.
         fewest: Epochs that a look needs; a training that has fewer leaves the verdict open.
         latest: Epochs after which the first look comes at the latest, at least ``fewest``.
@@ -183,6 +184,7 @@ class Filter(Defence):
                 rows,
                 len(data),
                 alarm=alarm,
+                first=self.alarm_at(early=False) if math.isfinite(alarm) else None,
                 doubt=self.doubt_at(early) if math.isfinite(alarm) else None,
                 half=self.first_look(plan),
                 earlier=earlier,

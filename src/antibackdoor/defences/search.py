@@ -321,6 +321,7 @@ class Search:
             self.data,
             self.suspects,
             alarm=self.filter.alarm_at(self.early),
+            first=self.filter.alarm_at(early=False),
             doubt=self.filter.doubt_at(self.early),
             sensitivity=self.filter.sensitivity,
             blind=blind,

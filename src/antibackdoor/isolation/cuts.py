@@ -102,6 +102,15 @@ class Cut:
         return self.gap is not None and self.gap >= _WIDE
 
     @property
+    def first(self) -> bool:
+        """Whether a wide gap confirms it, and nearly all of the furthest-fallen images lie in the suspected part.
+
+        So it is where poison is nearly all of a class: it is learned at the very start, and later on the class hardly
+        falls apart by its losses.
+        """
+        return self.confirmed and self.votes >= _MOST_VOTES
+
+    @property
     def hidden(self) -> bool:
         """Whether the slow part may hold images with wrong labels that were not learned yet.
 

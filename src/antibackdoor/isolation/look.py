@@ -18,7 +18,7 @@ from antibackdoor.isolation.late import LateCut, gap_between, late_cuts
 from antibackdoor.isolation.network import Measure, Network
 from antibackdoor.isolation.news import new_cuts
 from antibackdoor.isolation.signals.features import penultimate
-from antibackdoor.isolation.verdict import DOUBT, UNCERTAIN, AnyCut
+from antibackdoor.isolation.verdict import DOUBT, UNCERTAIN, AnyCut, alarm_for
 
 __all__ = ["Look", "agree", "look"]
 
@@ -50,6 +50,7 @@ def look(
     total: int,
     *,
     alarm: float,
+    first: float | None = None,
     doubt: float | None = None,
     half: int | None = None,
     earlier: Tensor | None = None,
@@ -65,6 +66,7 @@ def look(
         rows: int64 (M,), which images of the set these are.
         total: N, images of the set.
         alarm: Strength from which a part of a class is suspected; infinity only cuts.
+        first: The same for a cut that is (``Cut.first``); ``alarm`` by default.
         doubt: Strength from which it is asked whether there is a gap; ``DOUBT * alarm`` by default.
         half: Epochs by which the slow parts are told from the rest; all by default, and then nothing was learned late.
         earlier: float (M, D), ``Look.seen`` of the look at ``half``; without, nothing is known to be new.
@@ -100,7 +102,7 @@ def look(
             others += new_cuts(evidence.losses, half, earlier, seen, evidence.labels, evidence.trained)
     suspects, aside = torch.zeros(2, total, dtype=torch.bool)
     for cut in [*by_losses, *others]:
-        if not (cut.strength >= alarm or cut.slow):
+        if not (cut.strength >= alarm_for(cut, alarm, first) or cut.slow):
             continue
         start = start_of(cut, evidence.losses[:, cut.rows]) if isinstance(cut, Cut) else cut.suspicion > 0.5
         alike, near = sharpened(seen[cut.rows], start) if features and seen is not None else (start, start)

@@ -13,7 +13,7 @@ from antibackdoor.isolation.cuts import APART, Cut
 from antibackdoor.isolation.late import LateCut
 from antibackdoor.types import ImageSet, Isolation, Verdict
 
-__all__ = ["DOUBT", "UNCERTAIN", "AnyCut", "strongest", "verdict_of"]
+__all__ = ["DOUBT", "UNCERTAIN", "AnyCut", "alarm_for", "strongest", "verdict_of"]
 
 # One class in two parts, by its losses, by what excites the network or by what was learned late.
 AnyCut: TypeAlias = Cut | ChannelCut | LateCut
@@ -29,12 +29,18 @@ def strongest(cuts: Iterable[AnyCut]) -> AnyCut:
     return max(cuts, key=lambda cut: cut.strength)
 
 
+def alarm_for(cut: AnyCut, alarm: float, first: float | None) -> float:
+    """Return the strength from which a cut counts: ``first``, where given, for one that is (``Cut.first``)."""
+    return first if first is not None and isinstance(cut, Cut) and cut.first else alarm
+
+
 def verdict_of(
     cuts: Mapping[int, Sequence[AnyCut]],
     data: ImageSet,
     flagged: Tensor,
     *,
     alarm: float,
+    first: float | None = None,
     doubt: float | None = None,
     sensitivity: float = 1.0,
     blind: str = "",
@@ -48,6 +54,7 @@ def verdict_of(
         data: The set.
         flagged: bool (N,).
         alarm: Strength from which a class counts as poisoned.
+        first: The same for a cut that is (``Cut.first``); ``alarm`` by default.
         doubt: Strength from which a class is not above suspicion; ``DOUBT * alarm`` by default.
         sensitivity: Divides the gain from which a class is not above suspicion, as it did ``alarm``.
         blind: Why there was too little to look at, or nothing.
@@ -58,7 +65,7 @@ def verdict_of(
     def alarm_in_words(cut: AnyCut) -> str:
         if cut.slow:
             return f"alarm at a gain of {APART / sensitivity:.2f}"
-        return f"alarm at {alarm:.2f}"
+        return f"alarm at {alarm_for(cut, alarm, first):.2f}"
 
     doubt = DOUBT * alarm if doubt is None else doubt
     scores = torch.zeros(len(data))
