@@ -88,9 +88,11 @@ def look(
     if math.isfinite(alarm):
         torn = [with_gap(cut) if cut.hidden and cut.gain >= UNCERTAIN / sensitivity else cut for cut in before]
         slow = {cut.label: cut for cut in slow_cuts(torn, apart=APART / sensitivity)}
-        by_losses = [slow.get(cut.label, cut) for cut in by_losses]
+        by_losses = [slow.get(cut.label, cut) for cut in (by_losses if over else torn)]
     by_losses = [
-        with_gap(cut) if not cut.slow and (cut.strength >= doubt or cut.gain >= UNCERTAIN / sensitivity) else cut
+        with_gap(cut)
+        if not cut.slow and cut.gap is None and (cut.strength >= doubt or cut.gain >= UNCERTAIN / sensitivity)
+        else cut
         for cut in by_losses
     ]
     others: list[ChannelCut | LateCut] = []
