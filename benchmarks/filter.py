@@ -31,6 +31,7 @@ import numpy as np
 from attacks import read_attack
 from record import commit, kept_cells, made_by, over_seeds, write
 
+from antibackdoor import load_plugin
 from antibackdoor.config import Choice, DataConfig, PoisonConfig, RunConfig, TrainConfig
 from antibackdoor.console import ConsoleProgress
 from antibackdoor.data.sources import Loaded, load
@@ -192,7 +193,10 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="all images, 100 epochs")
     parser.add_argument("--batch-size", type=int, default=1024, help="with --full")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--plugin", type=Path, help="file with attacks of its own, such as benchmarks/unseen.py")
     arguments = parser.parse_args()
+    if arguments.plugin:
+        load_plugin(arguments.plugin)
     if arguments.set != "embedded" and not arguments.data:
         parser.error(f"{arguments.set} needs --data DIR")
     cells = {(cell["row"], cell["seed"], cell["defence"]): cell for cell in kept_cells(arguments.json)}
