@@ -1,7 +1,7 @@
-"""Triggers that no rule was made on: a plugin for benchmarks/filter.py, which tries what the filter does not know.
+r"""Triggers that no rule was made on: a plugin for benchmarks/filter.py, which tries what the filter does not know.
 
-    python benchmarks/filter.py cifar10 --data DIR --plugin benchmarks/unseen.py --seeds 0 --rows cast@0.1 \\
-        streaks@0.1 mirror@0.1 upside-down@0.1 glasses@0.1 pixelate@0.1 dots@0.05 sticker@0.05 vignette@0.05 \\
+    python benchmarks/filter.py cifar10 --data DIR --plugin benchmarks/unseen.py --seeds 0 --rows cast@0.1 \
+        streaks@0.1 mirror@0.1 upside-down@0.1 glasses@0.1 pixelate@0.1 dots@0.05 sticker@0.05 vignette@0.05 \
         --defences filter --json benchmarks/results/filter_unseen_cpu.json
 
 They were written down before the filter was run on any of them, and are not in the package: whoever mends the filter by
