@@ -21,7 +21,6 @@ Every step repeats trainings that a step before has done; those are done once.
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from pathlib import Path
 
@@ -37,6 +36,7 @@ from antibackdoor.defences.filter import Filter
 from antibackdoor.evaluation import evaluate
 from antibackdoor.isolation import (
     SIGNALS,
+    Alarm,
     ChannelCut,
     Cut,
     Evidence,
@@ -118,7 +118,7 @@ def of_signals(
         found[name] = figures_of(scores, evidence, truth) | {"seconds": seconds}
     count = len(evidence.labels)
     started = time.perf_counter()
-    cuts = look(evidence, torch.arange(count), count, alarm=math.inf, half=half, earlier=earlier).cuts
+    cuts = look(evidence, torch.arange(count), count, alarm=Alarm.never(), half=half, earlier=earlier).cuts
     seconds = round(time.perf_counter() - started, 2)
     for name, kind in CUTS.items():
         scores = torch.zeros(count)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from antibackdoor.isolation import Evidence, LateCut, NewCut, agree, look, new_cuts, news
+from antibackdoor.isolation import Alarm, Evidence, LateCut, NewCut, agree, look, new_cuts, news
 from antibackdoor.isolation.late import gap_between
 from antibackdoor.isolation.look import _unsettled
 
@@ -121,7 +121,7 @@ def test_a_part_that_may_not_grow_keeps_its_number():
 
 def test_a_look_without_an_earlier_one_knows_nothing_new():
     evidence = Evidence(losses(PLANTED), LABELS, CLASSES)
-    found = look(evidence, torch.arange(COUNT), COUNT, alarm=0.5, half=EPOCHS // 2)
+    found = look(evidence, torch.arange(COUNT), COUNT, alarm=Alarm.of(0.5), half=EPOCHS // 2)
     assert found.seen is None
     assert not any(isinstance(cut, LateCut) for cuts in found.cuts.values() for cut in cuts)
 

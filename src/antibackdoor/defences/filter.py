@@ -29,16 +29,13 @@ from torch import Tensor, nn
 from antibackdoor.defences.base import Defence
 from antibackdoor.defences.search import Search, copies_of
 from antibackdoor.errors import ConfigError
-from antibackdoor.isolation import DOUBT, Evidence, Look, Network, look
+from antibackdoor.isolation import Alarm, Evidence, Look, Network, look
 from antibackdoor.models import BuildModel
 from antibackdoor.seeds import Seeds
 from antibackdoor.training import Fit, TrainPlan
 from antibackdoor.types import History, ImageSet, Outcome
 
 __all__ = ["Filter"]
-
-# What the alarm is multiplied by at the first look, where figures are noisier and nothing is lost by a second.
-_EARLY = 2.0
 
 
 @dataclass(frozen=True)
@@ -134,13 +131,9 @@ class Filter(Defence):
         """Return after how many epochs of the plan it looks for the first time."""
         return min(max(self.fewest, min(self.latest, round(self.look * plan.epochs))), plan.epochs)
 
-    def alarm_at(self, early: bool) -> float:
-        """Return the strength from which a class counts as poisoned, at the first look or at the end of a training."""
-        return (_EARLY if early else 1.0) * self.alarm / self.sensitivity
-
-    def doubt_at(self, early: bool) -> float:
-        """Return the strength from which a class is not above suspicion: of a first look what is one at the end."""
-        return (1.0 if early else DOUBT) * self.alarm / self.sensitivity
+    def alarm_of(self, *, early: bool) -> Alarm:
+        """Return from how much evidence on a class is suspected, at the first look or at the end of a training."""
+        return Alarm.of(self.alarm, early=early, sensitivity=self.sensitivity)
 
     def look_at(
         self,
@@ -175,7 +168,7 @@ class Filter(Defence):
         losses = torch.from_numpy(history.losses)[:, rows]
         evidence = Evidence(losses, data.labels[rows], data.num_classes, held_out, Network(model, data, fit.runtime))
         early = len(losses) < plan.epochs
-        alarm = self.alarm_at(early) if len(losses) >= self.fewest else math.inf
+        alarm = self.alarm_of(early=early) if len(losses) >= self.fewest else Alarm.never()
         nobody = torch.zeros(len(data), dtype=torch.bool)
         found = Look({}, nobody, nobody)
         if fit.runtime.rank == 0:  # The others hear of it: all must suspect the same.
@@ -184,11 +177,8 @@ class Filter(Defence):
                 rows,
                 len(data),
                 alarm=alarm,
-                first=self.alarm_at(early=False) if math.isfinite(alarm) else None,
-                doubt=self.doubt_at(early) if math.isfinite(alarm) else None,
                 half=self.first_look(plan),
                 earlier=earlier,
-                sensitivity=self.sensitivity,
                 features=self.features,
                 channels=self.channels,
                 late=self.late,

@@ -14,6 +14,7 @@ from antibackdoor.defences.balance import lost, make_up
 from antibackdoor.defences.suspects import learn_relabelled, unlearn
 from antibackdoor.isolation import (
     FULL_CLASS,
+    Alarm,
     AnyCut,
     Look,
     Network,
@@ -55,10 +56,6 @@ class Settings(Protocol):
     """What a search asks of the defence; ``Filter`` says what each is."""
 
     @property
-    def sensitivity(self) -> float:
-        """See ``Filter``."""
-
-    @property
     def fewest(self) -> int:
         """See ``Filter``."""
 
@@ -81,11 +78,8 @@ class Settings(Protocol):
     def first_look(self, plan: TrainPlan) -> int:
         """Return after how many epochs of the plan it looks for the first time."""
 
-    def alarm_at(self, early: bool) -> float:
-        """Return the strength from which a class counts as poisoned, at the first look or at the end of a training."""
-
-    def doubt_at(self, early: bool) -> float:
-        """Return the strength from which a class is not above suspicion."""
+    def alarm_of(self, *, early: bool) -> Alarm:
+        """Return from how much evidence on a class is suspected, at the first look or at the end of a training."""
 
     def look_at(
         self,
@@ -221,7 +215,7 @@ class Search:
         again = self._look_at(self.histories[-1], self.model, kept=self.kept)
         barely = self._barely_accused(again)
         new = again.suspects & ~self.let_go & ~barely
-        strong = (_EARLY_STRONG if self.early else _LATE_STRONG) * self.filter.alarm_at(self.early)
+        strong = (_EARLY_STRONG if self.early else _LATE_STRONG) * self.filter.alarm_of(early=self.early).at
         stays = {label for label in self.cuts if self._sure(label, strong)}
         stays |= set(labels[new].unique().tolist()) - set(self.slow.tolist())
         after = self._own_probability(self.model)
@@ -320,10 +314,7 @@ class Search:
             self.cuts,
             self.data,
             self.suspects,
-            alarm=self.filter.alarm_at(self.early),
-            first=self.filter.alarm_at(early=False),
-            doubt=self.filter.doubt_at(self.early),
-            sensitivity=self.filter.sensitivity,
+            alarm=self.filter.alarm_of(early=self.early),
             blind=blind,
             early=self.early,
             words=(*self.words, *small, *limit),
@@ -388,7 +379,7 @@ class Search:
 
         Every look at another network is another chance for a clean class, so it takes more.
         """
-        sure = _LATER * self.filter.alarm_at(early=False)
+        sure = _LATER * self.filter.alarm_of(early=False).at
         barely = [label for label, cuts in again.cuts.items() if strongest(cuts).strength < sure]
         known = self.data.labels[self.suspects].unique()
         labels = torch.tensor(barely, dtype=self.data.labels.dtype)

@@ -1,5 +1,6 @@
 """Isolation: signals (evidence -> scores) and decisions (scores -> flagged images)."""
 
+from antibackdoor.isolation.alarm import Alarm, AnyCut
 from antibackdoor.isolation.channels import ChannelCut, channel_maxima, cut_by_channels
 from antibackdoor.isolation.control import with_planted_copies
 from antibackdoor.isolation.copies import repeated
@@ -31,13 +32,13 @@ from antibackdoor.isolation.signals import (
     measured,
 )
 from antibackdoor.isolation.signals.features import head_of, penultimate
-from antibackdoor.isolation.verdict import DOUBT, AnyCut, strongest, verdict_of
+from antibackdoor.isolation.verdict import strongest, verdict_of
 
 __all__ = [
-    "DOUBT",
     "FULL_CLASS",
     "SIGNALS",
     "ActivationClusters",
+    "Alarm",
     "AnyCut",
     "Aul",
     "ChannelCut",

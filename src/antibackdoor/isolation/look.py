@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from antibackdoor.errors import ConfigError
-from antibackdoor.isolation.channels import SMALLEST_PART, ChannelCut, channel_maxima, cut_by_channels
+from antibackdoor.isolation.alarm import Alarm, AnyCut
+from antibackdoor.isolation.channels import SMALLEST_PART, channel_maxima, cut_by_channels
 from antibackdoor.isolation.cuts import APART, Cut, cut_classes, sharpened, slow_cuts, start_of
 from antibackdoor.isolation.evidence import Evidence
-from antibackdoor.isolation.late import LateCut, gap_between, late_cuts
+from antibackdoor.isolation.late import gap_between, late_cuts
 from antibackdoor.isolation.network import Measure, Network
 from antibackdoor.isolation.news import new_cuts
 from antibackdoor.isolation.signals.features import penultimate
-from antibackdoor.isolation.verdict import DOUBT, UNCERTAIN, AnyCut, alarm_for
 
 __all__ = ["Look", "agree", "look"]
 
@@ -49,12 +48,9 @@ def look(
     rows: Tensor,
     total: int,
     *,
-    alarm: float,
-    first: float | None = None,
-    doubt: float | None = None,
+    alarm: Alarm,
     half: int | None = None,
     earlier: Tensor | None = None,
-    sensitivity: float = 1.0,
     features: bool = True,
     channels: bool = True,
     late: bool = True,
@@ -65,59 +61,73 @@ def look(
         evidence: Losses (E, M) and labels (M,) of the images that were trained on, and the network (of the whole set).
         rows: int64 (M,), which images of the set these are.
         total: N, images of the set.
-        alarm: Strength from which a part of a class is suspected; infinity only cuts.
-        first: The same for a cut that is (``Cut.first``); ``alarm`` by default.
-        doubt: Strength from which it is asked whether there is a gap; ``DOUBT * alarm`` by default.
+        alarm: From how much evidence on a part of a class is suspected.
         half: Epochs by which the slow parts are told from the rest; all by default, and then nothing was learned late.
         earlier: float (M, D), ``Look.seen`` of the look at ``half``; without, nothing is known to be new.
-        sensitivity: Divides the gain from which a slow part is suspected, as it did ``alarm``.
         features: Sharpen what is suspected by what the network makes of it, and ask of a cut by losses whether there is
             a gap between the two parts of the class.
         channels: Cut by channels as well.
         late: Cut by what was learned late, and by what is new in what the network sees, as well.
     """
-    by_losses = cut_classes(evidence)
-    over = half is not None and half < len(evidence.losses)
-    before = cut_classes(dataclasses.replace(evidence, losses=evidence.losses[:half])) if over else by_losses
-    doubt = DOUBT * alarm if doubt is None else doubt
     seen, maxima = _seen(evidence, rows) if features or channels or late else (None, None)
-
-    def with_gap(cut: Cut) -> Cut:
-        return _with_gap(cut, seen, evidence) if features and seen is not None else cut
-
-    if math.isfinite(alarm):
-        torn = [with_gap(cut) if cut.hidden and cut.gain >= UNCERTAIN / sensitivity else cut for cut in before]
-        slow = {cut.label: cut for cut in slow_cuts(torn, apart=APART / sensitivity)}
-        by_losses = [slow.get(cut.label, cut) for cut in (by_losses if over else torn)]
-    by_losses = [
-        with_gap(cut)
-        if not cut.slow and cut.gap is None and (cut.strength >= doubt or cut.gain >= UNCERTAIN / sensitivity)
-        else cut
-        for cut in by_losses
-    ]
-    others: list[ChannelCut | LateCut] = []
+    shown = seen if features else None
+    over = half is not None and half < len(evidence.losses)
+    by_losses = cut_classes(evidence)
+    before = cut_classes(dataclasses.replace(evidence, losses=evidence.losses[:half])) if over else by_losses
+    cuts: list[AnyCut] = [*_judged(by_losses, before, shown, evidence, alarm)]
     if channels and maxima is not None:
-        others += cut_by_channels(maxima, evidence.labels, evidence.num_classes, evidence.trained)
+        cuts += cut_by_channels(maxima, evidence.labels, evidence.num_classes, evidence.trained)
     if late and seen is not None and half is not None and over:
-        others += late_cuts(before, evidence.losses, half, seen, evidence.labels, evidence.trained)
+        cuts += late_cuts(before, evidence.losses, half, seen, evidence.labels, evidence.trained)
         if earlier is not None:
-            others += new_cuts(evidence.losses, half, earlier, seen, evidence.labels, evidence.trained)
+            cuts += new_cuts(evidence.losses, half, earlier, seen, evidence.labels, evidence.trained)
     suspects, aside = torch.zeros(2, total, dtype=torch.bool)
-    for cut in [*by_losses, *others]:
-        if not (cut.strength >= alarm_for(cut, alarm, first) or cut.slow):
+    for cut in cuts:
+        if not alarm.raised(cut):
             continue
-        start = start_of(cut, evidence.losses[:, cut.rows]) if isinstance(cut, Cut) else cut.suspicion > 0.5
-        alike, near = sharpened(seen[cut.rows], start) if features and seen is not None else (start, start)
-        if _unsettled(start, alike):
-            alike, near = alike | start, torch.ones_like(start)
+        alike, near = _suspected(cut, shown, evidence)
         own = rows[cut.rows]
         if agree(alike, suspects[own]):
             suspects[own] |= alike
             aside[own] |= near
-    cuts: dict[int, tuple[AnyCut, ...]] = {}
-    for cut in [*by_losses, *others]:
-        cuts[cut.label] = (*cuts.get(cut.label, ()), dataclasses.replace(cut, rows=rows[cut.rows]))
-    return Look(cuts, suspects, aside | suspects, seen if late else None)
+    of_set: dict[int, tuple[AnyCut, ...]] = {}
+    for cut in cuts:
+        of_set[cut.label] = (*of_set.get(cut.label, ()), dataclasses.replace(cut, rows=rows[cut.rows]))
+    return Look(of_set, suspects, aside | suspects, seen if late else None)
+
+
+def _judged(
+    cuts: Sequence[Cut], before: Sequence[Cut], seen: Tensor | None, evidence: Evidence, alarm: Alarm
+) -> list[Cut]:
+    """Return the cuts by losses, with the slow part accused where one is, and with a gap where that matters.
+
+    Args:
+        cuts: Of every class, by all epochs.
+        before: The same by the epochs until half-way, which tell the slow parts.
+        seen: float (M, D), what the network makes of the images; None where that shall not be asked.
+        evidence: What was cut.
+        alarm: From how much evidence on it matters.
+    """
+
+    def with_gap(cut: Cut, *, matters: bool) -> Cut:
+        if seen is None or not matters or cut.slow or cut.gap is not None:
+            return cut
+        return _with_gap(cut, seen, evidence)
+
+    if not alarm.silent:
+        torn = [with_gap(cut, matters=cut.hidden and alarm.torn(cut)) for cut in before]
+        slow = {cut.label: cut for cut in slow_cuts(torn, apart=alarm.apart)}
+        cuts = [slow.get(cut.label, cut) for cut in (torn if cuts is before else cuts)]
+    return [with_gap(cut, matters=cut.strength >= alarm.doubt or alarm.torn(cut)) for cut in cuts]
+
+
+def _suspected(cut: AnyCut, seen: Tensor | None, evidence: Evidence) -> tuple[Tensor, Tensor]:
+    """Return which images of a class, bool (n,), are suspected for a cut, and which are to be left out with them."""
+    start = start_of(cut, evidence.losses[:, cut.rows]) if isinstance(cut, Cut) else cut.suspicion > 0.5
+    if seen is None:
+        return start, start
+    alike, near = sharpened(seen[cut.rows], start)
+    return (alike | start, torch.ones_like(start)) if _unsettled(start, alike) else (alike, near)
 
 
 def _unsettled(start: Tensor, alike: Tensor) -> bool:
