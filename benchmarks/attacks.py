@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import re
 import tempfile
@@ -42,7 +41,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from PIL import Image, ImageDraw
-from record import made_by, over_seeds
+from record import kept_cells, made_by, over_seeds, write
 from torch import Tensor, nn
 
 from antibackdoor.attacks import ATTACKS, Attack, CleanLabelAttack, poison, triggered_test
@@ -319,9 +318,7 @@ def main() -> None:
     arguments = parser.parse_args()
     choices = {text: read_attack(text) for text in arguments.attacks}
     data = load(arguments.data)
-    cells: list[dict[str, object]] = []
-    if arguments.json.exists():
-        cells = json.loads(arguments.json.read_text(encoding="utf-8"))["cells"]
+    cells = kept_cells(arguments.json)
     done = {(cell["attack"], cell["seed"]) for cell in cells}
     for seed in arguments.seeds:
         wanted = {text: choice for text, choice in choices.items() if (text, seed) not in done}
@@ -355,8 +352,7 @@ def _write(arguments: argparse.Namespace, cells: list[dict[str, object]]) -> Non
         "summary": summarise(cells),
         "cells": cells,
     }
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write(arguments.json, content)
 
 
 def _difference(before: Tensor, after: Tensor) -> Tensor:

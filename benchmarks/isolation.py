@@ -9,20 +9,17 @@ DIR holds train/ with one folder a class; 6,000 of its images are drawn.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import sys
 from pathlib import Path
 
 import torch
+from record import made_by, write
 
 from antibackdoor.config import Choice, DataConfig, PoisonConfig, RunConfig
 from antibackdoor.console import ConsoleProgress
 from antibackdoor.data.sources import load
 from antibackdoor.isolation import SIGNALS, Evidence, NetworkSignal, isolate
 from antibackdoor.ops.metrics import isolation_quality
-from antibackdoor.pipeline import run, versions
-from antibackdoor.training import Runtime
+from antibackdoor.pipeline import run
 
 # SIG poisons 80 % of the target class, a tenth of the images: 8 % of the set.
 ATTACKS = {"badnets": 0.1, "blend": 0.1, "sig": 0.08}
@@ -77,17 +74,7 @@ def main() -> None:
                     {"attack": attack, "rule": rule, "signal": key, "n": len(group)}
                     | {"precision": round(float(values.mean()), 3), "precision_sd": spread}
                 )
-    words = ["DIR" if Path(word).is_absolute() and Path(word).is_dir() else word for word in sys.argv]
-    content = {
-        "command": " ".join(["python", *words]),
-        "device": Runtime.create().describe(),
-        "platform": platform.platform(),
-        "versions": versions(),
-        "summary": summary,
-        "cells": cells,
-    }
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write(arguments.json, {**made_by("auto"), "summary": summary, "cells": cells})
 
 
 if __name__ == "__main__":

@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import time
 from pathlib import Path
 
-from record import made_by, over_seeds
+from record import made_by, over_seeds, write
 
 from antibackdoor.config import Choice, DataConfig, PoisonConfig, RunConfig, TrainConfig
 from antibackdoor.console import ConsoleProgress
@@ -150,7 +149,6 @@ def main() -> None:
                     f"{key} {100 * cell[key]:5.1f}" for key in ("ca", "asr", "ra", "precision") if cell[key] is not None
                 )
                 print(f"{attack:8s} {defence:10s} seed {seed}: {figures} ({cell['seconds']} s)", flush=True)
-                arguments.json.parent.mkdir(parents=True, exist_ok=True)
                 content = {
                     **made_by(arguments.device),
                     "config": config_for(arguments.row, attacks[0], "abl", 0, arguments).dump(),
@@ -158,7 +156,7 @@ def main() -> None:
                     "cells": cells,
                 }
                 content["config"]["data"]["source"] = arguments.row
-                arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+                write(arguments.json, content)
 
 
 if __name__ == "__main__":

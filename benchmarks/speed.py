@@ -17,7 +17,6 @@ nevertheless a whole pass of ours in eval mode.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -27,6 +26,7 @@ from pathlib import Path
 
 import naive
 import torch
+from record import write
 
 from antibackdoor.data.sources import from_arrays, load, subsample
 from antibackdoor.defences.abl import AblReleased
@@ -322,8 +322,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.manual_seed(args.seed)
     result = compare(args) if args.gpu_epochs is None else abl_on_device(args)
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write(args.json, result)
 
 
 if __name__ == "__main__":
