@@ -110,6 +110,39 @@ def defend(data, runtime):
     return call
 
 
+OF_TARGET = (LABELS == TARGET).nonzero().squeeze(1)
+
+
+def by_channels(part, strength, label=TARGET, early=False):
+    """A cut of that strength."""
+    rows = (label == LABELS).nonzero().squeeze(1)
+    return ChannelCut(label, rows, part[rows].double(), gain=strength, apart=8.0, common=0.0, early=early)
+
+
+def shown(looks, flagged=None, **settings):
+    """A filter that is shown these cuts, by the training that they are of, and suspects what raises the alarm.
+
+    Args:
+        looks: "look", "train" (the whole of the first network) or "retrain N" to the cuts.
+        flagged: Whom it suspects instead.
+        **settings: Of the filter.
+    """
+
+    class Shown(Filter):
+        def look_at(self, history, model, data, fit, plan, *, kept=None, **_):
+            ended = history.phase == "look" and len(history.losses) == plan.epochs
+            phase = "train" if ended else history.phase
+            cuts, suspects = {}, (flagged or {}).get(phase, NOBODY).clone()
+            for cut in looks.get(phase, ()):
+                cuts[cut.label] = (*cuts.get(cut.label, ()), cut)
+                if self.alarm_of().raised(cut) and flagged is None:
+                    suspects[cut.rows[cut.suspicion > 0.5]] = True
+            suspects &= kept if kept is not None else ~NOBODY
+            return Look(cuts, suspects, suspects.clone())
+
+    return Shown(**settings)
+
+
 def nearly(dropped, expected, strangers=10):
     """Whether all of these were left out, and few others: images near the border are, before the referee has spoken."""
     return bool((dropped | ~expected).all()) and int((dropped & ~expected).sum()) <= strangers
@@ -130,8 +163,9 @@ def test_where_nothing_falls_apart_the_first_network_is_finished(defend, traject
     assert all(bool(shown.all()) for _, _, shown in fit.calls)
     assert outcome.isolation.verdict == "no sign of poison"
     assert not bool(outcome.isolation.flagged.any())
-    assert len(outcome.isolation.evidence) == 1
-    assert "nearest is" in outcome.isolation.evidence[0]
+    nearest, blind = outcome.isolation.evidence
+    assert "nearest is" in nearest
+    assert blind == "Not looked at: what excites its channels (the network has no convolution)."
 
 
 @pytest.mark.parametrize(
@@ -479,15 +513,81 @@ def test_a_slow_part_is_not_let_go_where_something_else_is_sure(apart, flagged, 
         ChannelCut(TARGET, rows, suspicion, gain=2.0, apart=apart, common=0.0),
     )
 
-    class Seen(Filter):
-        def look_at(self, history, *_, **__):
-            first = not history.phase.startswith("retrain")
-            who = PLANTED if first else NOBODY
-            return Look({TARGET: cuts} if first else {}, who.clone(), who.clone())
-
     own = {"retrain 1": torch.where(PLANTED, 0.5, 0.97)}
-    outcome, _ = defend(trajectories(LABELS, NOBODY), defence=Seen(), own=own)
+    outcome, _ = defend(trajectories(LABELS, NOBODY), defence=shown({"look": cuts, "train": cuts}), own=own)
     assert int(outcome.isolation.flagged.sum()) == flagged
+
+
+def test_a_faint_second_find_does_not_weaken_the_first(defend, trajectories):
+    """Clean-label poison of which some was missed: the referee was shown that, and accepts all of it."""
+    missed = PLANTED & (PLANTED.cumsum(0) % 2 == 0)
+    easy = torch.full((COUNT,), 0.97)
+    looks = {"look": [by_channels(PLANTED & ~missed, 10.0, early=True)], "retrain 1": [by_channels(missed, 0.9)]}
+    own = dict.fromkeys(("look", "retrain 1", "retrain 2", "retrain 3"), easy)
+    outcome, fit = defend(trajectories(LABELS, NOBODY), defence=shown(looks), own=own)
+    assert fit.phases == ["look", "retrain 1", "retrain 2"]
+    assert torch.equal(outcome.isolation.flagged, PLANTED)
+    assert "strength 10.00" in outcome.isolation.evidence[0]
+
+
+def test_what_a_finished_training_shows_has_the_alarm_of_one(defend, trajectories):
+    """Another class is accused by the second network, above the late alarm and under that of a first look."""
+    looks = {"look": [by_channels(PLANTED, 10.0, early=True)], "retrain 1": [by_channels(SECOND, 0.9, OTHER)]}
+    own = dict.fromkeys(("retrain 1", "retrain 2"), torch.where(PLANTED | SECOND, 0.01, 0.97))
+    outcome, fit = defend(trajectories(LABELS, NOBODY), defence=shown(looks), own=own)
+    assert fit.phases == ["look", "retrain 1", "retrain 2"]
+    assert torch.equal(outcome.isolation.flagged, PLANTED | SECOND)
+    first, second = outcome.isolation.evidence[:2]
+    assert "'cat' is poisoned" in first
+    assert "alarm at 1.10" in first
+    assert "'eel' is poisoned" in second
+    assert "alarm at 0.55" in second
+    faint = {"look": [by_channels(PLANTED, 10.0, early=True)], "retrain 1": [by_channels(SECOND, 0.7, OTHER)]}
+    outcome, _ = defend(trajectories(LABELS, NOBODY), defence=shown(faint), own=own)
+    doubt = next(words for words in outcome.isolation.evidence if "'eel'" in words)
+    assert doubt.endswith("alarm at 0.55): clean classes seldom show as much.")
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_a_slow_part_is_let_go_and_what_stands_out_beside_it_is_not(rounds, defend, trajectories):
+    more = (LABELS == TARGET) & (torch.arange(COUNT) >= 200) & (torch.arange(COUNT) < 300)
+    slow = Cut(TARGET, OF_TARGET, PLANTED[OF_TARGET].double(), 2.0, 0.0, 0.0, slow=True)
+    looks = {"look": [slow], "train": [slow], "retrain 1": [by_channels(more, 0.8)]}
+    looks["retrain 2"] = [by_channels(PLANTED, 3.0)]
+    half, wrong = torch.where(PLANTED, 0.4, 0.97), torch.where(PLANTED | more, 0.01, 0.97)
+    own = {"look": wrong, "train": wrong, "retrain 1": half, "retrain 2": wrong, "retrain 3": wrong}
+    defence = shown(looks, rounds=rounds)
+    outcome, _ = defend(trajectories(LABELS, NOBODY), defence=defence, own=own)
+    expected = more if rounds == 1 else more | PLANTED
+    assert torch.equal(outcome.isolation.flagged, expected), "a class is not deaf to what is seen of it later"
+
+
+def test_the_verdict_quotes_what_raised_the_alarm(defend, trajectories):
+    """Not what stayed under it, and not what means the other images of the class."""
+    base = trajectories(LABELS, NOBODY)
+    slow = Cut(TARGET, OF_TARGET, PLANTED[OF_TARGET].double(), 1.0, 0.0, 0.0, slow=True, early=True)
+    under = by_channels(PLANTED, 0.9, early=True)
+    outcome, _ = defend(base, "scan", defence=shown({"look": [slow, under]}))
+    assert "hardly accepted as this class" in outcome.isolation.evidence[0]
+    other = by_channels((LABELS == TARGET) & ~PLANTED, 3.0)
+    defence = shown({"train": [by_channels(PLANTED, 0.9), other]}, flagged={"train": PLANTED})
+    outcome, _ = defend(base, defence=defence, own={"retrain 1": torch.where(PLANTED, 0.01, 0.97)})
+    assert "strength 0.90" in outcome.isolation.evidence[0]
+
+
+def test_a_class_that_was_let_go_is_said_to_have_been(defend, trajectories):
+    looks = {"look": [by_channels(PLANTED, 1.2, early=True)], "train": [by_channels(PLANTED, 0.9)]}
+    easy = dict.fromkeys(("retrain 1", "retrain 2"), torch.full((COUNT,), 0.97))
+    outcome, _ = defend(trajectories(LABELS, NOBODY), defence=shown(looks), own=easy)
+    assert outcome.isolation.verdict == "undecided"
+    assert "was let go" in outcome.isolation.evidence[0]
+
+
+def test_what_could_not_be_looked_at_is_said(defend, trajectories):
+    outcome, _ = defend(trajectories(LABELS, NOBODY), defence=Filter(look=0.99, latest=20))
+    assert "too short for a look half-way" in outcome.isolation.evidence[-1]
+    outcome, _ = defend(trajectories(LABELS, NOBODY), with_head=False)
+    assert "nothing but its answers" in outcome.isolation.evidence[-1]
 
 
 def test_after_a_false_alarm_the_end_of_the_training_is_looked_at(defend, trajectories):

@@ -121,16 +121,16 @@ def test_a_look_suspects_by_losses_by_channels_or_only_cuts(blobs, runtime):
     losses = torch.rand((6, count), generator=generator) + 0.5
     evidence = Evidence(losses, data.labels, CLASSES, None, Network(Wide(), data, runtime))
     rows = torch.arange(count)
-    seen = look(evidence, rows, count, alarm=Alarm.of(0.5))
+    seen = look(evidence, rows, count, alarm=Alarm(0.5))
     assert torch.equal(seen.suspects, planted)
     near = seen.aside & ~planted
     assert bool(seen.aside[planted].all()), "what is suspected is left out"
     assert bool((data.labels[near] == 1).all()), "and what looks like it, of its class alone"
     assert int(near.sum()) <= 6
     assert {label: len(cuts) for label, cuts in seen.cuts.items()} == dict.fromkeys(range(CLASSES), 2)
-    assert not bool(look(evidence, rows, count, alarm=Alarm.of(0.5), channels=False).suspects.any())
+    assert not bool(look(evidence, rows, count, alarm=Alarm(0.5), channels=False).suspects.any())
     assert not bool(look(evidence, rows, count, alarm=Alarm.never()).suspects.any())
     # Of a part of the set, in its rows.
     part = (rows >= 20).nonzero().squeeze(1)
     own = Evidence(losses[:, part], data.labels[part], CLASSES, None, evidence.network)
-    assert torch.equal(look(own, part, count, alarm=Alarm.of(0.5)).suspects, planted & (rows >= 20))
+    assert torch.equal(look(own, part, count, alarm=Alarm(0.5)).suspects, planted & (rows >= 20))

@@ -100,7 +100,7 @@ def test_what_is_new_is_the_residual_of_a_ridge_regression():
     rows = np.vstack([before, np.sqrt(0.01 * COUNT) * np.eye(WIDTH)])
     weights = np.linalg.lstsq(rows, np.vstack([after, np.zeros((WIDTH, WIDTH))]), rcond=None)[0]
     np.testing.assert_allclose(found.numpy(), after - before @ weights, atol=1e-5)
-    assert found.dtype == torch.float64
+    assert found.dtype == torch.float32
 
 
 def test_columns_that_are_all_alike_are_no_fault():
@@ -121,7 +121,7 @@ def test_a_part_that_may_not_grow_keeps_its_number():
 
 def test_a_look_without_an_earlier_one_knows_nothing_new():
     evidence = Evidence(losses(PLANTED), LABELS, CLASSES)
-    found = look(evidence, torch.arange(COUNT), COUNT, alarm=Alarm.of(0.5), half=EPOCHS // 2)
+    found = look(evidence, torch.arange(COUNT), COUNT, alarm=Alarm(0.5), half=EPOCHS // 2)
     assert found.seen is None
     assert not any(isinstance(cut, LateCut) for cuts in found.cuts.values() for cut in cuts)
 

@@ -181,6 +181,31 @@ def test_without_resume_everything_starts_anew(setting):
         setting.run("none", folder=setting.folder, progress=killer, resume=False)
 
 
+@pytest.mark.parametrize("done", [True, False])
+def test_a_phase_is_not_continued_with_other_images(done, setting):
+    """As happens where what was suspected is told anew, and comes out otherwise."""
+
+    def train(subset, progress=None):
+        checkpoints = Checkpoints(setting.folder, resume=True)
+        held_out, progress = setting.held_out, progress or Silent()
+        trainer = Trainer(setting.runtime, Seeds(0), held_out=held_out, checkpoints=checkpoints, progress=progress)
+        return trainer.fit(setting.build(Seeds(0).generator("init")), setting.data, Phase("train", PLAN), subset=subset)
+
+    subset = torch.arange(len(setting.data)) % 4 > 0
+    if done:
+        train(subset)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            train(subset, Killer("train", 8))
+    other = subset.clone()
+    other[0] = other[4] = True
+    with pytest.raises(StorageError, match="trained on other images"):
+        train(other)
+    same = subset.clone()
+    same[setting.held_out] = True
+    train(same)
+
+
 def test_nothing_unfinished_is_left_in_the_folder(setting):
     setting.run("abl", folder=setting.folder)
     assert sorted(path.name for path in setting.folder.iterdir()) == [

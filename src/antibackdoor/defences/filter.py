@@ -131,9 +131,9 @@ class Filter(Defence):
         """Return after how many epochs of the plan it looks for the first time."""
         return min(max(self.fewest, min(self.latest, round(self.look * plan.epochs))), plan.epochs)
 
-    def alarm_of(self, *, early: bool) -> Alarm:
-        """Return from how much evidence on a class is suspected, at the first look or at the end of a training."""
-        return Alarm.of(self.alarm, early=early, sensitivity=self.sensitivity)
+    def alarm_of(self) -> Alarm:
+        """Return from how much evidence on a class is suspected."""
+        return Alarm(self.alarm, self.sensitivity)
 
     def look_at(
         self,
@@ -167,8 +167,7 @@ class Filter(Defence):
         held_out = apart[rows] if bool(apart.any()) else None
         losses = torch.from_numpy(history.losses)[:, rows]
         evidence = Evidence(losses, data.labels[rows], data.num_classes, held_out, Network(model, data, fit.runtime))
-        early = len(losses) < plan.epochs
-        alarm = self.alarm_of(early=early) if len(losses) >= self.fewest else Alarm.never()
+        alarm = self.alarm_of() if len(losses) >= self.fewest else Alarm.never()
         nobody = torch.zeros(len(data), dtype=torch.bool)
         found = Look({}, nobody, nobody)
         if fit.runtime.rank == 0:  # The others hear of it: all must suspect the same.
@@ -177,6 +176,7 @@ class Filter(Defence):
                 rows,
                 len(data),
                 alarm=alarm,
+                early=len(losses) < plan.epochs,
                 half=self.first_look(plan),
                 earlier=earlier,
                 features=self.features,

@@ -44,6 +44,8 @@ _LOOK, _TRAIN = "look", "train"
 # What makes another round worth its training: new suspects, as a share of those there are, or images that come back, as
 # a share of the set.
 _WORTH, _WORTH_BACK = 0.05, 0.02
+# Times the epochs of ordinary training that a network takes at most which is shown few images.
+_LONGEST = 3.0
 
 
 def copies_of(data: ImageSet, history: History) -> Tensor:
@@ -78,8 +80,8 @@ class Settings(Protocol):
     def first_look(self, plan: TrainPlan) -> int:
         """Return after how many epochs of the plan it looks for the first time."""
 
-    def alarm_of(self, *, early: bool) -> Alarm:
-        """Return from how much evidence on a class is suspected, at the first look or at the end of a training."""
+    def alarm_of(self) -> Alarm:
+        """Return from how much evidence on a class is suspected."""
 
     def look_at(
         self,
@@ -110,7 +112,6 @@ class Search:
         histories: Of every training so far.
         words: A sentence a round.
         cuts: The evidence on each class, by label.
-        early: The suspects come from the first look.
         suspects: bool (N,).
         aside: bool (N,), what the next network is not shown.
         kept: bool (N,), what the last network was shown.
@@ -127,7 +128,6 @@ class Search:
     histories: list[History] = field(default_factory=list)
     words: list[str] = field(default_factory=list)
     cuts: dict[int, tuple[AnyCut, ...]] = field(default_factory=dict)
-    early: bool = True
     suspects: Tensor = field(init=False)
     aside: Tensor = field(init=False)
     kept: Tensor = field(init=False)
@@ -142,6 +142,7 @@ class Search:
         self.finished = self.half == self.plan.epochs
         self._before: Tensor | None = None
         self._seen: Tensor | None = None
+        self._without: tuple[str, ...] = ()
         self._trainable = torch.ones(len(self.data), dtype=torch.bool)
         self._copies = torch.zeros_like(self._trainable)
 
@@ -163,7 +164,6 @@ class Search:
         self._copies = copies_of(self.data, history)
         if history.held_out is not None:
             self._trainable &= ~torch.from_numpy(history.held_out)
-        self.early = not self.finished
         found = self._look_at(history, self.first)
         self._take(found)
         self._seen = found.seen
@@ -181,7 +181,6 @@ class Search:
         suspects, aside = self.suspects & stays, self.aside & stays
         own = [history for history in self.histories if history.phase in (_LOOK, _TRAIN)]
         whole = dataclasses.replace(own[0], losses=np.concatenate([history.losses for history in own]))
-        self.early = False
         earlier, self._seen = self._seen, None
         self._take(self._look_at(whole, self.first, earlier=earlier))
         self.suspects, self.aside = self.suspects & ~self.let_go, self.aside & ~self.let_go
@@ -215,8 +214,7 @@ class Search:
         again = self._look_at(self.histories[-1], self.model, kept=self.kept)
         barely = self._barely_accused(again)
         new = again.suspects & ~self.let_go & ~barely
-        strong = (_EARLY_STRONG if self.early else _LATE_STRONG) * self.filter.alarm_of(early=self.early).at
-        stays = {label for label in self.cuts if self._sure(label, strong)}
+        stays = {label for label in self.cuts if self._sure(label)}
         stays |= set(labels[new].unique().tolist()) - set(self.slow.tolist())
         after = self._own_probability(self.model)
         judged = ruling(
@@ -236,15 +234,20 @@ class Search:
             f"Round {number}: a network was trained without {int(self.aside.sum())} images, {int(self.suspects.sum())} "
             f"of them suspects. It gives {int(judged.cleared.sum())} suspects their own label with confidence (let go) "
             f"and rejects {int(judged.missed.sum())} others that the first one accepted (suspected); "
-            f"{int(new.sum())} more were learned all at once (suspected)."
+            f"{int((new & ~judged.missed).sum())} more stood out to it as well (suspected)."
         )
         for label, cuts in again.cuts.items():
-            if bool(new[labels == label].any()) or not bool(self.aside[labels == label].any()):
+            if bool(new[labels == label].any()):
+                # What the first network showed stays evidence, but for a slow part, which is no more than slow.
+                known = self.cuts.get(label, ()) if bool(self.suspects[labels == label].any()) else ()
+                self.cuts[label] = (*(cut for cut in known if not cut.slow), *cuts)
+            elif not bool(self.aside[labels == label].any()):
                 self.cuts[label] = cuts
         worth = _WORTH * int(self.suspects.sum())
         changed = int((judged.missed & shown).sum()) > worth or int(released.sum()) > _WORTH_BACK * len(labels)
         settled = not changed and not bool(new.any()) and not bool(judged.free.any())
-        self.let_go |= judged.free
+        # Of a class in which something else stands out now, only what was suspected before is let go.
+        self.let_go |= judged.free & ~torch.isin(labels, labels[new])
         self.suspects = (self.suspects & ~judged.cleared) | judged.missed | new
         self.aside = (self.aside & ~judged.free & ~released) | self.suspects
         self.aside |= again.aside & ~self.let_go & ~barely
@@ -310,14 +313,15 @@ class Search:
         """Return the network, the verdict after that many epochs, and what every training left."""
         limit, planted = self._limit(epochs)
         blind, small = self._too_little(epochs)
+        without = [f"Not looked at: {'; '.join(self._without)}."] if self._without else []
         isolation: Isolation = verdict_of(
             self.cuts,
             self.data,
             self.suspects,
-            alarm=self.filter.alarm_of(early=self.early),
+            alarm=self.filter.alarm_of(),
+            let_go=self.let_go,
             blind=blind,
-            early=self.early,
-            words=(*self.words, *small, *limit),
+            words=(*small, *without, *self.words, *limit),
         )
         return Outcome(self.model, isolation, (*self.histories, *planted))
 
@@ -345,10 +349,11 @@ class Search:
     def _plan_for(self, kept: Tensor) -> TrainPlan:
         """Return the plan of a network that is shown some images only: it takes as many updates as ordinary training.
 
-        Of a smaller set fewer updates would be made in as many epochs, and what is left would be learned less well.
+        Of a smaller set fewer updates would be made in as many epochs, and what is left would be learned less well; but
+        three times as many epochs at most.
         """
-        shown = int((kept & self._trainable).sum())
-        return self.plan.but(epochs=round(self.plan.epochs * int(self._trainable.sum()) / max(1, shown)))
+        share = int((kept & self._trainable).sum()) / max(1, int(self._trainable.sum()))
+        return self.plan.but(epochs=round(self.plan.epochs / max(share, 1 / _LONGEST)))
 
     def _finish(self) -> None:
         phase = Phase(_TRAIN, self.plan, first=self.half, part_of="train")
@@ -364,22 +369,28 @@ class Search:
 
     def _take(self, look: Look) -> None:
         self.cuts, self.suspects, self.aside = look.cuts, look.suspects, look.aside
+        self._without = look.without
 
     def _own_probability(self, model: nn.Module) -> Tensor:
         """Return the probability that a network gives each image's own label, float (N,)."""
         probabilities = logits_of(model, self.data, self.fit.runtime).softmax(1)
         return self.fit.runtime.first(probabilities.gather(1, self.data.labels[:, None]).squeeze(1))
 
-    def _sure(self, label: int, strong: float) -> bool:
+    def _sure(self, label: int) -> bool:
         """Say whether a class is accused beyond doubt; by its slow part none is, which may be no more than hard."""
-        return any(not cut.slow and cut.strength >= strong for cut in self.cuts[label])
+        alarm = self.filter.alarm_of()
+
+        def strong(cut: AnyCut) -> float:
+            return (_EARLY_STRONG if cut.early else _LATE_STRONG) * alarm.at(early=cut.early)
+
+        return any(not cut.slow and cut.strength >= strong(cut) for cut in self.cuts[label])
 
     def _barely_accused(self, again: Look) -> Tensor:
         """Return the images, bool (N,), of classes that the first network left alone and this one barely accuses.
 
         Every look at another network is another chance for a clean class, so it takes more.
         """
-        sure = _LATER * self.filter.alarm_of(early=False).at
+        sure = _LATER * self.filter.alarm_of().at(early=False)
         barely = [label for label, cuts in again.cuts.items() if strongest(cuts).strength < sure]
         known = self.data.labels[self.suspects].unique()
         labels = torch.tensor(barely, dtype=self.data.labels.dtype)

@@ -8,7 +8,7 @@ from antibackdoor.isolation.cuts import FULL_CLASS, Cut, cut_classes, sharpened
 from antibackdoor.isolation.decide import Scope, flag_share, most_suspect_first, rank_within_classes
 from antibackdoor.isolation.evidence import Evidence
 from antibackdoor.isolation.late import LateCut, late_cuts
-from antibackdoor.isolation.look import Look, agree, look
+from antibackdoor.isolation.look import Look, look
 from antibackdoor.isolation.network import Measure, Network
 from antibackdoor.isolation.news import NewCut, new_cuts, news
 from antibackdoor.isolation.recorder import LossRecorder, isolate
@@ -32,7 +32,7 @@ from antibackdoor.isolation.signals import (
     measured,
 )
 from antibackdoor.isolation.signals.features import head_of, penultimate
-from antibackdoor.isolation.verdict import strongest, verdict_of
+from antibackdoor.isolation.verdict import agree, strongest, verdict_of
 
 __all__ = [
     "FULL_CLASS",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Self, TypeAlias
+from typing import TypeAlias
 
 from antibackdoor.isolation.channels import ChannelCut
 from antibackdoor.isolation.cuts import APART, Cut
@@ -17,7 +17,7 @@ AnyCut: TypeAlias = Cut | ChannelCut | LateCut
 
 # What the alarm is multiplied by at a first look, where figures are noisier and nothing is lost by a second.
 _EARLY = 2.0
-# Share of the alarm's strength from which a class is neither poisoned nor free of suspicion.
+# Share of the alarm's strength from which a class is neither poisoned nor free of suspicion, at the end of a training.
 _DOUBT = 0.9
 # Gain from which a class is not above suspicion, whichever part fell further, unless its gap is narrow.
 _UNCERTAIN = 0.8
@@ -25,56 +25,53 @@ _UNCERTAIN = 0.8
 
 @dataclass(frozen=True)
 class Alarm:
-    """What evidence on a class has to reach.
+    """What evidence on a class has to reach, which depends on the look that it is of.
 
     Attributes:
-        at: Strength (``Cut.strength``) from which a class counts as poisoned; infinity only measures.
-        first: The same for a cut that is (``Cut.first``).
-        doubt: Strength from which a class is not above suspicion.
-        apart: Gain from which a slow part is suspected.
-        uncertain: Gain from which a class whose slow part may be poison (``Cut.hidden``) is not above suspicion.
+        strength: From which (``Cut.strength``) a class counts as poisoned at the end of a training; infinity only
+            measures. A first look takes twice that, and what is between is doubtful; but for a class that is learned
+            before all others (``Cut.first``).
+        sensitivity: Divides everything.
     """
 
-    at: float
-    first: float
-    doubt: float
-    apart: float = APART
-    uncertain: float = _UNCERTAIN
+    strength: float
+    sensitivity: float = 1.0
 
-    @classmethod
-    def of(cls, strength: float, *, early: bool = False, sensitivity: float = 1.0) -> Self:
-        """Return the alarm of a look.
-
-        Args:
-            strength: From which a class counts as poisoned at the end of a training.
-            early: The training is not finished: it takes twice as much then, and what is between is doubtful.
-            sensitivity: Divides everything.
-        """
-        end = strength / sensitivity
-        at, doubt = (_EARLY * end, end) if early else (end, _DOUBT * end)
-        return cls(at, end, doubt, APART / sensitivity, _UNCERTAIN / sensitivity)
-
-    @classmethod
-    def never(cls) -> Self:
+    @staticmethod
+    def never() -> Alarm:
         """Return one that is never raised: classes are cut, and nobody is suspected."""
-        return cls(math.inf, math.inf, math.inf)
+        return Alarm(math.inf)
 
     @property
     def silent(self) -> bool:
         """Whether it is never raised."""
-        return not math.isfinite(self.at)
+        return not math.isfinite(self.strength)
+
+    @property
+    def apart(self) -> float:
+        """Gain from which a slow part is suspected."""
+        return APART / self.sensitivity
+
+    def at(self, *, early: bool) -> float:
+        """Return the strength from which a class counts as poisoned, at a first look or at the end of a training."""
+        return (_EARLY if early else 1.0) * self.strength / self.sensitivity
 
     def level(self, cut: AnyCut) -> float:
         """Return the strength that a cut has to reach."""
-        return self.first if isinstance(cut, Cut) and cut.first else self.at
+        first = isinstance(cut, Cut) and cut.first
+        return self.at(early=cut.early and not first)
 
     def raised(self, cut: AnyCut) -> bool:
         """Say whether the suspected part of a cut counts as poison; a slow part does, however strong."""
         return cut.slow or cut.strength >= self.level(cut)
 
+    def doubtful(self, cut: AnyCut) -> bool:
+        """Say whether a cut leaves its class under suspicion by its strength."""
+        return cut.strength >= (1.0 if cut.early else _DOUBT) * self.at(early=False)
+
     def torn(self, cut: Cut) -> bool:
-        """Say whether a class falls apart so far that it is not above suspicion, if it hides a slow part."""
-        return cut.gain >= self.uncertain
+        """Say whether a class falls apart so far that it is under suspicion if it hides a slow part."""
+        return cut.gain >= _UNCERTAIN / self.sensitivity
 
     def in_words(self, cut: AnyCut) -> str:
         """Return what a cut has to reach, in words."""

@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from antibackdoor.errors import ConfigError
 from antibackdoor.isolation.mixture import two_gaussians
 from antibackdoor.isolation.network import Measure, Network
-from antibackdoor.isolation.principal import principal_components
+from antibackdoor.isolation.principal import beside, principal_components
 from antibackdoor.isolation.signals.features import used, watched
 
 __all__ = ["SMALLEST_CLASS", "SMALLEST_PART", "ChannelCut", "channel_maxima", "cut_by_channels"]
@@ -42,6 +42,7 @@ class ChannelCut:
             fewer than 20 images.
         common: Share of the images of other classes that would lie in that part, over the part's share of the class, at
             most 1. What splits all classes alike, such as day and night, is no trigger.
+        early: The training was not finished when this was seen.
     """
 
     label: int
@@ -50,6 +51,7 @@ class ChannelCut:
     gain: float
     apart: float
     common: float
+    early: bool = False
 
     # Which part is suspected does not follow from how slowly it was learned; only a ``Cut`` knows slow parts.
     slow: ClassVar[bool] = False
@@ -111,19 +113,22 @@ def cut_by_channels(maxima: Tensor, labels: Tensor, num_classes: int, fitted: Te
     values, classes = maxima.numpy(), labels.numpy()
     cuts = []
     for label in range(num_classes):
-        own = classes == label
-        if (own & known).sum() < SMALLEST_CLASS:
+        of_class = classes == label
+        if (of_class & known).sum() < SMALLEST_CLASS:
             continue
-        points = principal_components(values, _COMPONENTS, own & known)
-        points = points / np.maximum(points[own & known].std(0), _FLOOR)
-        two, gain = two_gaussians(points[own & known], restarts=3)
+        # The class, and what it is compared with.
+        looked = of_class | beside(of_class, known)
+        own, inner = of_class[looked], (of_class & known)[looked]
+        points = principal_components(values[looked], _COMPONENTS, inner)
+        points = points / np.maximum(points[inner].std(0), _FLOOR)
+        two, gain = two_gaussians(points[inner], restarts=3)
         shares = two.predict_proba(points)
-        here, elsewhere = shares[own & known].mean(0), (shares[~own & known] > 0.5).mean(0) if (~own).any() else 1.0
+        here, elsewhere = shares[inner].mean(0), (shares[~own] > 0.5).mean(0) if (~own).any() else 1.0
         ratio = np.minimum(elsewhere / np.maximum(here, _FLOOR), 1.0)
         part = int(ratio.argmin())
-        rows = torch.from_numpy(np.flatnonzero(own))
+        rows = torch.from_numpy(np.flatnonzero(of_class))
         suspicion = torch.from_numpy(shares[own][:, part].copy())
-        apart = _apart(points[own & known], shares[own & known][:, part] > 0.5)
+        apart = _apart(points[inner], shares[inner][:, part] > 0.5)
         cuts.append(ChannelCut(label, rows, suspicion, gain, apart, float(ratio[part])))
     return cuts
 

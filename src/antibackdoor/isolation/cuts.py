@@ -71,6 +71,7 @@ class Cut:
         slow: The part that did not fall is the suspected one: images that are hardly accepted as this class.
         gap: Width of the gap between the parts in what the network makes of them (``isolation.late``); None where
             that was not looked at, or could not be.
+        early: The training was not finished when this was seen.
     """
 
     label: int
@@ -81,6 +82,7 @@ class Cut:
     fall: float
     slow: bool = False
     gap: float | None = None
+    early: bool = False
 
     @property
     def strength(self) -> float:

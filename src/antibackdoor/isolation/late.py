@@ -14,7 +14,7 @@ from torch import Tensor
 from antibackdoor.isolation.channels import SMALLEST_CLASS, SMALLEST_PART
 from antibackdoor.isolation.cuts import MOST, Cut, learned
 from antibackdoor.isolation.mixture import two_gaussians
-from antibackdoor.isolation.principal import principal_components
+from antibackdoor.isolation.principal import beside, principal_components
 
 __all__ = ["Gap", "LateCut", "gap_between", "late_cuts", "was_hard"]
 
@@ -37,6 +37,7 @@ class LateCut:
         gain: How much better two Gaussians describe the sides that the images lie on than one: the gain in BIC per
             image.
         common: Share of the images of other classes that lie on their side, over their share of the class, at most 1.
+        early: The training was not finished when this was seen; it is, where nothing else is said.
     """
 
     label: int
@@ -44,6 +45,7 @@ class LateCut:
     suspicion: Tensor
     gain: float
     common: float
+    early: bool = False
 
     # A gain that counts once.
     much: ClassVar[float] = _MUCH
@@ -147,22 +149,28 @@ def gap_between(
 
     Returns:
         None of a class of under 100 images to fit to; no gap at all where a part has under 20, which are no evidence.
+        Of other classes at most 20,000 images are looked at.
     """
     known = np.ones(len(labels), dtype=bool) if fitted is None else fitted.numpy()
     of_class = labels.numpy() == label
     own = of_class & known
     if own.sum() < SMALLEST_CLASS:
         return None
-    points = principal_components(seen.numpy(), _COMPONENTS, own)
-    points = points / max(points[own].std(0).max(), _FLOOR)
     told = start.numpy().copy()
     trained = known[of_class]
+    if _small(told[trained]):
+        return Gap(start, float(told[trained].mean()), 0.0, 1.0)
+    # The class, and what it is compared with.
+    looked = of_class | beside(of_class, known)
+    own, of_class = own[looked], of_class[looked]
+    points = principal_components(seen.numpy()[looked], _COMPONENTS, own)
+    points = points / max(points[own].std(0).max(), _FLOOR)
     inside = _settled(points[own], told[trained], grows=grows)
     if _small(inside):
         return Gap(start, float(inside.mean()), 0.0, 1.0)
     side = _sides_left_out(points[own], inside)
     weights, border = _line(points[own], inside)
-    other = points[~of_class & known] @ weights > border
+    other = points[~of_class] @ weights > border
     common = min(float(other.mean()) / float(inside.mean()), 1.0) if len(other) else 1.0
     _, gain = two_gaussians(side[:, None], restarts=3)
     told[:] = points[of_class] @ weights > border

@@ -18,8 +18,9 @@ from antibackdoor.isolation.late import gap_between, late_cuts
 from antibackdoor.isolation.network import Measure, Network
 from antibackdoor.isolation.news import new_cuts
 from antibackdoor.isolation.signals.features import penultimate
+from antibackdoor.isolation.verdict import agree
 
-__all__ = ["Look", "agree", "look"]
+__all__ = ["Look", "look"]
 
 # Share of its class from which a part is nearly all of it, and share of the part that may be taken back as a mistake.
 _NEARLY_ALL, _LOST = 0.75, 0.05
@@ -35,12 +36,14 @@ class Look:
         aside: bool (N,), the suspects and what may belong to them: a little poison that stays in the training teaches
             the backdoor again, and its network would then speak for all the rest.
         seen: float32 (M, D), what the network makes of the images that were trained on; None where nobody asked.
+        without: What was asked for and could not be looked at, in words.
     """
 
     cuts: dict[int, tuple[AnyCut, ...]]
     suspects: Tensor
     aside: Tensor
     seen: Tensor | None = None
+    without: tuple[str, ...] = ()
 
 
 def look(
@@ -49,6 +52,7 @@ def look(
     total: int,
     *,
     alarm: Alarm,
+    early: bool = False,
     half: int | None = None,
     earlier: Tensor | None = None,
     features: bool = True,
@@ -62,6 +66,7 @@ def look(
         rows: int64 (M,), which images of the set these are.
         total: N, images of the set.
         alarm: From how much evidence on a part of a class is suspected.
+        early: The training is not finished.
         half: Epochs by which the slow parts are told from the rest; all by default, and then nothing was learned late.
         earlier: float (M, D), ``Look.seen`` of the look at ``half``; without, nothing is known to be new.
         features: Sharpen what is suspected by what the network makes of it, and ask of a cut by losses whether there is
@@ -72,11 +77,12 @@ def look(
     seen, maxima = _seen(evidence, rows) if features or channels or late else (None, None)
     shown = seen if features else None
     over = half is not None and half < len(evidence.losses)
-    by_losses = cut_classes(evidence)
+    by_losses = [dataclasses.replace(cut, early=early) for cut in cut_classes(evidence)]
     before = cut_classes(dataclasses.replace(evidence, losses=evidence.losses[:half])) if over else by_losses
     cuts: list[AnyCut] = [*_judged(by_losses, before, shown, evidence, alarm)]
     if channels and maxima is not None:
-        cuts += cut_by_channels(maxima, evidence.labels, evidence.num_classes, evidence.trained)
+        by_channels = cut_by_channels(maxima, evidence.labels, evidence.num_classes, evidence.trained)
+        cuts += [dataclasses.replace(cut, early=early) for cut in by_channels]
     if late and seen is not None and half is not None and over:
         cuts += late_cuts(before, evidence.losses, half, seen, evidence.labels, evidence.trained)
         if earlier is not None:
@@ -93,7 +99,14 @@ def look(
     of_set: dict[int, tuple[AnyCut, ...]] = {}
     for cut in cuts:
         of_set[cut.label] = (*of_set.get(cut.label, ()), dataclasses.replace(cut, rows=rows[cut.rows]))
-    return Look(of_set, suspects, aside | suspects, seen if late else None)
+    without = []
+    if channels and maxima is None:
+        without.append("what excites its channels (the network has no convolution)")
+    if late and seen is None:
+        without.append("what was learned late (the network shows nothing but its answers)")
+    elif late and half is not None and not over and not early:
+        without.append("what was learned late (the training is too short for a look half-way)")
+    return Look(of_set, suspects, aside | suspects, seen if late else None, tuple(without))
 
 
 def _judged(
@@ -118,7 +131,7 @@ def _judged(
         torn = [with_gap(cut, matters=cut.hidden and alarm.torn(cut)) for cut in before]
         slow = {cut.label: cut for cut in slow_cuts(torn, apart=alarm.apart)}
         cuts = [slow.get(cut.label, cut) for cut in (torn if cuts is before else cuts)]
-    return [with_gap(cut, matters=cut.strength >= alarm.doubt or alarm.torn(cut)) for cut in cuts]
+    return [with_gap(cut, matters=alarm.doubtful(cut) or alarm.torn(cut)) for cut in cuts]
 
 
 def _suspected(cut: AnyCut, seen: Tensor | None, evidence: Evidence) -> tuple[Tensor, Tensor]:
@@ -137,16 +150,6 @@ def _unsettled(start: Tensor, alike: Tensor) -> bool:
     whole class is set aside then.
     """
     return float(start.double().mean()) >= _NEARLY_ALL and int((start & ~alike).sum()) > _LOST * int(start.sum())
-
-
-def agree(one: Tensor, other: Tensor) -> bool:
-    """Say whether two parts of a class, bool (n,), share half of the smaller one, or one of them is empty.
-
-    Where poison is most of a class, its clean images are the ones that are hard, late and like no other class. What was
-    learned all at once tells which part it is, so that is asked first, and what contradicts it is not suspected.
-    """
-    fewer = min(int(one.sum()), int(other.sum()))
-    return 2 * int((one & other).sum()) >= fewer
 
 
 def _with_gap(cut: Cut, seen: Tensor, evidence: Evidence) -> Cut:

@@ -15,6 +15,8 @@ __all__ = ["NewCut", "new_cuts", "news"]
 
 _FLOOR = 1e-6
 _PENALTY = 0.01
+# Rows that are in float64 at once.
+_ROWS = 8192
 # Share of the images learned since that the search starts from: those whose losses fell furthest.
 _START = 1 / 3
 
@@ -70,16 +72,47 @@ def new_cuts(
 
 
 def news(earlier: Tensor, seen: Tensor) -> Tensor:
-    """Return what is new in what a network sees: float64 (N, D), the residuals of a ridge regression on what it saw.
+    """Return what is new in what a network sees: float32 (N, D), the residuals of a ridge regression on what it saw.
+
+    Sums are in float64, of some thousand images at a time: a large set does not fit twice.
 
     Args:
         earlier: float (N, D), half-way.
         seen: float (N, D), when it is trained.
     """
-    before, after = (_standard(values.double()) for values in (earlier, seen))
-    penalty = _PENALTY * len(before) * torch.eye(before.shape[1], dtype=torch.float64)
-    weights: Tensor = torch.linalg.solve(before.T @ before + penalty, before.T @ after)
-    return after - before @ weights
+    count = len(seen)
+    before, after = (_Scale.of(values) for values in (earlier, seen))
+    square = _PENALTY * count * torch.eye(earlier.shape[1], dtype=torch.float64)
+    cross = torch.zeros(earlier.shape[1], seen.shape[1], dtype=torch.float64)
+    for first in range(0, count, _ROWS):
+        one, other = before(earlier[first : first + _ROWS]), after(seen[first : first + _ROWS])
+        square += one.T @ one
+        cross += one.T @ other
+    weights: Tensor = torch.linalg.solve(square, cross)
+    new = torch.empty(count, seen.shape[1], dtype=torch.float32)
+    for first in range(0, count, _ROWS):
+        part = slice(first, first + _ROWS)
+        new[part] = after(seen[part]) - before(earlier[part]) @ weights
+    return new
+
+
+@dataclass(frozen=True, eq=False)
+class _Scale:
+    """Mean and standard deviation of columns, float64 (D,) each, which it takes out of rows."""
+
+    mean: Tensor
+    spread: Tensor
+
+    @staticmethod
+    def of(values: Tensor) -> _Scale:
+        mean = values.mean(0, dtype=torch.float64)
+        squares = torch.zeros_like(mean)
+        for rows in values.split(_ROWS):
+            squares += (rows.double() - mean).square().sum(0)
+        return _Scale(mean, (squares / len(values)).sqrt().clamp_min(_FLOOR))
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return (rows.double() - self.mean) / self.spread
 
 
 def _start(losses: Tensor, half: int) -> Tensor:
@@ -91,7 +124,3 @@ def _start(losses: Tensor, half: int) -> Tensor:
     start = torch.zeros_like(since)
     start[fall.argsort(descending=True, stable=True)[: round(_START * int(since.sum()))]] = True
     return start
-
-
-def _standard(values: Tensor) -> Tensor:
-    return (values - values.mean(0)) / values.std(0, correction=0).clamp_min(_FLOOR)

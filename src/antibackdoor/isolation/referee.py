@@ -54,7 +54,8 @@ def ruling(
     * An image beside the suspects, of their class, that the second network rejects though it was shown it, and that the
       first was certain of, was learned with the trigger. So was one that it was not shown and clearly rejects. Where
       the suspects are clearly wrong (median), it is enough for one that is nearly like them, which it was not shown
-      either, that the first network rather accepts it and the second clearly rejects it.
+      either, that the first network rather accepts it and the second clearly rejects it. Where nothing of a class was
+      left to show, its word on that class says nothing: all of it is suspected then that the first network accepts.
 
     Args:
         suspects: bool (N,), some of them True; the second network was not trained on these.

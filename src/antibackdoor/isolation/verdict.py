@@ -11,12 +11,22 @@ from antibackdoor.isolation.alarm import Alarm, AnyCut
 from antibackdoor.isolation.cuts import Cut
 from antibackdoor.types import ImageSet, Isolation, Verdict
 
-__all__ = ["strongest", "verdict_of"]
+__all__ = ["agree", "strongest", "verdict_of"]
 
 
 def strongest(cuts: Iterable[AnyCut]) -> AnyCut:
     """Return the cut with the clearest evidence, of one or more."""
     return max(cuts, key=lambda cut: cut.strength)
+
+
+def agree(one: Tensor, other: Tensor) -> bool:
+    """Say whether two parts of a class, bool (n,), share half of the smaller one, or one of them is empty.
+
+    Where poison is most of a class, its clean images are the ones that are hard, late and like no other class. What was
+    learned all at once tells which part it is, so that is asked first, and what contradicts it is not suspected.
+    """
+    fewer = min(int(one.sum()), int(other.sum()))
+    return 2 * int((one & other).sum()) >= fewer
 
 
 def verdict_of(
@@ -25,8 +35,8 @@ def verdict_of(
     flagged: Tensor,
     *,
     alarm: Alarm,
+    let_go: Tensor | None = None,
     blind: str = "",
-    early: bool = False,
     words: Sequence[str] = (),
 ) -> Isolation:
     """Return scores, flags, verdict and the evidence in words.
@@ -36,8 +46,8 @@ def verdict_of(
         data: The set.
         flagged: bool (N,).
         alarm: From how much evidence on a class counts as poisoned, or is not above suspicion.
+        let_go: bool (N,), the classes that were suspected, and then not; none by default.
         blind: Why there was too little to look at, or nothing.
-        early: The training was not finished.
         words: Sentences to add.
     """
     scores = torch.zeros(len(data))
@@ -45,37 +55,56 @@ def verdict_of(
         scores[cut.rows] = torch.maximum(scores[cut.rows], (cut.suspicion * cut.strength).float())
     # What is flagged comes first, whatever brought it there.
     scores = scores + flagged.float() * (scores.max() + 1)
-    clearest = {label: strongest(those) for label, those in cuts.items()}
     poisoned = [label for label in cuts if bool(flagged[data.labels == label].any())]
-    unlearned = {
-        label: cut
-        for label, those in cuts.items()
-        for cut in those
-        if isinstance(cut, Cut) and cut.hidden and alarm.torn(cut)
-    }
-    doubtful = {
-        label: unlearned.get(label, cut) if cut.strength < alarm.doubt else cut
-        for label, cut in clearest.items()
-        if label not in poisoned and (cut.strength >= alarm.doubt or label in unlearned)
-    }
+    others = {label: _in_doubt(those, alarm) for label, those in cuts.items() if label not in poisoned}
+    doubtful = {label: cut for label, cut in others.items() if cut is not None}
     sentences = [f"Too little to look at: {blind}."] if blind else []
     for label in poisoned:
-        count, cut = int((flagged & (data.labels == label)).sum()), clearest[label]
+        count, accuser = int((flagged & (data.labels == label)).sum()), _accuser(cuts[label], flagged, alarm)
         sentences.append(
-            f"Class {data.classes[label]!r} is poisoned, about {count} images: it holds {cut.kind} ({cut.figures}, "
-            f"{alarm.in_words(cut)})."
+            f"Class {data.classes[label]!r} is poisoned, about {count} images: it holds {accuser.kind} ("
+            f"{accuser.figures}, {alarm.in_words(accuser)})."
         )
-    rare = "the end of a whole training would tell" if early else "clean classes seldom show as much"
     for label, cut in doubtful.items():
-        why = "it may hold images with wrong labels that were not learned yet" if cut is unlearned.get(label) else rare
+        freed = let_go is not None and bool(let_go[data.labels == label].any())
         sentences.append(
-            f"Class {data.classes[label]!r} is not above suspicion ({cut.figures}, {alarm.in_words(cut)}): {why}."
+            f"Class {data.classes[label]!r} is not above suspicion ({cut.figures}, {alarm.in_words(cut)}): "
+            f"{_why(cut, alarm, freed=freed)}."
         )
     if not sentences:
-        top = strongest(clearest.values())
+        top = strongest(cut for those in cuts.values() for cut in those)
         sentences.append(
             f"No class falls apart into two kinds of images; nearest is {data.classes[top.label]!r} ({top.figures}, "
-            f"alarm at {alarm.at:.2f})."
+            f"{alarm.in_words(top)})."
         )
     verdict: Verdict = "poisoned" if poisoned else "undecided" if doubtful or blind else "no sign of poison"
     return Isolation(scores, flagged, verdict, (*sentences, *words))
+
+
+def _accuser(cuts: Sequence[AnyCut], flagged: Tensor, alarm: Alarm) -> AnyCut:
+    """Return the cut of a class to quote: the clearest of those that raise the alarm and mean what is flagged."""
+    raised = [cut for cut in cuts if alarm.raised(cut)]
+    meant = [cut for cut in raised if agree(cut.suspicion > 0.5, flagged[cut.rows])]
+    return strongest(meant or raised or cuts)
+
+
+def _in_doubt(cuts: Sequence[AnyCut], alarm: Alarm) -> AnyCut | None:
+    """Return the cut that leaves a class under suspicion, if one does; the clearest, or that of a slow part."""
+    clearest = strongest(cuts)
+    if alarm.doubtful(clearest):
+        return clearest
+    return next((cut for cut in cuts if _unlearned(cut, alarm)), None)
+
+
+def _unlearned(cut: AnyCut, alarm: Alarm) -> bool:
+    """Say whether a class falls apart and may hold wrong labels that were not learned."""
+    return isinstance(cut, Cut) and cut.hidden and alarm.torn(cut)
+
+
+def _why(cut: AnyCut, alarm: Alarm, *, freed: bool) -> str:
+    """Return why such a class is neither poisoned nor above suspicion, in words."""
+    if freed:
+        return "what was suspected there was let go, since a network that was not shown it does not reject it"
+    if _unlearned(cut, alarm):
+        return "it may hold images with wrong labels that were not learned yet"
+    return "the end of a whole training would tell" if cut.early else "clean classes seldom show as much"

@@ -189,6 +189,14 @@ class Trainer:
                     f"the checkpoint of phase {phase.name!r} is of {state.history.losses.shape[1]:,} images, but there "
                     f"are {len(data):,}; start again with --overwrite"
                 )
+            if len(state.history.losses) and not np.array_equal(
+                np.isfinite(state.history.losses[-1]), _union(trained, watched).numpy()
+            ):
+                raise StorageError(
+                    f"the checkpoint of phase {phase.name!r} was trained on other images of the set than it would be "
+                    "now, as happens with another number of threads or another device; resume as it was started, or "
+                    "start again with --overwrite"
+                )
             state.restore(model, optimizer)
             history = replace(state.history, held_out=history.held_out)
             if state.done:

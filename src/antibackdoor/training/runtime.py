@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
@@ -22,6 +23,8 @@ Precision = Literal["auto", "bf16", "fp32"]
 CompileMode = Literal["auto", "off", "on"]
 T = TypeVar("T")
 _AVERAGED = frozenset({"running_mean", "running_var"})
+# How long processes wait for the first one, which looks at a large set by itself.
+_PATIENCE = timedelta(hours=12)
 
 
 def _card(given: int | None, local_rank: int, world: int) -> int:
@@ -129,9 +132,10 @@ class Runtime:
         dtype, reason = _resolve_precision(precision, chosen)
         accelerator = None
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            from accelerate import Accelerator
+            from accelerate import Accelerator, InitProcessGroupKwargs
 
-            accelerator = Accelerator(cpu=chosen.type == "cpu")
+            patient = InitProcessGroupKwargs(timeout=_PATIENCE)
+            accelerator = Accelerator(cpu=chosen.type == "cpu", kwargs_handlers=[patient])
             chosen = accelerator.device
         return Runtime(chosen, dtype, reason, compile_mode, accelerator)
 
