@@ -225,8 +225,10 @@ def test_an_interrupt_keeps_what_is_done_and_summarises_it(grid, tmp_path, no_su
     assert run_grid(grid(), tmp_path / "out").ran == 2
 
 
+# A job that was started in the background is born deaf to Ctrl-C, and so are its children.
 RUN = """
-import pathlib, sys
+import pathlib, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from antibackdoor.cli import main
 import antibackdoor.benchmark.bench as bench
 bench.write_summaries = lambda records, out: []
