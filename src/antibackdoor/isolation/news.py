@@ -80,20 +80,16 @@ def news(earlier: Tensor, seen: Tensor) -> Tensor:
         earlier: float (N, D), half-way.
         seen: float (N, D), when it is trained.
     """
-    count = len(seen)
     before, after = (_Scale.of(values) for values in (earlier, seen))
-    square = _PENALTY * count * torch.eye(earlier.shape[1], dtype=torch.float64)
+    square = _PENALTY * len(seen) * torch.eye(earlier.shape[1], dtype=torch.float64)
     cross = torch.zeros(earlier.shape[1], seen.shape[1], dtype=torch.float64)
-    for first in range(0, count, _ROWS):
-        one, other = before(earlier[first : first + _ROWS]), after(seen[first : first + _ROWS])
-        square += one.T @ one
-        cross += one.T @ other
+    parts = list(zip(earlier.split(_ROWS), seen.split(_ROWS), strict=True))
+    for one, other in parts:
+        known = before(one)
+        square += known.T @ known
+        cross += known.T @ after(other)
     weights: Tensor = torch.linalg.solve(square, cross)
-    new = torch.empty(count, seen.shape[1], dtype=torch.float32)
-    for first in range(0, count, _ROWS):
-        part = slice(first, first + _ROWS)
-        new[part] = after(seen[part]) - before(earlier[part]) @ weights
-    return new
+    return torch.cat([(after(other) - before(one) @ weights).float() for one, other in parts])
 
 
 @dataclass(frozen=True, eq=False)

@@ -184,19 +184,7 @@ class Trainer:
         optimizer = self._optimizer_of(model, phase)
         state = self._checkpoints.load(phase.name) if self._checkpoints else None
         if state is not None:
-            if state.history.losses.shape[1] != len(data):
-                raise StorageError(
-                    f"the checkpoint of phase {phase.name!r} is of {state.history.losses.shape[1]:,} images, but there "
-                    f"are {len(data):,}; start again with --overwrite"
-                )
-            if len(state.history.losses) and not np.array_equal(
-                np.isfinite(state.history.losses[-1]), _union(trained, watched).numpy()
-            ):
-                raise StorageError(
-                    f"the checkpoint of phase {phase.name!r} was trained on other images of the set than it would be "
-                    "now, as happens with another number of threads or another device; resume as it was started, or "
-                    "start again with --overwrite"
-                )
+            _refuse_other_images(state.history, _union(trained, watched))
             state.restore(model, optimizer)
             history = replace(state.history, held_out=history.held_out)
             if state.done:
@@ -341,6 +329,22 @@ def _extended(history: History, losses: Tensor, accuracy: float, seconds: float)
         accuracy=np.append(history.accuracy, accuracy),
         seconds=np.append(history.seconds, seconds),
     )
+
+
+def _refuse_other_images(history: History, seen: Tensor) -> None:
+    """Raise StorageError unless a checkpoint's history is of this set and of these of its images, bool (N,)."""
+    count = history.losses.shape[1]
+    if count != len(seen):
+        raise StorageError(
+            f"the checkpoint of phase {history.phase!r} is of {count:,} images, but there are {len(seen):,}; start "
+            "again with --overwrite"
+        )
+    if len(history.losses) and not np.array_equal(np.isfinite(history.losses[-1]), seen.numpy()):
+        raise StorageError(
+            f"the checkpoint of phase {history.phase!r} was trained on other images of the set than it would be now, "
+            "as happens with another number of threads or another device; resume as it was started, or start again "
+            "with --overwrite"
+        )
 
 
 def _union(trained: Tensor, watched: Tensor) -> Tensor:
