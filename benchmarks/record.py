@@ -22,11 +22,16 @@ _EULER = 0.5772156649
 def made_by(device: str) -> dict[str, object]:
     """Return the command, the device, the platform and the versions of this run."""
     return {
-        "command": " ".join(["python", *relative(sys.argv)]),
+        "command": command(),
         "device": Runtime.create(device).describe(),
         "platform": platform.platform(),
         "versions": versions(),
     }
+
+
+def command() -> str:
+    """Return the command of this run, without this machine's paths."""
+    return " ".join(["python", *relative(sys.argv)])
 
 
 def commit() -> str | None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from pathlib import Path
 
 import naive
 import torch
-from record import write
+from record import command, write
 
 from antibackdoor.data.sources import from_arrays, load, subsample
 from antibackdoor.defences.abl import AblReleased
@@ -213,7 +212,7 @@ def compare(args: argparse.Namespace) -> dict[str, Json]:
             "naive_scoring_scaled": few < len(data),
             "device": device,
             "versions": versions(),
-            "command": command_line(),
+            "command": command(),
         },
     }
 
@@ -269,21 +268,9 @@ def abl_on_device(args: argparse.Namespace) -> dict[str, Json]:
             "model": NETWORK,
             "device": device,
             "versions": versions(),
-            "command": command_line(),
+            "command": command(),
         },
     }
-
-
-def command_line() -> str:
-    """Return the command, paths left out."""
-    words = ["python benchmarks/speed.py"]
-    hidden = False
-    for word in sys.argv[1:]:
-        key, equals, _ = word.partition("=")
-        path = key in {"--data", "--json"}
-        words.append("PATH" if hidden else f"{key}=PATH" if path and equals else word)
-        hidden = path and not equals
-    return " ".join(words)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -130,24 +130,18 @@ def run(
     foreign = plugins.behind(given.defence, planted.attack if planted else None)
     checkpoints = None
     if out is not None:
-        if runtime.rank == 0:
-            settings = resolved | {"scan_only": scan_only, "data content": digest(observed)}
-            if foreign:
-                settings["plugins"] = dict(foreign)
-            if given.trusted is not None:
-                settings["trusted content"] = digest(given.trusted)
-            storage.claim(out, settings, resume=resume, overwrite=overwrite)
-        runtime.wait()
-        checkpoints = Checkpoints(out / "checkpoints", resume=resume, writes=runtime.rank == 0)
+        settings = resolved | {"scan_only": scan_only, "data content": digest(observed)}
+        if foreign:
+            settings["plugins"] = dict(foreign)
+        if given.trusted is not None:
+            settings["trusted content"] = digest(given.trusted)
+        checkpoints = _claim(out, settings, runtime, resume=resume, overwrite=overwrite)
     trainer = Trainer(runtime, seeds, held_out=held_out, checkpoints=checkpoints, progress=progress)
     method = given.defence.scan if scan_only else given.defence.run
     try:
         outcome = method(observed, build_model=build_model, fit=trainer, plan=plan, seeds=seeds)
     except NonFiniteLossError as error:
-        kept = "nothing was kept"
-        if out is not None and (out / "checkpoints").exists():
-            kept = f"the last good checkpoint is in {out / 'checkpoints'}"
-        raise NonFiniteLossError(f"{error} ({kept})") from None
+        raise NonFiniteLossError(f"{error} ({_what_was_kept(out)})") from None
     for history in outcome.histories:
         clock.add(history.phase, float(history.seconds.sum()))
     trained = None if scan_only or outcome.model is None else outcome.model.eval()
@@ -282,6 +276,20 @@ def _code_digest() -> str:
     for path in sorted(folder.rglob("*.py")):
         total.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return total.hexdigest()
+
+
+def _claim(out: Path, settings: dict[str, Json], runtime: Runtime, *, resume: bool, overwrite: bool) -> Checkpoints:
+    """Make the folder that of a run with these settings, by the first process, and return its checkpoints."""
+    if runtime.rank == 0:
+        storage.claim(out, settings, resume=resume, overwrite=overwrite)
+    runtime.wait()
+    return Checkpoints(out / "checkpoints", resume=resume, writes=runtime.rank == 0)
+
+
+def _what_was_kept(out: Path | None) -> str:
+    if out is not None and (out / "checkpoints").exists():
+        return f"the last good checkpoint is in {out / 'checkpoints'}"
+    return "nothing was kept"
 
 
 def _plan(config: RunConfig) -> TrainPlan:

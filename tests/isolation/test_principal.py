@@ -26,10 +26,3 @@ def test_components_are_those_of_the_standardised_images(monkeypatch, rows):
 
 def test_where_nothing_varies_there_is_one_column_of_zeros():
     assert principal.principal_components(np.ones((5, 3), np.float32), 2).tolist() == [[0.0]] * 5
-
-
-@pytest.mark.parametrize(("most", "rows"), [(4, [0, 2, 5, 7]), (3, [0, 4, 7]), (100, [0, 1, 2, 4, 5, 6, 7, 8])])
-def test_a_class_is_compared_with_so_many_others_at_most_evenly_spread(monkeypatch, most, rows):
-    monkeypatch.setattr(principal, "_BESIDE", most)
-    of_class, known = np.arange(10) == 3, np.arange(10) != 9
-    assert np.flatnonzero(principal.beside(of_class, known)).tolist() == rows

@@ -14,7 +14,8 @@ from torch.nn.modules.conv import _ConvNd
 from antibackdoor.errors import ConfigError
 from antibackdoor.isolation.mixture import two_gaussians
 from antibackdoor.isolation.network import Measure, Network
-from antibackdoor.isolation.principal import beside, principal_components
+from antibackdoor.isolation.others import images_of_others
+from antibackdoor.isolation.principal import principal_components
 from antibackdoor.isolation.signals.features import used, watched
 
 __all__ = ["SMALLEST_CLASS", "SMALLEST_PART", "ChannelCut", "channel_maxima", "cut_by_channels"]
@@ -117,7 +118,7 @@ def cut_by_channels(maxima: Tensor, labels: Tensor, num_classes: int, fitted: Te
         if (of_class & known).sum() < SMALLEST_CLASS:
             continue
         # The class, and what it is compared with.
-        looked = of_class | beside(of_class, known)
+        looked = of_class | images_of_others(of_class, known)
         own, inner = of_class[looked], (of_class & known)[looked]
         points = principal_components(values[looked], _COMPONENTS, inner)
         points = points / np.maximum(points[inner].std(0), _FLOOR)

@@ -14,7 +14,8 @@ from torch import Tensor
 from antibackdoor.isolation.channels import SMALLEST_CLASS, SMALLEST_PART
 from antibackdoor.isolation.cuts import MOST, Cut, learned
 from antibackdoor.isolation.mixture import two_gaussians
-from antibackdoor.isolation.principal import beside, principal_components
+from antibackdoor.isolation.others import images_of_others
+from antibackdoor.isolation.principal import principal_components
 
 __all__ = ["Gap", "LateCut", "gap_between", "late_cuts", "was_hard"]
 
@@ -161,7 +162,7 @@ def gap_between(
     if _small(told[trained]):
         return Gap(start, float(told[trained].mean()), 0.0, 1.0)
     # The class, and what it is compared with.
-    looked = of_class | beside(of_class, known)
+    looked = of_class | images_of_others(of_class, known)
     own, of_class = own[looked], of_class[looked]
     points = principal_components(seen.numpy()[looked], _COMPONENTS, own)
     points = points / max(points[own].std(0).max(), _FLOOR)

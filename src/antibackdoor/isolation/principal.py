@@ -7,27 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["beside", "principal_components"]
+__all__ = ["principal_components"]
 
 # A column that varies less says nothing.
 _FLOOR = 1e-6
 # Rows that are in float64 at once: a set of millions of images does not fit twice.
 _ROWS = 8192
-# Images of other classes that a class is compared with; more tell no more, and with many classes it adds up.
-_BESIDE = 20_000
-
-
-def beside(of_class: NDArray[np.bool_], known: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the images of other classes to compare a class with: bool (N,), at most 20,000, evenly spread.
-
-    Args:
-        of_class: bool (N,), the class.
-        known: bool (N,), the images that may be looked at.
-    """
-    others = np.flatnonzero(~of_class & known)
-    chosen = np.zeros(len(known), dtype=bool)
-    chosen[others[:: max(1, -(-len(others) // _BESIDE))]] = True
-    return chosen
 
 
 def principal_components(
