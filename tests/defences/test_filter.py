@@ -11,7 +11,11 @@ import torch
 from torch import nn
 
 from antibackdoor.defences import Filter, NoDefence
+from antibackdoor.defences import filter as filter_module
+from antibackdoor.defences.detector import Detector, detector_for
+from antibackdoor.errors import UnknownNameError
 from antibackdoor.isolation import ChannelCut, Cut, Evidence, Look, cut_classes
+from antibackdoor.models import builder_from
 from antibackdoor.progress import Silent
 from antibackdoor.seeds import Seeds
 from antibackdoor.training import Checkpoints, Trainer, TrainPlan
@@ -61,11 +65,13 @@ class Fabricated:
         self.own = own or {}
         self.calls = []
         self.epochs = {}
+        self.plans = {}
 
     def __call__(self, model, data, phase, *, objective=None, subset=None):
         shown = torch.ones(COUNT, dtype=torch.bool) if subset is None else subset.clone()
         self.calls.append((phase.name, model, shown))
         self.epochs[phase.name] = phase.plan.epochs
+        self.plans[phase.name] = phase.plan
         marked = self.marked.get(phase.name, NOBODY) if isinstance(self.marked, dict) else self.marked
         own = self.own.get(phase.name, torch.where(shown | ~marked, 0.95, 0.01))
         model.table[:, :CLASSES] = ((1 - own) / (CLASSES - 1)).log()[:, None]
@@ -100,7 +106,7 @@ def data():
 def defend(data, runtime):
     def call(losses, verb="run", defence=None, with_head=True, data=data, **rest):
         fit = Fabricated(runtime, losses, **rest)
-        method = getattr(defence or Filter(), verb)
+        method = getattr(dataclasses.replace(defence or Filter(), detector="own"), verb)
         outcome = method(data, build_model=lambda _: Recall(with_head), fit=fit, plan=PLAN, seeds=Seeds(0))
         assert [history.phase for history in outcome.histories] == fit.phases
         assert len(set(fit.phases)) == len(fit.phases), "a checkpoint finds its phase by its name"
@@ -800,6 +806,103 @@ def test_held_out_poison_is_flagged_with_the_rest(defend, trajectories):
     assert torch.equal(outcome.isolation.flagged, PLANTED)
 
 
+# --- another network looks -------------------------------------------------------------------------------------------
+
+
+class Asked(Recall):
+    """The network that is asked for."""
+
+
+ASKED_PLAN = TrainPlan(epochs=20, lr=0.003, batch_size=50)
+
+
+@pytest.fixture
+def handed_over(data, runtime, monkeypatch):
+    """Filter with a detector of its own: the outcome, and what was trained."""
+    detector = Detector("a small one", lambda _: Recall(), PLAN)
+    monkeypatch.setattr(filter_module, "detector_for", lambda *_: detector)
+
+    def call(losses, verb="run", defence=None, **rest):
+        fit = Fabricated(runtime, losses, **rest)
+        method = getattr(defence or Filter(), verb)
+        outcome = method(data, build_model=lambda _: Asked(), fit=fit, plan=ASKED_PLAN, seeds=Seeds(0))
+        assert "Looked at with a small one, not with the network that was asked for." in outcome.isolation.evidence
+        plans = {name: plan for name, plan in fit.plans.items() if plan.batch_size == ASKED_PLAN.batch_size}
+        kinds = {name: type(model) for name, model, _ in fit.calls}
+        assert all((kinds[name] is Asked) is (name in plans) for name in fit.phases), "each by its own plan"
+        return outcome, fit
+
+    return call
+
+
+def test_the_network_that_is_asked_for_is_trained_once_on_what_another_leaves(handed_over, trajectories):
+    outcome, fit = handed_over(trajectories(LABELS, PLANTED), marked=PLANTED)
+    assert fit.phases == ["look", "retrain 1", "final"]
+    assert outcome.model is model_of(fit, "final")
+    assert isinstance(outcome.model, Asked)
+    assert torch.equal(outcome.isolation.flagged, PLANTED)
+    assert nearly(fit.dropped("final"), PLANTED)
+    assert fit.epochs["final"] == round(20 / (1 - 0.04)), "as many updates as ordinary training"
+
+
+def test_where_another_finds_nothing_it_is_trained_on_everything(handed_over, trajectories):
+    outcome, fit = handed_over(trajectories(LABELS, NOBODY))
+    assert fit.phases == ["look", "train", "final"]
+    assert isinstance(outcome.model, Asked)
+    assert bool(fit.calls[-1][2].all())
+    assert fit.epochs["final"] == 20
+    assert outcome.isolation.verdict == "no sign of poison"
+
+
+def test_it_forgets_what_another_found(handed_over, trajectories):
+    outcome, fit = handed_over(trajectories(LABELS, PLANTED), marked=PLANTED, defence=Filter(suspects="unlearn"))
+    assert fit.phases == ["look", "train", "final", "unlearn"]
+    assert outcome.model is model_of(fit, "final") is model_of(fit, "unlearn")
+    assert bool(fit.calls[2][2].all())
+    assert nearly(fit.dropped("unlearn"), NOBODY)
+
+
+def test_it_learns_the_suspects_of_another_without_their_labels(handed_over, trajectories):
+    defence = Filter(suspects="unlabelled", confident=0.2)
+    outcome, fit = handed_over(trajectories(LABELS, PLANTED), marked=PLANTED, defence=defence)
+    assert fit.phases == ["look", "retrain 1", "final", "unlabelled"]
+    assert outcome.model is model_of(fit, "unlabelled") is model_of(fit, "final")
+
+
+def test_a_scan_trains_the_other_alone(handed_over, trajectories):
+    _, fit = handed_over(trajectories(LABELS, PLANTED), "scan", marked=PLANTED)
+    assert fit.phases == ["look"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "name", "detector"),
+    [
+        ("wrn-16-1", "auto", None),
+        ("wrn-10-1", "auto", None),
+        ("wrn-16-2", "auto", "wrn-16-1"),
+        ("resnet-18", "auto", "wrn-16-1"),
+        ("resnet-18", "own", None),
+        ("resnet-18", "wrn-10-1", "wrn-10-1"),
+        ("wrn-16-1", "wrn-10-1", "wrn-10-1"),
+    ],
+)
+def test_which_network_looks(asked, name, detector, blobs):
+    data = blobs(12, 3, channels=3, height=16, width=16)
+    build, _ = builder_from(asked, data)
+    plan = TrainPlan(epochs=7, lr=0.003, batch_size=32, schedule="constant", augment=("flip",))
+    found = detector_for(name, build, data, plan)
+    assert (found and found.name) == detector
+    if found is not None:
+        expected, _ = builder_from(found.name, data)
+        assert list(found.build_model(torch.Generator()).state_dict()) == list(expected(torch.Generator()).state_dict())
+        assert found.plan == TrainPlan(epochs=7, augment=("flip",)), "the plan that the alarm was measured with"
+
+
+def test_an_unknown_detector_is_refused():
+    with pytest.raises(UnknownNameError, match="resnet-81"):
+        Filter(detector="resnet-81")
+
+
 # --- real trainings --------------------------------------------------------------------------------------------------
 
 
@@ -836,14 +939,17 @@ def assert_same(outcome, expected):
     assert [history.phase for history in outcome.histories] == [history.phase for history in expected.histories]
 
 
+@pytest.mark.parametrize("detector", ["own", "auto"])
 @pytest.mark.parametrize("sensitivity", [1e-3, 1e3])
-def test_the_checkpoints_of_finished_phases_are_enough(sensitivity, trained, checkpoint_dir):
+def test_the_checkpoints_of_finished_phases_are_enough(sensitivity, detector, trained, checkpoint_dir):
     """Whatever was decided between the phases is decided again in the same way."""
-    defence = Filter(sensitivity=sensitivity, rounds=2, fewest=1)
-    every = ("look", "train", "retrain 1", "retrain 2")
+    defence = Filter(sensitivity=sensitivity, rounds=2, fewest=1, detector=detector)
+    every = ("look", "train", "retrain 1", "retrain 2", "final")
     expected = trained(defence, *every)
     phases = [history.phase for history in expected.histories]
-    assert phases[:2] == (["look", "train"] if sensitivity < 1 else ["look", "retrain 1"])
+    if detector == "own":
+        assert phases[:2] == (["look", "train"] if sensitivity < 1 else ["look", "retrain 1"])
+    assert (phases[-1] == "final") is (detector == "auto")
     assert_same(trained(defence), expected)
     for done in range(1, len(phases)):
         for phase in phases[done:]:
@@ -856,7 +962,7 @@ def test_the_planted_control_adds_a_sentence_and_nothing_else(runtime, blobs, ti
 
     def run(control):
         seeds = Seeds(0)
-        defence = Filter(control=control)
+        defence = Filter(control=control, detector="own")
         return defence.run(data, build_model=tiny(data), fit=Trainer(runtime, seeds), plan=plan, seeds=seeds)
 
     without, with_it = run(False), run(True)
@@ -882,9 +988,10 @@ def test_where_nothing_is_suspected_the_network_is_that_of_ordinary_training(run
     data = blobs(80, 3, height=16, width=16)
     build, plan = tiny(data), TrainPlan(epochs=6, batch_size=16, lr=0.1, augment=("flip",))
     networks = []
-    for defence in (NoDefence(), Filter(sensitivity=1e-3)):
+    detectors = ("own", "auto", "wrn-10-1")
+    for defence in (NoDefence(), *(Filter(sensitivity=1e-3, detector=detector) for detector in detectors)):
         outcome = defence.run(data, build_model=build, fit=Trainer(runtime, Seeds(0)), plan=plan, seeds=Seeds(0))
         assert not bool(outcome.isolation.flagged.any())
         networks.append(outcome.model.state_dict())
     for name, value in networks[0].items():
-        assert torch.equal(value, networks[1][name]), name
+        assert all(torch.equal(value, network[name]) for network in networks[1:]), name

@@ -38,7 +38,7 @@ def filtered(runtime: Runtime) -> dict[str, np.ndarray]:
     build, _ = builder_from(lambda: TinyNet(1, 3), clean)
     planted = poison(clean, BadNets(target=1, pattern="white"), rate=0.1, generator=Seeds(0).generator("poison"))
     plan = TrainPlan(epochs=6, batch_size=32, lr=0.05, augment=())
-    defence = filter_module.Filter(alarm=1e-3)
+    defence = filter_module.Filter(alarm=1e-3, detector="own")
     outcome = defence.run(
         planted.observed, build_model=build, fit=Trainer(runtime, Seeds(0)), plan=plan, seeds=Seeds(0)
     )

@@ -14,6 +14,9 @@ Nothing is known beforehand: no trusted image, no trigger, no share, no number o
 3. That network is the referee (``isolation.referee``). A suspect to which it gives its own label with confidence,
    though it never saw it, is let go; an image that it rejects, though it was shown it and the first network was certain
    of it, is suspected too. Where that changes much, or another class falls apart now, another round follows.
+
+What the alarm is was measured with small networks. Where another is asked for, a small one does all of this, and the
+other is trained once, on what it leaves (``defences.detector``).
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from antibackdoor.defences.base import Defence
-from antibackdoor.defences.search import Search, copies_of
+from antibackdoor.defences.detector import AUTO, check_detector, detector_for
+from antibackdoor.defences.search import Asked, Search, copies_of
 from antibackdoor.errors import ConfigError
 from antibackdoor.isolation import Alarm, Evidence, Look, Network, look
 from antibackdoor.models import BuildModel
@@ -64,6 +68,9 @@ class Filter(Defence):
         referee: Let the network trained without the suspects judge them; without, the first suspects are final.
         balance: Make up for what a class lost to its own poisoned images, in the network's last layer
             (``defences.balance``); with "drop" only.
+        detector: The network that looks: the name of one; "own" for the one that is asked for; "auto" for that where
+            the alarm was measured with it, else WRN-16-1 (``defences.detector``). The network that is asked
+            for is then trained once, on what the search leaves. A detector cannot see what it does not learn.
         control: State the detection limit as well: plant copies with a trigger of ours, in 2, 1, 0.5 and 0.2 % of the
             set, and train and look again for each. It costs one training for each share that is found, and one more;
             nothing of it goes into the result.
@@ -86,6 +93,7 @@ class Filter(Defence):
     late: bool = True
     referee: bool = True
     balance: bool = True
+    detector: str = AUTO
     control: bool = False
 
     def __post_init__(self) -> None:
@@ -99,16 +107,17 @@ class Filter(Defence):
         for name, least in (("fewest", 1), ("latest", self.fewest), ("rounds", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}: must be at least {least}, got {getattr(self, name)}")
+        check_detector(self.detector)
 
     def scan(self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds) -> Outcome:
         """Train for the first part of the plan and look once."""
-        search = Search(self, data, build_model, fit, plan, seeds)
+        search = self._search(data, build_model, fit, plan, seeds)
         search.look_first()
         return search.outcome(epochs=self.first_look(plan))
 
     def run(self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds) -> Outcome:
         """Train, and again without the suspects for as long as that changes who is suspected."""
-        search = Search(self, data, build_model, fit, plan, seeds)
+        search = self._search(data, build_model, fit, plan, seeds)
         search.look_first()
         if self.suspects == "unlearn" or not search.suspected or len(search.slow):
             search.look_last()
@@ -126,6 +135,13 @@ class Filter(Defence):
         elif self.balance:
             search.balance()
         return search.outcome(epochs=plan.epochs)
+
+    def _search(self, data: ImageSet, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds) -> Search:
+        detector = detector_for(self.detector, build_model, data, plan)
+        if detector is None:
+            return Search(self, data, build_model, fit, plan, seeds)
+        asked = Asked(build_model, plan, detector.name)
+        return Search(self, data, detector.build_model, fit, detector.plan, seeds, asked)
 
     def first_look(self, plan: TrainPlan) -> int:
         """Return after how many epochs of the plan it looks for the first time."""

@@ -30,7 +30,7 @@ from antibackdoor.seeds import Seeds
 from antibackdoor.training import Fit, Phase, TrainPlan, logits_of
 from antibackdoor.types import History, ImageSet, Isolation, Outcome
 
-__all__ = ["Search", "Settings", "copies_of"]
+__all__ = ["Asked", "Search", "Settings", "copies_of"]
 
 # Shares of the set that the planted control tries, and the share of the copies that must be found.
 _CONTROLS, _FOUND = (0.02, 0.01, 0.005, 0.002), 0.9
@@ -39,8 +39,8 @@ _CONTROLS, _FOUND = (0.02, 0.01, 0.005, 0.002), 0.9
 _EARLY_STRONG, _LATE_STRONG, _LATER = 1.4, 2.0, 1.4
 # Names of small classes that the verdict gives.
 _NAMED = 5
-# Phases of the first network.
-_LOOK, _TRAIN = "look", "train"
+# Phases of the first network, and of the one that is asked for where that is another.
+_LOOK, _TRAIN, _ASKED = "look", "train", "final"
 # What makes another round worth its training: new suspects, as a share of those there are, or images that come back, as
 # a share of the set.
 _WORTH, _WORTH_BACK = 0.05, 0.02
@@ -98,6 +98,21 @@ class Settings(Protocol):
         """Look at the images that were trained on."""
 
 
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """The network that is asked for, where a search is made with another (``defences.detector``).
+
+    Attributes:
+        build_model: Builds it.
+        plan: Of its ordinary training.
+        detector: Name of the other.
+    """
+
+    build_model: BuildModel
+    plan: TrainPlan
+    detector: str
+
+
 @dataclass(eq=False)
 class Search:
     """One search for poison: what was trained so far, and who is suspected.
@@ -109,6 +124,7 @@ class Search:
         fit: The training loop.
         plan: Of ordinary training.
         seeds: The run's streams.
+        asked: The network that is asked for, where ``build_model`` builds another to look with.
         histories: Of every training so far.
         words: A sentence a round.
         cuts: The evidence on each class, by label.
@@ -125,6 +141,7 @@ class Search:
     fit: Fit
     plan: TrainPlan
     seeds: Seeds
+    asked: Asked | None = None
     histories: list[History] = field(default_factory=list)
     words: list[str] = field(default_factory=list)
     cuts: dict[int, tuple[AnyCut, ...]] = field(default_factory=dict)
@@ -206,7 +223,7 @@ class Search:
         if self._before is None and self.filter.referee:
             self._before = self._own_probability(self.first)
         self.kept, self.model = ~self.aside, self._network()
-        phase = Phase(f"retrain {number}", self._plan_for(self.kept))
+        phase = Phase(f"retrain {number}", self._plan_for(self.kept, self.plan))
         self.histories.append(self.fit(self.model, self.data, phase, subset=self.kept))
         if self._before is None:
             return True
@@ -254,8 +271,10 @@ class Search:
         return settled
 
     def settle(self) -> None:
-        """Where no suspect is left, the network is that of ordinary training."""
-        if not self.suspected and self.model is not self.first:
+        """End the search: where no suspect is left, the network is that of ordinary training."""
+        if self.asked is not None:
+            self._train_asked(self.asked, everything=not self.suspected)
+        elif not self.suspected and self.model is not self.first:
             self.model, self.kept = self.first, torch.ones_like(self.kept)
             if not self.finished:
                 self._finish()
@@ -284,10 +303,12 @@ class Search:
             )
 
     def unlearn(self) -> None:
-        """Let the first network forget the suspects."""
+        """Let the network that was trained on everything forget the suspects."""
+        if self.asked is not None:
+            self._train_asked(self.asked, everything=True)
         if self.suspected:
             calm = ~self.aside
-            history = unlearn(self.first, self.data, self.suspects, calm, fit=self.fit, plan=self.plan)
+            history = unlearn(self.model, self.data, self.suspects, calm, fit=self.fit, plan=self._last_plan)
             self.histories.append(history)
             self.words.append("The network was trained on all images, and then made to forget the flagged ones.")
 
@@ -303,7 +324,7 @@ class Search:
             self.kept,
             confident=confident,
             fit=self.fit,
-            plan=self.plan,
+            plan=self._last_plan,
         )
         if history is not None:
             self.histories.append(history)
@@ -314,6 +335,8 @@ class Search:
         limit, planted = self._limit(epochs)
         blind, small = self._too_little(epochs)
         without = [f"Not looked at: {'; '.join(self._without)}."] if self._without else []
+        if self.asked is not None:
+            without.append(f"Looked at with {self.asked.detector}, not with the network that was asked for.")
         isolation: Isolation = verdict_of(
             self.cuts,
             self.data,
@@ -346,14 +369,30 @@ class Search:
     def _network(self) -> nn.Module:
         return self.build_model(self.seeds.generator("init"))
 
-    def _plan_for(self, kept: Tensor) -> TrainPlan:
+    @property
+    def _last_plan(self) -> TrainPlan:
+        """Of ordinary training of the network that comes out."""
+        return self.plan if self.asked is None else self.asked.plan
+
+    def _train_asked(self, asked: Asked, *, everything: bool) -> None:
+        """Train the network that is asked for on what the search leaves, or as ordinary training would, to the bit."""
+        self.kept = torch.ones_like(self.kept) if everything else ~self.aside
+        self.model = asked.build_model(self.seeds.generator("init"))
+        if everything:
+            history = self.fit(self.model, self.data, Phase(_ASKED, asked.plan, part_of="train"))
+        else:
+            phase = Phase(_ASKED, self._plan_for(self.kept, asked.plan))
+            history = self.fit(self.model, self.data, phase, subset=self.kept)
+        self.histories.append(history)
+
+    def _plan_for(self, kept: Tensor, plan: TrainPlan) -> TrainPlan:
         """Return the plan of a network that is shown some images only: it takes as many updates as ordinary training.
 
         Of a smaller set fewer updates would be made in as many epochs, and what is left would be learned less well; but
         three times as many epochs at most.
         """
         share = int((kept & self._trainable).sum()) / max(1, int(self._trainable.sum()))
-        return self.plan.but(epochs=round(self.plan.epochs / max(share, 1 / _LONGEST)))
+        return plan.but(epochs=round(plan.epochs / max(share, 1 / _LONGEST)))
 
     def _finish(self) -> None:
         phase = Phase(_TRAIN, self.plan, first=self.half, part_of="train")

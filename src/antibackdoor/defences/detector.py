@@ -1,0 +1,67 @@
+"""Which network the defence ``filter`` looks with, where that is not the one that is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from antibackdoor.errors import UnknownNameError
+from antibackdoor.models import MODELS, BuildModel, builder_from
+from antibackdoor.training import TrainPlan
+from antibackdoor.types import ImageSet
+
+__all__ = ["AUTO", "OWN", "Detector", "check_detector", "detector_for"]
+
+AUTO, OWN = "auto", "own"
+# Networks that the alarm was measured with (docs/log.md); the last one looks in place of all others.
+_MEASURED = ("wrn-10-1", "wrn-16-1")
+
+
+@dataclass(frozen=True, eq=False)
+class Detector:
+    """A network that looks in place of the one that is asked for.
+
+    Attributes:
+        name: Of its architecture.
+        build_model: Builds it.
+        plan: How it is trained: for as many epochs and with the same augmentation as the other would be, and with the
+            defaults of ``TrainPlan``, as in the measurements behind the alarm. What suits the other need not suit it.
+    """
+
+    name: str
+    build_model: BuildModel
+    plan: TrainPlan
+
+
+def check_detector(name: str) -> None:
+    """Raise UnknownNameError unless a detector has that name."""
+    if name not in (AUTO, OWN, *MODELS) and not name.startswith("timm:"):
+        raise UnknownNameError("detector", name, [AUTO, OWN, *MODELS, "timm:NAME"])
+
+
+def detector_for(name: str, build_model: BuildModel, data: ImageSet, plan: TrainPlan) -> Detector | None:
+    """Return the network to look with; None where it is the one that is asked for.
+
+    Args:
+        name: Of a network; "own" for the one that is asked for; "auto" for that too where it is one that the alarm was
+            measured with, and for WRN-16-1 where it is another.
+        build_model: Builds the network that is asked for.
+        data: The set.
+        plan: Of that network's training.
+    """
+    if name == OWN:
+        return None
+    if name == AUTO:
+        asked = _shapes(build_model)
+        if any(asked == _shapes(builder_from(known, data)[0]) for known in _MEASURED):
+            return None
+        name = _MEASURED[-1]
+    return Detector(name, builder_from(name, data)[0], TrainPlan(epochs=plan.epochs, augment=plan.augment))
+
+
+def _shapes(build_model: BuildModel) -> dict[str, tuple[int, ...]]:
+    """Return what tells one architecture from another: the shape of every tensor, by name."""
+    network: nn.Module = build_model(torch.Generator())
+    return {name: tuple(value.shape) for name, value in network.state_dict().items()}
