@@ -107,15 +107,23 @@ def test_rounds_are_made_of_two_phases_over_two_parts(run):
     assert (~suspects & ~clean & ~flagged).any()
 
 
-def test_the_figures_decide_which_round_is_used(run, monkeypatch):
-    figures = iter(
-        [
-            Standing(0.9, (0.9,) * 4, 1.0, 1.0),
-            Standing(0.9, (0.9,) * 4, 0.6, 0.6),
-            Standing(0.9, (0.9,) * 4, 0.7, 0.7),
-            Standing(0.7, (0.7,) * 4, 0.0, 0.4),
-        ]
-    )
+HARM = Standing(0.7, (0.7,) * 4, 0.0, 0.4)
+
+
+@pytest.mark.parametrize(
+    ("judged", "patience", "used", "last"),
+    [
+        # The third round costs too much; the first was the best before it.
+        ([(0.9, 0.6), (0.9, 0.7), HARM], 1, 1, "the last 1 of 3 rounds cost too much accuracy"),
+        ([(0.9, 0.6), HARM, HARM], 2, 1, "the last 2 of 3 rounds cost too much accuracy"),
+        # What one round costs the next one repairs, and then it counts from none.
+        ([HARM, (0.9, 0.6), HARM, HARM], 2, 2, "the last 2 of 4 rounds cost too much accuracy"),
+    ],
+)
+def test_the_figures_decide_which_round_is_used(run, monkeypatch, judged, patience, used, last):
+    start = Standing(0.9, (0.9,) * 4, 1.0, 1.0)
+    rounds = [row if isinstance(row, Standing) else Standing(row[0], (row[0],) * 4, row[1], row[1]) for row in judged]
+    figures = iter([start, *rounds])
     kept = []
 
     def measured(model, data, parts, runtime):
@@ -123,13 +131,12 @@ def test_the_figures_decide_which_round_is_used(run, monkeypatch):
         return next(figures)
 
     monkeypatch.setattr("antibackdoor.defences.dbr._standing", measured)
-    outcome, phases = run(Dbr(signal="loss", share=0.2, unlearn_lr=0.01, unlearn_batch_size=8))
-    # The third round costs too much; the first was the best before it.
-    assert phases[-1].name == "relearn 3"
-    assert all(torch.equal(value, kept[1][name]) for name, value in outcome.model.state_dict().items())
-    assert any(not torch.equal(value, kept[3][name]) for name, value in outcome.model.state_dict().items())
-    assert "after round 1," in outcome.isolation.evidence[-1]
-    assert "round 3 cost too much accuracy" in outcome.isolation.evidence[-1]
+    outcome, phases = run(Dbr(signal="loss", share=0.2, patience=patience, unlearn_lr=0.01, unlearn_batch_size=8))
+    assert phases[-1].name == f"relearn {len(judged)}"
+    assert all(torch.equal(value, kept[used][name]) for name, value in outcome.model.state_dict().items())
+    assert any(not torch.equal(value, kept[-1][name]) for name, value in outcome.model.state_dict().items())
+    assert f"after round {used}," in outcome.isolation.evidence[-1]
+    assert last in outcome.isolation.evidence[-1]
 
 
 def test_a_round_that_is_done_is_used_and_the_last(run, monkeypatch):

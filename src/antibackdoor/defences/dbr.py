@@ -84,7 +84,8 @@ class Dbr(Defence):
         unlearn_batch_size: Images in one update of unlearning.
         relearn_lr: Constant learning rate of relearning.
         learnt: Agreement below which suspects are not a learned backdoor.
-        harm: Fall of accuracy that ends the rounds; the round that caused it is not used.
+        harm: Fall of accuracy from which a round is not used.
+        patience: Such rounds in a row that end the rounds: a few images judge, and the next round may repair it.
         slack: Fall of accuracy within which forgetting counts as done.
         class_slack: The same, for the accuracy within every class.
         largest: Share of the suspects in one predicted class above which the trigger was moved, not forgotten.
@@ -105,6 +106,7 @@ class Dbr(Defence):
     relearn_lr: float = 1e-3
     learnt: float = 0.9
     harm: float = 0.02
+    patience: int = 3
     slack: float = 0.01
     class_slack: float = 0.05
     largest: float = 0.5
@@ -114,7 +116,7 @@ class Dbr(Defence):
         for name in ("share", "clean_share", "hold_out", "learnt", "harm", "slack", "class_slack", "largest"):
             if not 0 < getattr(self, name) < 1:
                 raise ConfigError(f"{name}: must be above 0 and below 1, got {getattr(self, name)}")
-        for name, least in {"rounds": 1, "unlearn_batch_size": 2}.items():
+        for name, least in {"rounds": 1, "patience": 1, "unlearn_batch_size": 2}.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}: must be at least {least}, got {getattr(self, name)}")
         for name in ("unlearn_lr", "relearn_lr"):
@@ -200,7 +202,7 @@ class Dbr(Defence):
             )
         histories: list[History] = []
         best, best_round, weights = start, 0, _copied(model)
-        outcome = f"all {self.rounds} rounds were used"
+        outcome, harmed = f"all {self.rounds} rounds were used", 0
         for number in range(1, self.rounds + 1):
             histories += self._round(number, model, data, parts, fit, plan)
             if histories[-1].stopped:
@@ -208,11 +210,12 @@ class Dbr(Defence):
                 break
             now = _standing(model, data, parts, fit.runtime)
             ruling = self.ruling(start, now, suspects=len(parts.judging_suspects))
-            if ruling == "harmed":
-                outcome = f"round {number} cost too much accuracy"
+            harmed = harmed + 1 if ruling == "harmed" else 0
+            if harmed == self.patience:
+                outcome = f"the last {harmed} of {number} rounds cost too much accuracy"
                 break
             # A round that is done is the best: an earlier one with a greater gain has only moved the trigger.
-            if ruling == "done" or now.gain > best.gain:
+            if ruling == "done" or (not harmed and now.gain > best.gain):
                 best, best_round, weights = now, number, _copied(model)
             if ruling == "done":
                 outcome = f"round {number} met the stop rule"
