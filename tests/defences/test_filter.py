@@ -826,7 +826,7 @@ def handed_over(data, runtime, monkeypatch):
         fit = Fabricated(runtime, losses, **rest)
         method = getattr(defence or Filter(), verb)
         outcome = method(data, build_model=lambda _: Asked(), fit=fit, plan=ASKED_PLAN, seeds=Seeds(0))
-        assert "Looked at with a small one, not with the network that was asked for." in outcome.isolation.evidence
+        assert "Looked at with a small one in place of the network that is to be used." in outcome.isolation.evidence
         plans = {name: plan for name, plan in fit.plans.items() if plan.batch_size == ASKED_PLAN.batch_size}
         kinds = {name: type(model) for name, model, _ in fit.calls}
         assert all((kinds[name] is Asked) is (name in plans) for name in fit.phases), "each by its own plan"

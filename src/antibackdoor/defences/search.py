@@ -336,7 +336,7 @@ class Search:
         blind, small = self._too_little(epochs)
         without = [f"Not looked at: {'; '.join(self._without)}."] if self._without else []
         if self.asked is not None:
-            without.append(f"Looked at with {self.asked.detector}, not with the network that was asked for.")
+            without.append(f"Looked at with {self.asked.detector} in place of the network that is to be used.")
         isolation: Isolation = verdict_of(
             self.cuts,
             self.data,
