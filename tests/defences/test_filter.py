@@ -551,7 +551,8 @@ def test_what_a_finished_training_shows_has_the_alarm_of_one(defend, trajectorie
     faint = {"look": [by_channels(PLANTED, 10.0, early=True)], "retrain 1": [by_channels(SECOND, 0.7, OTHER)]}
     outcome, _ = defend(trajectories(LABELS, NOBODY), defence=shown(faint), own=own)
     doubt = next(words for words in outcome.isolation.evidence if "'eel'" in words)
-    assert doubt.endswith("alarm at 0.55): clean classes seldom show as much.")
+    rare = "alarm at 0.55; fewer than 1 in 100 clean trainings reach as much"
+    assert doubt.endswith(f"{rare}): clean classes seldom show as much.")
 
 
 @pytest.mark.parametrize("rounds", [1, 3])

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from antibackdoor.defences.balance import lost, make_up
+from antibackdoor.defences.planted import detection_limit
 from antibackdoor.defences.suspects import learn_relabelled, unlearn
 from antibackdoor.isolation import (
     FULL_CLASS,
-    Alarm,
     AnyCut,
     Look,
     Network,
@@ -23,17 +23,17 @@ from antibackdoor.isolation import (
     ruling,
     strongest,
     verdict_of,
-    with_planted_copies,
 )
 from antibackdoor.models import BuildModel
 from antibackdoor.seeds import Seeds
 from antibackdoor.training import Fit, Phase, TrainPlan, logits_of
 from antibackdoor.types import History, ImageSet, Isolation, Outcome
 
-__all__ = ["Asked", "Search", "Settings", "copies_of"]
+if TYPE_CHECKING:
+    from antibackdoor.defences.filter import Filter
 
-# Shares of the set that the planted control tries, and the share of the copies that must be found.
-_CONTROLS, _FOUND = (0.02, 0.01, 0.005, 0.002), 0.9
+__all__ = ["Asked", "Search", "copies_of"]
+
 # Times the alarm of its look from which a class is not let go, however easy its suspects are; and from which a class
 # that the first network left alone is accused by a second.
 _EARLY_STRONG, _LATE_STRONG, _LATER = 1.4, 2.0, 1.4
@@ -52,50 +52,6 @@ def copies_of(data: ImageSet, history: History) -> Tensor:
     """Return the exact copies in the set, bool (N,); an image that was trained on is an original first."""
     held_out = None if history.held_out is None else torch.from_numpy(history.held_out)
     return repeated(data.images, data.labels, held_out)
-
-
-class Settings(Protocol):
-    """What a search asks of the defence; ``Filter`` says what each is."""
-
-    @property
-    def fewest(self) -> int:
-        """See ``Filter``."""
-
-    @property
-    def rounds(self) -> int:
-        """See ``Filter``."""
-
-    @property
-    def confident(self) -> float:
-        """See ``Filter``."""
-
-    @property
-    def referee(self) -> bool:
-        """See ``Filter``."""
-
-    @property
-    def control(self) -> bool:
-        """See ``Filter``."""
-
-    def first_look(self, plan: TrainPlan) -> int:
-        """Return after how many epochs of the plan it looks for the first time."""
-
-    def alarm_of(self) -> Alarm:
-        """Return from how much evidence on a class is suspected."""
-
-    def look_at(
-        self,
-        history: History,
-        model: nn.Module,
-        data: ImageSet,
-        fit: Fit,
-        plan: TrainPlan,
-        *,
-        kept: Tensor | None = None,
-        earlier: Tensor | None = None,
-        copies: Tensor | None = None,
-    ) -> Look:
-        """Look at the images that were trained on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +91,7 @@ class Search:
         finished: The first network has had all of its epochs.
     """
 
-    filter: Settings
+    filter: Filter
     data: ImageSet
     build_model: BuildModel
     fit: Fit
@@ -332,7 +288,7 @@ class Search:
 
     def outcome(self, *, epochs: int) -> Outcome:
         """Return the network, the verdict after that many epochs, and what every training left."""
-        limit, planted = self._limit(epochs)
+        limit, planted = self._limit(epochs) if self.filter.control else ([], [])
         blind, small = self._too_little(epochs)
         without = [f"Not looked at: {'; '.join(self._without)}."] if self._without else []
         if self.asked is not None:
@@ -436,22 +392,9 @@ class Search:
         return torch.isin(self.data.labels, labels) & ~torch.isin(self.data.labels, known)
 
     def _limit(self, epochs: int) -> tuple[list[str], list[History]]:
-        """Return the detection limit in words, and what the trainings for it left; nothing without ``control``."""
-        histories: list[History] = []
-        found: list[str] = []
-        count = len(self.data)
-        for share in _CONTROLS if self.filter.control else ():
-            generator = self.seeds.generator(f"control {share}")
-            longer, planted = with_planted_copies(self.data, max(1, round(share * count)), generator)
+        def looked_at(longer: ImageSet, name: str) -> tuple[Tensor, History]:
             model = self._network()
-            history = self.fit(model, longer, Phase(f"control {100 * share:g}", self.plan, last=epochs))
-            suspects = self.filter.look_at(history, model, longer, self.fit, self.plan).suspects
-            histories.append(dataclasses.replace(history, losses=history.losses[:, :count]))
-            recall = float(suspects[planted].float().mean())
-            if recall < _FOUND:
-                found.append(f"of {100 * share:g} % ({int(planted.sum())} images) {100 * recall:.0f} % were found")
-                break
-            found.append(f"of {100 * share:g} % all but {100 * (1 - recall):.0f} % were found")
-        if not found:
-            return [], []
-        return [f"Planted control, copies with a patch of ours: {'; '.join(found)}."], histories
+            history = self.fit(model, longer, Phase(name, self.plan, last=epochs))
+            return self.filter.look_at(history, model, longer, self.fit, self.plan).suspects, history
+
+        return detection_limit(self.data, looked_at, self.seeds)

@@ -10,7 +10,7 @@ from antibackdoor.isolation.channels import ChannelCut
 from antibackdoor.isolation.cuts import APART, Cut
 from antibackdoor.isolation.late import LateCut
 
-__all__ = ["Alarm", "AnyCut"]
+__all__ = ["Alarm", "AnyCut", "share_of_clean"]
 
 # One class in two parts, by its losses, by what excites the network or by what was learned late.
 AnyCut: TypeAlias = Cut | ChannelCut | LateCut
@@ -21,6 +21,13 @@ _EARLY = 2.0
 _DOUBT = 0.9
 # Gain from which a class is not above suspicion, whichever part fell further, unless its gap is narrow.
 _UNCERTAIN = 0.8
+# The largest strength of any class and kind of cut in a clean training, mean and standard deviation over 17 trainings
+# of CIFAR-10 and Fashion-MNIST (benchmarks/calibrate.py; tests/isolation/test_alarm.py reads the records): at a first
+# look, and at the end.
+_CLEAN = {True: (0.33, 0.12), False: (0.28, 0.13)}
+_EULER = 0.5772156649
+# Smallest share that so few trainings are taken to tell.
+_RARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -75,4 +82,23 @@ class Alarm:
 
     def in_words(self, cut: AnyCut) -> str:
         """Return what a cut has to reach, in words."""
-        return f"alarm at a gain of {self.apart:.2f}" if cut.slow else f"alarm at {self.level(cut):.2f}"
+        if cut.slow:
+            return f"alarm at a gain of {self.apart:.2f}"
+        share = share_of_clean(cut.strength, early=cut.early)
+        often = f"fewer than {100 * _RARE:.0f}" if share < _RARE else f"about {100 * share:.0f}"
+        return f"alarm at {self.level(cut):.2f}; {often} in 100 clean trainings reach as much"
+
+
+def share_of_clean(strength: float, *, early: bool) -> float:
+    """Return the share of clean trainings in which some class is as strong, 0 to 1: how likely a false alarm is.
+
+    The maximum over all classes and kinds of cuts is taken to be spread like a Gumbel distribution. What it is of the
+    user's own images nobody knows; the measured ones are two sets of small pictures and two small networks.
+
+    Args:
+        strength: Of the strongest class.
+        early: At a first look, or at the end of a training.
+    """
+    mean, spread = _CLEAN[early]
+    scale = spread * math.sqrt(6) / math.pi
+    return -math.expm1(-math.exp(-(strength - mean) / scale - _EULER))

@@ -1,0 +1,48 @@
+"""The detection limit of a search: the smallest share of planted copies that it still finds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from torch import Tensor
+
+from antibackdoor.isolation import with_planted_copies
+from antibackdoor.seeds import Seeds
+from antibackdoor.types import History, ImageSet
+
+__all__ = ["detection_limit"]
+
+# Shares of the set that are tried, and the share of the copies that must be found for the next to be tried.
+_SHARES, _FOUND = (0.02, 0.01, 0.005, 0.002), 0.9
+
+# Trains on a set, as a phase of that name, and looks: the suspects, bool (N,), and what the training left.
+LookedAt = Callable[[ImageSet, str], tuple[Tensor, History]]
+
+
+def detection_limit(data: ImageSet, looked_at: LookedAt, seeds: Seeds) -> tuple[list[str], list[History]]:
+    """Plant copies with a trigger of ours in ever smaller shares, until most of them are missed.
+
+    Args:
+        data: The set.
+        looked_at: Trains on a set, as a phase of the name that it is given, and returns the suspects, bool (N,), and
+            the history.
+        seeds: The run's streams; each share has its own copies, place and pattern.
+
+    Returns:
+        One sentence, and the history of each training, of the set's own images.
+    """
+    histories: list[History] = []
+    found: list[str] = []
+    for share in _SHARES:
+        longer, planted = with_planted_copies(
+            data, max(1, round(share * len(data))), seeds.generator(f"control {share}")
+        )
+        suspects, history = looked_at(longer, f"control {100 * share:g}")
+        histories.append(dataclasses.replace(history, losses=history.losses[:, : len(data)]))
+        recall = float(suspects[planted].float().mean())
+        if recall < _FOUND:
+            found.append(f"of {100 * share:g} % ({int(planted.sum())} images) {100 * recall:.0f} % were found")
+            break
+        found.append(f"of {100 * share:g} % all but {100 * (1 - recall):.0f} % were found")
+    return [f"Planted control, copies with a patch of ours: {'; '.join(found)}."], histories
