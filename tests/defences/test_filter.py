@@ -899,6 +899,33 @@ def test_which_network_looks(asked, name, detector, blobs):
         assert found.plan == TrainPlan(epochs=7, augment=("flip",)), "the plan that the alarm was measured with"
 
 
+@pytest.mark.parametrize(
+    ("asked", "name", "height", "width", "size"),
+    [
+        ("wrn-16-1", "auto", 64, 64, None),
+        ("wrn-16-1", "auto", 68, 68, (64, 64)),
+        ("wrn-16-1", "own", 128, 128, None),
+        ("resnet-18", "auto", 128, 96, (64, 48)),
+        ("resnet-18", "wrn-10-1", 48, 192, (16, 64)),
+    ],
+)
+def test_a_detector_sees_large_images_as_the_alarm_was_measured(asked, name, height, width, size, blobs):
+    data = blobs(12, 3, channels=3, height=height, width=width)
+    build, _ = builder_from(asked, data)
+    found = detector_for(name, build, data, PLAN)
+    if size is None:
+        assert found is None
+        return
+    looks_with = "wrn-16-1" if name == "auto" else name
+    assert found.name == f"{looks_with}, which sees images of {size[0]} x {size[1]} pixels,"
+    inner, _ = builder_from(looks_with, data)
+    images = data.images.float() / 255
+    smaller = torch.nn.functional.adaptive_avg_pool2d(images, size)
+    whole, small = found.build_model(torch.Generator()).eval(), inner(torch.Generator()).eval()
+    with torch.no_grad():
+        assert torch.equal(whole(images), small(smaller))
+
+
 def test_an_unknown_detector_is_refused():
     with pytest.raises(UnknownNameError, match="resnet-81"):
         Filter(detector="resnet-81")

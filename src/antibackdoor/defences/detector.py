@@ -8,15 +8,16 @@ import torch
 from torch import nn
 
 from antibackdoor.errors import UnknownNameError
-from antibackdoor.models import MODELS, BuildModel, builder_from
+from antibackdoor.models import MODELS, BuildModel, Resized, builder_from
 from antibackdoor.training import TrainPlan
 from antibackdoor.types import ImageSet
 
 __all__ = ["AUTO", "OWN", "Detector", "check_detector", "detector_for"]
 
 AUTO, OWN = "auto", "own"
-# Networks that the alarm was measured with (docs/log.md); the last one looks in place of all others.
-_MEASURED = ("wrn-10-1", "wrn-16-1")
+# Networks that the alarm was measured with (docs/log.md); the last one looks in place of all others. Longer side, in
+# pixels, of the largest images that it was measured with: of larger ones a detector sees a smaller picture.
+_MEASURED, _SIDE = ("wrn-10-1", "wrn-16-1"), 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,8 +25,8 @@ class Detector:
     """A network that looks in place of the one that is asked for.
 
     Attributes:
-        name: Of its architecture.
-        build_model: Builds it.
+        name: Of its architecture, and what it sees of larger images.
+        build_model: Builds it; it takes images of the set's own size.
         plan: How it is trained: for as many epochs and with the same augmentation as the other would be, and with the
             defaults of ``TrainPlan``, as in the measurements behind the alarm. What suits the other need not suit it.
     """
@@ -46,19 +47,27 @@ def detector_for(name: str, build_model: BuildModel, data: ImageSet, plan: Train
 
     Args:
         name: Of a network; "own" for the one that is asked for; "auto" for that too where it is one that the alarm was
-            measured with, and for WRN-16-1 where it is another.
+            measured with and the images are no larger than the measured ones, and for WRN-16-1 else.
         build_model: Builds the network that is asked for.
         data: The set.
         plan: Of that network's training.
     """
     if name == OWN:
         return None
+    _, height, width = data.shape
+    share = min(1.0, _SIDE / max(height, width))
     if name == AUTO:
         asked = _shapes(build_model)
-        if any(asked == _shapes(builder_from(known, data)[0]) for known in _MEASURED):
+        if share == 1 and any(asked == _shapes(builder_from(known, data)[0]) for known in _MEASURED):
             return None
         name = _MEASURED[-1]
-    return Detector(name, builder_from(name, data)[0], TrainPlan(epochs=plan.epochs, augment=plan.augment))
+    build, _ = builder_from(name, data)
+    own = TrainPlan(epochs=plan.epochs, augment=plan.augment)
+    if share == 1:
+        return Detector(name, build, own)
+    size = max(1, round(share * height)), max(1, round(share * width))
+    words = f"{name}, which sees images of {size[0]} x {size[1]} pixels,"
+    return Detector(words, lambda generator: Resized(build(generator), *size), own)
 
 
 def _shapes(build_model: BuildModel) -> dict[str, tuple[int, ...]]:

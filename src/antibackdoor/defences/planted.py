@@ -40,7 +40,7 @@ def detection_limit(data: ImageSet, looked_at: LookedAt, seeds: Seeds) -> tuple[
         )
         suspects, history = looked_at(longer, f"control {100 * share:g}")
         histories.append(dataclasses.replace(history, losses=history.losses[:, : len(data)]))
-        recall = float(suspects[planted].float().mean())
+        recall = int(suspects[planted].sum()) / max(1, int(planted.sum()))
         if recall < _FOUND:
             found.append(f"of {100 * share:g} % ({int(planted.sum())} images) {100 * recall:.0f} % were found")
             break

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from antibackdoor.defences.planted import detection_limit
 from antibackdoor.defences.suspects import learn_relabelled, unlearn
 from antibackdoor.isolation import (
     FULL_CLASS,
+    Alarm,
     AnyCut,
     Look,
     Network,
@@ -29,10 +30,7 @@ from antibackdoor.seeds import Seeds
 from antibackdoor.training import Fit, Phase, TrainPlan, logits_of
 from antibackdoor.types import History, ImageSet, Isolation, Outcome
 
-if TYPE_CHECKING:
-    from antibackdoor.defences.filter import Filter
-
-__all__ = ["Asked", "Search", "copies_of"]
+__all__ = ["Asked", "Search", "Settings", "copies_of"]
 
 # Times the alarm of its look from which a class is not let go, however easy its suspects are; and from which a class
 # that the first network left alone is accused by a second.
@@ -52,6 +50,50 @@ def copies_of(data: ImageSet, history: History) -> Tensor:
     """Return the exact copies in the set, bool (N,); an image that was trained on is an original first."""
     held_out = None if history.held_out is None else torch.from_numpy(history.held_out)
     return repeated(data.images, data.labels, held_out)
+
+
+class Settings(Protocol):
+    """What a search asks of the defence; ``Filter`` says what each is."""
+
+    @property
+    def fewest(self) -> int:
+        """See ``Filter``."""
+
+    @property
+    def rounds(self) -> int:
+        """See ``Filter``."""
+
+    @property
+    def confident(self) -> float:
+        """See ``Filter``."""
+
+    @property
+    def referee(self) -> bool:
+        """See ``Filter``."""
+
+    @property
+    def control(self) -> bool:
+        """See ``Filter``."""
+
+    def first_look(self, plan: TrainPlan) -> int:
+        """Return after how many epochs of the plan it looks for the first time."""
+
+    def alarm_of(self) -> Alarm:
+        """Return from how much evidence on a class is suspected."""
+
+    def look_at(
+        self,
+        history: History,
+        model: nn.Module,
+        data: ImageSet,
+        fit: Fit,
+        plan: TrainPlan,
+        *,
+        kept: Tensor | None = None,
+        earlier: Tensor | None = None,
+        copies: Tensor | None = None,
+    ) -> Look:
+        """Look at the images that were trained on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +133,7 @@ class Search:
         finished: The first network has had all of its epochs.
     """
 
-    filter: Filter
+    filter: Settings
     data: ImageSet
     build_model: BuildModel
     fit: Fit

@@ -15,6 +15,7 @@ from torch import nn
 
 from antibackdoor.errors import ConfigError, UnknownNameError
 from antibackdoor.models.normalise import Normalised, channel_statistics
+from antibackdoor.models.resized import Resized
 from antibackdoor.models.resnet import PreActResNet, ResNet
 from antibackdoor.models.wide_resnet import WideResNet
 from antibackdoor.types import ImageSet, Json
@@ -26,6 +27,7 @@ __all__ = [
     "Normalised",
     "PreActResNet",
     "ResNet",
+    "Resized",
     "WideResNet",
     "builder_from",
     "channel_statistics",

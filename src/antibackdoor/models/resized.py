@@ -1,0 +1,28 @@
+"""A network that sees images smaller than they are."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Resized"]
+
+
+class Resized(nn.Module):
+    """A network whose body sees images of another size, each pixel the mean of the area that it covers.
+
+    Args:
+        body: Any network from float (N, C, height, width) to logits (N, K).
+        height: Of what the body sees, in pixels.
+        width: Of what the body sees, in pixels.
+    """
+
+    def __init__(self, body: nn.Module, height: int, width: int) -> None:
+        super().__init__()
+        self.body = body
+        self.size = (height, width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map float (N, C, H, W) to logits (N, K)."""
+        logits: Tensor = self.body(torch.nn.functional.interpolate(images, self.size, mode="area"))
+        return logits
