@@ -251,3 +251,10 @@ def test_a_path_is_set_in_place():
     assert plain == {"train": {"epochs": 3}, "seed": 1}
     with pytest.raises(ConfigError, match=r"^seed\.x: 'seed' holds a value"):
         set_path(plain, "seed.x", 1)
+
+
+def test_what_another_defence_was_given_does_not_stay_with_a_new_one():
+    values = {"defence": {"name": "spectral", "rate": 0.1}, "attack": {"name": "sig", "rate": 0.2, "delta": 10}}
+    set_path(values, "defence.name", "filter")
+    set_path(values, "attack.name", "badnets")
+    assert values == {"defence": {"name": "filter"}, "attack": {"name": "badnets", "rate": 0.2}}

@@ -262,6 +262,7 @@ def set_path(values: dict[str, object], path: str, value: object) -> None:
         here[key] = child
         here = child
     if last == "name" and here.get("name") not in {None, value}:
-        for key in set(here) - {"rate", "rate_of", "seed"}:
+        # What every attack has stays with another one.
+        for key in set(here) - ({"rate", "rate_of", "seed"} if parents == ["attack"] else set()):
             del here[key]
     here[last] = value

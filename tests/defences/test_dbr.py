@@ -43,6 +43,13 @@ def test_the_stop_rule(now, ruling):
     assert Dbr().ruling(START, now, suspects=100) == ruling
 
 
+@pytest.mark.parametrize(("lost", "ruling"), [(1, "done"), (2, "go on")])
+def test_one_of_the_few_images_that_judge_a_class_is_chance(lost, ruling):
+    start = Standing(1.0, (1.0,) * 10, 1.0, 1.0, judges=(12,) * 10)
+    now = Standing(0.995, (*(1.0,) * 9, 1 - lost / 12), 0.1, 0.2, judges=(12,) * 10)
+    assert Dbr().ruling(start, now, suspects=100) == ruling
+
+
 def test_few_suspects_do_not_pass_for_forgotten():
     # By chance and two deviations, one suspect may have its label; half of them must not, however few.
     assert Dbr().ruling(START, standing(agreement=1.0), suspects=1) == "go on"

@@ -15,7 +15,7 @@ from antibackdoor.defences import filter as filter_module
 from antibackdoor.defences.detector import Detector, detector_for
 from antibackdoor.errors import UnknownNameError
 from antibackdoor.isolation import ChannelCut, Cut, Evidence, Look, cut_classes
-from antibackdoor.models import builder_from
+from antibackdoor.models import WideResNet, builder_from
 from antibackdoor.progress import Silent
 from antibackdoor.seeds import Seeds
 from antibackdoor.training import Checkpoints, Trainer, TrainPlan
@@ -278,9 +278,23 @@ def test_rounds_bound_the_trainings(rounds, defend, trajectories):
     names = ("look", "retrain 1", "retrain 2", "retrain 3")
     losses = {name: trajectories(LABELS, part) for name, part in zip(names, parts, strict=False)}
     outcome, fit = defend(losses, marked=sum(parts).bool(), defence=Filter(rounds=rounds))
-    assert fit.phases == list(names[: rounds + 1])
-    assert torch.equal(outcome.isolation.flagged, sum(parts[: rounds + 1]).bool())
-    assert outcome.model is model_of(fit, names[rounds])
+    flagged = sum(parts[: rounds + 1]).bool()
+    assert fit.phases == [*names[: rounds + 1], f"retrain {rounds + 1}"], "what the last round found is left out"
+    assert torch.equal(outcome.isolation.flagged, flagged)
+    assert outcome.model is model_of(fit, f"retrain {rounds + 1}")
+    assert bool((fit.dropped(f"retrain {rounds + 1}") | ~flagged).all())
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_no_network_comes_out_that_learned_what_the_end_of_the_first_training_showed(rounds, defend, trajectories):
+    """The suspects of the first look were let go; the rounds may be used up by then."""
+    looks = {"look": [by_channels(PLANTED, 1.2, early=True)], "train": [by_channels(SECOND, 5.0, OTHER)]}
+    own = {"retrain 1": torch.full((COUNT,), 0.95)}
+    outcome, fit = defend(trajectories(LABELS, NOBODY), defence=shown(looks, rounds=rounds), own=own)
+    assert fit.phases == ["look", "retrain 1", "train", "retrain 2"]
+    assert torch.equal(outcome.isolation.flagged, SECOND)
+    assert outcome.model is model_of(fit, "retrain 2")
+    assert torch.equal(fit.dropped("retrain 2"), SECOND)
 
 
 def test_an_easy_part_of_a_class_around_which_the_network_sees_no_gap_is_let_be(defend, trajectories):
@@ -885,6 +899,7 @@ def test_a_scan_trains_the_other_alone(handed_over, trajectories):
         ("resnet-18", "own", None),
         ("resnet-18", "wrn-10-1", "wrn-10-1"),
         ("wrn-16-1", "wrn-10-1", "wrn-10-1"),
+        ("wrn-16-2", "wrn-16-2", None),
     ],
 )
 def test_which_network_looks(asked, name, detector, blobs):
@@ -906,9 +921,22 @@ def test_which_network_looks(asked, name, detector, blobs):
         ("wrn-16-1", "auto", 68, 68, (64, 64)),
         ("wrn-16-1", "own", 128, 128, None),
         ("resnet-18", "auto", 128, 96, (64, 48)),
-        ("resnet-18", "wrn-10-1", 48, 192, (16, 64)),
+        ("resnet-18", "auto", 48, 192, (16, 64)),
     ],
 )
+def test_a_network_of_ones_own_that_is_like_a_measured_one_looks_itself(blobs):
+    data = blobs(12, 3, channels=1, height=16, width=16)
+    build, _ = builder_from(WideResNet(16, 1, 1, 3), data)
+    assert detector_for("auto", build, data, PLAN) is None
+    assert detector_for("wrn-16-1", build, data, PLAN) is None
+
+
+def test_a_named_detector_sees_images_as_they_are(blobs):
+    data = blobs(12, 3, channels=3, height=96, width=96)
+    found = detector_for("wrn-10-1", builder_from("resnet-18", data)[0], data, PLAN)
+    assert found.name == "wrn-10-1"
+
+
 def test_a_detector_sees_large_images_as_the_alarm_was_measured(asked, name, height, width, size, blobs):
     data = blobs(12, 3, channels=3, height=height, width=width)
     build, _ = builder_from(asked, data)
@@ -916,9 +944,8 @@ def test_a_detector_sees_large_images_as_the_alarm_was_measured(asked, name, hei
     if size is None:
         assert found is None
         return
-    looks_with = "wrn-16-1" if name == "auto" else name
-    assert found.name == f"{looks_with}, which sees images of {size[0]} x {size[1]} pixels,"
-    inner, _ = builder_from(looks_with, data)
+    assert found.name == f"wrn-16-1, which sees images of {size[0]} x {size[1]} pixels,"
+    inner, _ = builder_from("wrn-16-1", data)
     images = data.images.float() / 255
     smaller = torch.nn.functional.adaptive_avg_pool2d(images, size)
     whole, small = found.build_model(torch.Generator()).eval(), inner(torch.Generator()).eval()

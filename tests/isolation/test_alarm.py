@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 import pytest
 import torch
 
-from antibackdoor.isolation import Alarm, ChannelCut
+from antibackdoor.isolation import Alarm, ChannelCut, Cut
 from antibackdoor.isolation.alarm import share_of_clean
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -52,3 +52,10 @@ def test_evidence_says_how_many_clean_trainings_reach_as_much(strength, early, w
     nobody = torch.zeros(3, dtype=torch.int64)
     cut = ChannelCut(0, nobody, nobody.double(), gain=strength, apart=8.0, common=0.0, early=early)
     assert Alarm(0.55).in_words(cut) == words
+
+
+def test_a_class_in_doubt_for_its_gain_is_quoted_its_gain():
+    nobody = torch.zeros(3, dtype=torch.int64)
+    cut = Cut(0, nobody, nobody.double(), gain=0.9, votes=0.0, fall=0.0)
+    assert Alarm(0.55).in_words(cut) == "in doubt from a gain of 0.80"
+    assert Alarm(0.55, 2.0).in_words(cut) == "in doubt from a gain of 0.40"

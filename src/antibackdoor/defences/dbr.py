@@ -38,12 +38,14 @@ class Standing:
         by_class: The same within each of the K classes; 0 in a class that has none of them.
         agreement: Suspects that are predicted as labelled.
         largest: Suspects that are predicted as the class that most of them are.
+        judges: Clean images of each class that judge; () is any number.
     """
 
     accuracy: float
     by_class: tuple[float, ...]
     agreement: float
     largest: float
+    judges: tuple[int, ...] = ()
 
     @property
     def gain(self) -> float:
@@ -159,8 +161,11 @@ class Dbr(Defence):
         forgotten = now.agreement <= min(0.5, 1 / classes + 2 * math.sqrt(1 / (classes * suspects)))
         # Of two classes the other one takes all suspects, whether they are seen as what they are or the trigger moved.
         spread = classes == 2 or now.largest <= self.largest
+        # Of few judging images one is more than the slack, and one is chance.
+        one = [1.5 / max(count, 1) for count in start.judges] or [0.0] * classes
         kept = now.accuracy >= start.accuracy - self.slack and all(
-            after >= before - self.class_slack for before, after in zip(start.by_class, now.by_class, strict=True)
+            after >= before - max(self.class_slack, least)
+            for before, after, least in zip(start.by_class, now.by_class, one, strict=True)
         )
         return "done" if forgotten and spread and kept else "go on"
 
@@ -272,4 +277,5 @@ def _standing(model: nn.Module, data: ImageSet, parts: _Parts, runtime: Runtime)
         by_class=tuple((counts[:-2] / totals.clamp_min(1)).tolist()),
         agreement=int(counts[-2]) / len(suspects),
         largest=int(counts[-1]) / len(suspects),
+        judges=tuple(totals.tolist()),
     )

@@ -43,11 +43,12 @@ def check_detector(name: str) -> None:
 
 
 def detector_for(name: str, build_model: BuildModel, data: ImageSet, plan: TrainPlan) -> Detector | None:
-    """Return the network to look with; None where it is the one that is asked for.
+    """Return the network to look with; None where it is the one that is asked for, or one like it.
 
     Args:
-        name: Of a network; "own" for the one that is asked for; "auto" for that too where it is one that the alarm was
-            measured with and the images are no larger than the measured ones, and for WRN-16-1 else.
+        name: Of a network, which sees the images as they are; "own" for the one that is asked for; "auto" for that too
+            where it is one that the alarm was measured with and the images are no larger than the measured ones. Else
+            "auto" is WRN-16-1, and of larger images it sees a smaller picture.
         build_model: Builds the network that is asked for.
         data: The set.
         plan: Of that network's training.
@@ -55,22 +56,24 @@ def detector_for(name: str, build_model: BuildModel, data: ImageSet, plan: Train
     if name == OWN:
         return None
     _, height, width = data.shape
-    share = min(1.0, _SIDE / max(height, width))
+    share, asked = 1.0, _shapes(build_model)
     if name == AUTO:
-        asked = _shapes(build_model)
+        share = min(1.0, _SIDE / max(height, width))
         if share == 1 and any(asked == _shapes(builder_from(known, data)[0]) for known in _MEASURED):
             return None
         name = _MEASURED[-1]
+    elif asked == _shapes(builder_from(name, data)[0]):
+        return None
     build, _ = builder_from(name, data)
-    own = TrainPlan(epochs=plan.epochs, augment=plan.augment)
+    measured = TrainPlan(epochs=plan.epochs, augment=plan.augment)
     if share == 1:
-        return Detector(name, build, own)
+        return Detector(name, build, measured)
     size = max(1, round(share * height)), max(1, round(share * width))
     words = f"{name}, which sees images of {size[0]} x {size[1]} pixels,"
-    return Detector(words, lambda generator: Resized(build(generator), *size), own)
+    return Detector(words, lambda generator: Resized(build(generator), *size), measured)
 
 
-def _shapes(build_model: BuildModel) -> dict[str, tuple[int, ...]]:
-    """Return what tells one architecture from another: the shape of every tensor, by name."""
+def _shapes(build_model: BuildModel) -> list[tuple[int, ...]]:
+    """Return what tells one architecture from another: the shapes of its parameters, in order."""
     network: nn.Module = build_model(torch.Generator())
-    return {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    return [tuple(value.shape) for value in network.parameters()]

@@ -57,7 +57,8 @@ class Filter(Defence):
         look: Share of the epochs after which it looks for the first time, above 0 and below 1.
         fewest: Epochs that a look needs; a training that has fewer leaves the verdict open.
         latest: Epochs after which the first look comes at the latest, at least ``fewest``.
-        rounds: Most trainings after the first, at least 1.
+        rounds: Most trainings after the first that are looked at, at least 1. Where the last of them finds much more,
+            another follows without that.
         confident: Probability from which the referee's word for a suspect's own label counts, above 0 and below 1.
         features: Sharpen the suspects by what the network makes of them (maxima of its channels, penultimate features);
             without, the losses alone decide.

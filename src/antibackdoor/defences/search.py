@@ -37,8 +37,8 @@ __all__ = ["Asked", "Search", "Settings", "copies_of"]
 _EARLY_STRONG, _LATE_STRONG, _LATER = 1.4, 2.0, 1.4
 # Names of small classes that the verdict gives.
 _NAMED = 5
-# Phases of the first network, and of the one that is asked for where that is another.
-_LOOK, _TRAIN, _ASKED = "look", "train", "final"
+# Phases of the first network, of the one that is asked for where that is another, and of those in between.
+_LOOK, _TRAIN, _ASKED, _RETRAIN = "look", "train", "final", "retrain"
 # What makes another round worth its training: new suspects, as a share of those there are, or images that come back, as
 # a share of the set.
 _WORTH, _WORTH_BACK = 0.05, 0.02
@@ -220,9 +220,7 @@ class Search:
         """Train a network without the suspects, and let it judge them; returns whether little changed."""
         if self._before is None and self.filter.referee:
             self._before = self._own_probability(self.first)
-        self.kept, self.model = ~self.aside, self._network()
-        phase = Phase(f"retrain {number}", self._plan_for(self.kept, self.plan))
-        self.histories.append(self.fit(self.model, self.data, phase, subset=self.kept))
+        self._retrain(number)
         if self._before is None:
             return True
         labels, shown = self.data.labels, self.kept & self._trainable
@@ -276,10 +274,12 @@ class Search:
             self.model, self.kept = self.first, torch.ones_like(self.kept)
             if not self.finished:
                 self._finish()
+        elif self._learned() > _WORTH * int(self.suspects.sum()):
+            # The rounds were used up before what they found was left out.
+            self._retrain(1 + sum(history.phase.startswith(_RETRAIN) for history in self.histories))
         shown, labels = self.kept & self._trainable, self.data.labels
-        learned = int((self.suspects & shown).sum())
-        if learned:
-            self.words.append(f"The network was trained on {learned} of the flagged images.")
+        if self._learned():
+            self.words.append(f"The network was trained on {self._learned()} of the flagged images.")
         absent = sorted(set(labels.unique().tolist()) - set(labels[shown].unique().tolist()))
         if absent:
             names = ", ".join(repr(self.data.classes[label]) for label in absent)
@@ -391,6 +391,16 @@ class Search:
         """
         share = int((kept & self._trainable).sum()) / max(1, int(self._trainable.sum()))
         return plan.but(epochs=round(plan.epochs / max(share, 1 / _LONGEST)))
+
+    def _retrain(self, number: int) -> None:
+        """Train a network without what is set aside."""
+        self.kept, self.model = ~self.aside, self._network()
+        phase = Phase(f"{_RETRAIN} {number}", self._plan_for(self.kept, self.plan))
+        self.histories.append(self.fit(self.model, self.data, phase, subset=self.kept))
+
+    def _learned(self) -> int:
+        """Return how many suspects the last network was trained on."""
+        return int((self.suspects & self.kept & self._trainable).sum())
 
     def _finish(self) -> None:
         phase = Phase(_TRAIN, self.plan, first=self.half, part_of="train")

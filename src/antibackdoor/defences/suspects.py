@@ -88,9 +88,9 @@ def learn_relabelled(
     Returns:
         What the training left, None where no suspect got a label; and how many did.
     """
+    probabilities = logits_of(model, data, fit.runtime).softmax(1)
     # All processes must learn the same images.
-    probabilities = fit.runtime.first(logits_of(model, data, fit.runtime).softmax(1))
-    labels, accepted = relabelled(probabilities, data.labels, suspects & ~kept, confident=confident)
+    labels, accepted = fit.runtime.first(relabelled(probabilities, data.labels, suspects & ~kept, confident=confident))
     count = int(accepted.sum())
     if not count:
         return None, 0

@@ -70,7 +70,7 @@ class Alarm:
 
     def raised(self, cut: AnyCut) -> bool:
         """Say whether the suspected part of a cut counts as poison; a slow part does, however strong."""
-        return cut.slow or cut.strength >= self.level(cut)
+        return cut.slow or (cut.strength >= self.level(cut) and not cut.untold)
 
     def doubtful(self, cut: AnyCut) -> bool:
         """Say whether a cut leaves its class under suspicion by its strength."""
@@ -84,6 +84,8 @@ class Alarm:
         """Return what a cut has to reach, in words."""
         if cut.slow:
             return f"alarm at a gain of {self.apart:.2f}"
+        if isinstance(cut, Cut) and self.torn(cut) and not self.doubtful(cut):
+            return f"in doubt from a gain of {_UNCERTAIN / self.sensitivity:.2f}"
         share = share_of_clean(cut.strength, early=cut.early)
         often = f"fewer than {100 * _RARE:.0f}" if share < _RARE else f"about {100 * share:.0f}"
         return f"alarm at {self.level(cut):.2f}; {often} in 100 clean trainings reach as much"

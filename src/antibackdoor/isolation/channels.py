@@ -44,6 +44,7 @@ class ChannelCut:
         common: Share of the images of other classes that would lie in that part, over the part's share of the class, at
             most 1. What splits all classes alike, such as day and night, is no trigger.
         early: The training was not finished when this was seen.
+        untold: Which part is poison cannot be told (``isolation.look``).
     """
 
     label: int
@@ -53,6 +54,7 @@ class ChannelCut:
     apart: float
     common: float
     early: bool = False
+    untold: bool = False
 
     # Which part is suspected does not follow from how slowly it was learned; only a ``Cut`` knows slow parts.
     slow: ClassVar[bool] = False
@@ -60,7 +62,7 @@ class ChannelCut:
     @property
     def strength(self) -> float:
         """How clearly the class holds two kinds of images, one of them foreign to all classes; 1 is much."""
-        return max(self.gain, 0.0) * (self.apart / _FAR) ** 3 * (1 - self.common)
+        return max(self.gain, 0.0) * (self.apart / _FAR * (1 - self.common)) ** 3
 
     @property
     def kind(self) -> str:

@@ -38,8 +38,9 @@ _PROMPT = 0.5
 # A loss below this is a matter of rounding, so its logarithm says nothing more.
 _FLOOR = 1e-6
 _SMALLEST_CLASS = 20
-# The share of all images, those whose losses fell furthest, that vote.
-_VOTERS = 0.01
+# The share of all images, those whose losses fell furthest, that vote, and how many vote at least: with three voters of
+# 300 images clean classes had all votes (docs/log.md).
+_VOTERS, _FEWEST_VOTERS = 0.01, 20
 # Epochs at the start from which a fall counts: a backdoor may be learned in the third.
 _START = 2
 # How well the network must tell the suspects from the rest (mean of the two shares that are right) to have a say.
@@ -47,8 +48,10 @@ _TELLING = 0.65
 _COMPONENTS, _PENALTY = 100, 0.01
 # Share of the suspects' median distance from the border up to which images beyond it may belong to them as well.
 _NEAR = 0.4
-# Votes and fall that count once, and votes from which they count more; clean classes had 0.67 at most.
+# Votes and fall that count once, and votes from which they count more; clean classes had 0.67 at most, in sets of ten
+# classes and more. Of fewer classes than this one often has all votes, so that they count once there.
 _MANY_VOTES, _LONG_FALL, _MOST_VOTES = 0.3, 1.0, 0.75
+_MANY_CLASSES = 5
 # Fewest images on either side of a line.
 _FEWEST = 10
 
@@ -64,14 +67,15 @@ class Cut:
             the other.
         gain: How much better two Gaussians describe the class than one: the gain in BIC per image, counted over 100
             images at least.
-        votes: Share of the furthest-fallen 1 % of all images that lie in that part, beyond what the class would have
-            by its size: 0..1.
+        votes: Share of the furthest-fallen 1 % of all images, 20 at least, that lie in that part, beyond what the class
+            would have by its size: 0..1; of fewer than five classes 0.75 at most.
         fall: Mean fall of its log-losses from the first two epochs to the last third, in standard deviations of the
             fall of all images above their mean.
         slow: The part that did not fall is the suspected one: images that are hardly accepted as this class.
         gap: Width of the gap between the parts in what the network makes of them (``isolation.late``); None where
             that was not looked at, or could not be.
         early: The training was not finished when this was seen.
+        untold: Which part is poison cannot be told (``isolation.look``).
     """
 
     label: int
@@ -83,6 +87,7 @@ class Cut:
     slow: bool = False
     gap: float | None = None
     early: bool = False
+    untold: bool = False
 
     @property
     def strength(self) -> float:
@@ -110,7 +115,7 @@ class Cut:
         So it is where poison is nearly all of a class: it is learned at the very start, and later on the class hardly
         falls apart by its losses.
         """
-        return self.confirmed and self.votes >= _MOST_VOTES
+        return self.confirmed and self.votes > _MOST_VOTES
 
     @property
     def hidden(self) -> bool:
@@ -174,20 +179,21 @@ def cut_classes(evidence: Evidence, *, stretches: int = 5) -> list[Cut]:
     if not trained.any():
         return []
     standard = (falls - falls[trained].mean()) / max(falls[trained].std(), _FLOOR)
-    furthest = trained & (standard >= np.quantile(standard[trained], 1 - _VOTERS))
+    voters = min(1.0, max(_VOTERS, _FEWEST_VOTERS / trained.sum()))
+    furthest = trained & (standard >= np.quantile(standard[trained], 1 - voters))
     cuts = []
-    for label in range(evidence.num_classes):
+    sizes = np.bincount(evidence.labels.numpy()[trained], minlength=evidence.num_classes)
+    most_votes = 1.0 if (sizes > 0).sum() >= _MANY_CLASSES else _MOST_VOTES
+    for label in (sizes >= _SMALLEST_CLASS).nonzero()[0].tolist():
         rows = (evidence.labels == label).nonzero().squeeze(1)
         own = rows.numpy()
-        if trained[own].sum() < _SMALLEST_CLASS:
-            continue
         share, gain = _two_parts(means[rows].numpy(), trained[own])
         weights = share[trained[own]]
         mean_falls = (weights * standard[own][trained[own], None]).sum(0) / np.maximum(weights.sum(0), _FLOOR)
         suspect = int(mean_falls.argmax())
         by_size = float(trained[own].sum() / trained.sum())
         votes = float(share[furthest[own], suspect].sum() / furthest.sum())
-        votes = max(0.0, votes - by_size) / max(1 - by_size, _FLOOR)
+        votes = min(max(0.0, votes - by_size) / max(1 - by_size, _FLOOR), most_votes)
         suspicion = torch.from_numpy(share[:, suspect].copy())
         cuts.append(Cut(label, rows, suspicion, gain, votes, float(mean_falls[suspect])))
     return cuts

@@ -52,6 +52,8 @@ class LateCut:
     much: ClassVar[float] = _MUCH
     # A slow part (``Cut.slow``) is one that was not learned yet; this one was.
     slow: ClassVar[bool] = False
+    # What was hard half-way and is learned now is not what the class is.
+    untold: ClassVar[bool] = False
 
     @property
     def strength(self) -> float:

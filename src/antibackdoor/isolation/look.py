@@ -12,9 +12,9 @@ from torch import Tensor
 from antibackdoor.errors import ConfigError
 from antibackdoor.isolation.alarm import Alarm, AnyCut
 from antibackdoor.isolation.channels import SMALLEST_PART, channel_maxima, cut_by_channels
-from antibackdoor.isolation.cuts import APART, Cut, cut_classes, sharpened, slow_cuts, start_of
+from antibackdoor.isolation.cuts import APART, Cut, cut_classes, learned, sharpened, slow_cuts, start_of
 from antibackdoor.isolation.evidence import Evidence
-from antibackdoor.isolation.late import gap_between, late_cuts
+from antibackdoor.isolation.late import LateCut, gap_between, late_cuts
 from antibackdoor.isolation.network import Measure, Network
 from antibackdoor.isolation.news import new_cuts
 from antibackdoor.isolation.signals.features import penultimate
@@ -24,6 +24,10 @@ __all__ = ["Look", "look"]
 
 # Share of its class from which a part is nearly all of it, and share of the part that may be taken back as a mistake.
 _NEARLY_ALL, _LOST = 0.75, 0.05
+# Where this share of a part is learned, and less than this of the images beside it, nothing tells which is poison.
+_LEARNED, _HARDLY = 0.5, 0.1
+# Share of the strongest evidence on a class from which other evidence on it adds suspects.
+_FAINT = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,10 +91,9 @@ def look(
         cuts += late_cuts(before, evidence.losses, half, seen, evidence.labels, evidence.trained)
         if earlier is not None:
             cuts += new_cuts(evidence.losses, half, earlier, seen, evidence.labels, evidence.trained)
+    cuts = _told(cuts, evidence, alarm)
     suspects, aside = torch.zeros(2, total, dtype=torch.bool)
-    for cut in cuts:
-        if not alarm.raised(cut):
-            continue
+    for cut in _accusing(cuts, alarm):
         alike, near = _suspected(cut, shown, evidence)
         own = rows[cut.rows]
         if agree(alike, suspects[own]):
@@ -132,6 +135,38 @@ def _judged(
         slow = {cut.label: cut for cut in slow_cuts(torn, apart=alarm.apart)}
         cuts = [slow.get(cut.label, cut) for cut in (torn if cuts is before else cuts)]
     return [with_gap(cut, matters=alarm.doubtful(cut) or alarm.torn(cut)) for cut in cuts]
+
+
+def _accusing(cuts: Sequence[AnyCut], alarm: Alarm) -> list[AnyCut]:
+    """Return the cuts that raise the alarm, in their order, without those that are faint beside another of a class."""
+    raised = [cut for cut in cuts if alarm.raised(cut)]
+    most: dict[int, float] = {}
+    for cut in raised:
+        most[cut.label] = max(most.get(cut.label, 0.0), cut.strength)
+    return [cut for cut in raised if cut.slow or cut.strength >= _FAINT * most[cut.label]]
+
+
+def _told(cuts: Sequence[AnyCut], evidence: Evidence, alarm: Alarm) -> list[AnyCut]:
+    """Return the cuts, with those marked of which it cannot be told which part is poison.
+
+    Where the network has learned one part of a class and hardly any of the rest, the part may be the poison, or it may
+    be what the class is, and the rest poison with a wrong label that is not learned yet. Votes tell the former
+    (``Cut.first``). What was hard and was learned late is not asked.
+    """
+    known = learned(evidence.losses)
+    certain = {cut.label for cut in cuts if isinstance(cut, Cut) and cut.first}
+
+    def told(cut: AnyCut) -> AnyCut:
+        if isinstance(cut, LateCut) or not alarm.raised(cut) or cut.slow or cut.label in certain:
+            return cut
+        trained = evidence.trained[cut.rows]
+        part, beside = (cut.rows[side & trained] for side in (cut.suspicion > 0.5, cut.suspicion <= 0.5))
+        if min(len(part), len(beside)) < SMALLEST_PART:
+            return cut
+        shares = [float(known[rows].double().mean()) for rows in (part, beside)]
+        return dataclasses.replace(cut, untold=shares[0] >= _LEARNED and shares[1] < _HARDLY)
+
+    return [told(cut) for cut in cuts]
 
 
 def _suspected(cut: AnyCut, seen: Tensor | None, evidence: Evidence) -> tuple[Tensor, Tensor]:

@@ -105,6 +105,8 @@ def _why(cut: AnyCut, alarm: Alarm, *, freed: bool) -> str:
     """Return why such a class is neither poisoned nor above suspicion, in words."""
     if freed:
         return "what was suspected there was let go, since a network that was not shown it does not reject it"
+    if cut.untold:
+        return "which of its two kinds of images is the poison cannot be told while hardly any of the other are learned"
     if _unlearned(cut, alarm):
         return "it may hold images with wrong labels that were not learned yet"
     return "the end of a whole training would tell" if cut.early else "clean classes seldom show as much"

@@ -36,7 +36,7 @@ def channel_statistics(images: Tensor, *, at_most: int = 4096) -> tuple[Tensor, 
 
     Args:
         images: uint8 (N, C, H, W).
-        at_most: Evenly spaced images to look at; the figures need no more.
+        at_most: How many images are enough; under twice as many, evenly spaced, are looked at.
 
     Returns:
         Two float32 (C,), of pixels in [0, 1]; no standard deviation is under 1/255.

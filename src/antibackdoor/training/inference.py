@@ -56,5 +56,5 @@ def logits_of(
             images, _ = batches.take(part)
             pixels = images.to(torch.float32, memory_format=torch.channels_last).div_(255)
             with runtime.autocast():
-                parts.append(model(pixels).float())
-    return torch.cat(parts).cpu() if parts else torch.empty(0, data.num_classes)
+                parts.append(model(pixels).float().cpu())
+    return torch.cat(parts) if parts else torch.empty(0, data.num_classes)
