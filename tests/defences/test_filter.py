@@ -914,16 +914,6 @@ def test_which_network_looks(asked, name, detector, blobs):
         assert found.plan == TrainPlan(epochs=7, augment=("flip",)), "the plan that the alarm was measured with"
 
 
-@pytest.mark.parametrize(
-    ("asked", "name", "height", "width", "size"),
-    [
-        ("wrn-16-1", "auto", 64, 64, None),
-        ("wrn-16-1", "auto", 68, 68, (64, 64)),
-        ("wrn-16-1", "own", 128, 128, None),
-        ("resnet-18", "auto", 128, 96, (64, 48)),
-        ("resnet-18", "auto", 48, 192, (16, 64)),
-    ],
-)
 def test_a_network_of_ones_own_that_is_like_a_measured_one_looks_itself(blobs):
     data = blobs(12, 3, channels=1, height=16, width=16)
     build, _ = builder_from(WideResNet(16, 1, 1, 3), data)
@@ -937,6 +927,16 @@ def test_a_named_detector_sees_images_as_they_are(blobs):
     assert found.name == "wrn-10-1"
 
 
+@pytest.mark.parametrize(
+    ("asked", "name", "height", "width", "size"),
+    [
+        ("wrn-16-1", "auto", 64, 64, None),
+        ("wrn-16-1", "auto", 68, 68, (64, 64)),
+        ("wrn-16-1", "own", 128, 128, None),
+        ("resnet-18", "auto", 128, 96, (64, 48)),
+        ("resnet-18", "auto", 48, 192, (16, 64)),
+    ],
+)
 def test_a_detector_sees_large_images_as_the_alarm_was_measured(asked, name, height, width, size, blobs):
     data = blobs(12, 3, channels=3, height=height, width=width)
     build, _ = builder_from(asked, data)
