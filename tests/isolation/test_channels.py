@@ -46,6 +46,17 @@ def test_what_is_foreign_to_all_classes_is_found_be_it_the_smaller_part_or_not(s
     assert f"strength {cuts[2].strength:.2f}" in cuts[2].figures
 
 
+@pytest.mark.parametrize(("share", "found"), [(0.3, True), (0.7, False)])
+def test_most_of_a_class_is_no_trigger_if_other_classes_have_it_too(share, found):
+    """A fifth as many of the others do."""
+    members = (LABELS == 2).nonzero().squeeze(1)
+    others = (LABELS != 2).nonzero().squeeze(1)
+    parts = [rows[: round(part * len(rows))] for rows, part in ((members, share), (others, share / 5))]
+    cut = cut_by_channels(shifted(maxima(), torch.cat(parts)), LABELS, CLASSES)[2]
+    assert cut.common == pytest.approx(0.2 if found else 1.0, abs=0.02)
+    assert (cut.strength > 0.3) is found
+
+
 def test_what_splits_every_class_alike_is_no_trigger():
     by_night = torch.arange(COUNT) % 3 == 0
     cuts = cut_by_channels(shifted(maxima(), by_night), LABELS, CLASSES)
