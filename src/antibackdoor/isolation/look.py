@@ -25,7 +25,7 @@ __all__ = ["Look", "look"]
 # Share of its class from which a part is nearly all of it, and share of the part that may be taken back as a mistake.
 _NEARLY_ALL, _LOST = 0.75, 0.05
 # Where this share of a part is learned, and less than this of the images beside it, nothing tells which is poison.
-_LEARNED, _HARDLY = 0.5, 0.1
+_LEARNED, _HARDLY = 0.5, 0.2
 # Share of the strongest evidence on a class from which other evidence on it adds suspects.
 _FAINT = 0.1
 
