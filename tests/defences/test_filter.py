@@ -13,7 +13,7 @@ from torch import nn
 from antibackdoor.defences import Filter, NoDefence
 from antibackdoor.defences import filter as filter_module
 from antibackdoor.defences.detector import Detector, detector_for
-from antibackdoor.errors import UnknownNameError
+from antibackdoor.errors import NonFiniteLossError, UnknownNameError
 from antibackdoor.isolation import ChannelCut, Cut, Evidence, Look, cut_classes
 from antibackdoor.models import WideResNet, builder_from
 from antibackdoor.progress import Silent
@@ -275,8 +275,8 @@ def test_what_falls_apart_only_without_the_first_poison_needs_another_round(defe
 def test_rounds_bound_the_trainings(rounds, defend, trajectories):
     # In every round another class falls apart.
     parts = [(label == LABELS) & (torch.arange(COUNT) < 200) for label in range(CLASSES)]
-    names = ("look", "retrain 1", "retrain 2", "retrain 3")
-    losses = {name: trajectories(LABELS, part) for name, part in zip(names, parts, strict=False)}
+    names = ("look", "retrain 1", "retrain 2", "retrain 3", "retrain 4")
+    losses = {name: trajectories(LABELS, part) for name, part in zip(names, parts, strict=True)}
     outcome, fit = defend(losses, marked=sum(parts).bool(), defence=Filter(rounds=rounds))
     flagged = sum(parts[: rounds + 1]).bool()
     assert fit.phases == [*names[: rounds + 1], f"retrain {rounds + 1}"], "what the last round found is left out"
@@ -882,6 +882,15 @@ def test_it_learns_the_suspects_of_another_without_their_labels(handed_over, tra
     outcome, fit = handed_over(trajectories(LABELS, PLANTED), marked=PLANTED, defence=defence)
     assert fit.phases == ["look", "retrain 1", "final", "unlabelled"]
     assert outcome.model is model_of(fit, "unlabelled") is model_of(fit, "final")
+
+
+def test_a_detector_that_cannot_be_trained_says_how_to_do_without(handed_over, trajectories, monkeypatch):
+    def explodes(*_, **__):
+        raise NonFiniteLossError("phase 'look', epoch 1: the loss is not finite")
+
+    monkeypatch.setattr(Fabricated, "__call__", explodes)
+    with pytest.raises(NonFiniteLossError, match=r"a small one looking for poison.*defence\.detector=own"):
+        handed_over(trajectories(LABELS, NOBODY))
 
 
 def test_a_scan_trains_the_other_alone(handed_over, trajectories):

@@ -82,7 +82,8 @@ class _Abl(Defence):
         history = fit(model, data, Phase("isolate", stage_one), objective=self._held_at_gamma)
         network = Network(model, data, fit.runtime)
         evidence = Evidence.of(history, data.labels, data.num_classes, network)
-        return isolate(evidence, signal=self.signal, share=self.share, scope=self.scope), history
+        isolation = isolate(evidence, signal=self.signal, share=self.share, scope=self.scope)
+        return fit.runtime.first(isolation), history  # All processes must leave out the same images.
 
     def _held_at_gamma(self, step: Step) -> Tensor:
         if self.reduction == "sample":

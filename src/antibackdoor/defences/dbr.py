@@ -172,7 +172,8 @@ class Dbr(Defence):
     def _isolate(self, model: nn.Module, data: ImageSet, fit: Fit, plan: TrainPlan) -> tuple[Isolation, History]:
         history = fit(model, data, Phase("train", plan))
         evidence = Evidence.of(history, data.labels, data.num_classes, Network(model, data, fit.runtime))
-        return isolate(evidence, signal=self.signal, share=self.share, scope=self.scope), history
+        isolation = isolate(evidence, signal=self.signal, share=self.share, scope=self.scope)
+        return fit.runtime.first(isolation), history  # All processes must leave out the same images.
 
     def _parts(self, isolation: Isolation, history: History, labels: Tensor, seeds: Seeds) -> _Parts:
         usable = torch.ones_like(isolation.flagged)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from antibackdoor.defences.balance import lost, make_up
 from antibackdoor.defences.planted import detection_limit
 from antibackdoor.defences.suspects import learn_relabelled, unlearn
+from antibackdoor.errors import NonFiniteLossError
 from antibackdoor.isolation import (
     FULL_CLASS,
     Alarm,
@@ -173,8 +174,21 @@ class Search:
         return torch.tensor(sorted(labels), dtype=self.data.labels.dtype)
 
     def look_first(self) -> None:
-        """Train the first part of the plan, and look."""
-        history = self.fit(self.first, self.data, Phase(_LOOK, self.plan, last=self.half, part_of="train"))
+        """Train the first part of the plan, and look.
+
+        Raises:
+            NonFiniteLossError: The loss is not finite; a detector's plan is its own, so the user is told which setting
+                leaves it out.
+        """
+        try:
+            history = self.fit(self.first, self.data, Phase(_LOOK, self.plan, last=self.half, part_of="train"))
+        except NonFiniteLossError as error:
+            if self.asked is None:
+                raise
+            raise NonFiniteLossError(
+                f"{error}; this was {self.asked.detector} looking for poison, by a plan of its own: "
+                "defence.detector=own looks with the network that is asked for"
+            ) from error
         self.histories.append(history)
         self._copies = copies_of(self.data, history)
         if history.held_out is not None:
