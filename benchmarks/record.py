@@ -11,12 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
+import numpy as np
+
 from antibackdoor.pipeline import versions
 from antibackdoor.training import Runtime
 
 # Kinds of cuts, as cells of benchmarks/calibrate.py name them.
 CUTS = ("strength", "channels", "late", "new")
-_EULER = 0.5772156649
 
 
 def made_by(device: str) -> dict[str, object]:
@@ -96,6 +97,6 @@ def null_of(cells: Sequence[Mapping[str, object]]) -> dict[str, dict[str, float]
         mean, spread = fmean(largest), stdev(largest)
         scale = spread * math.sqrt(6) / math.pi
         figures = {"n": len(cells), "mean": mean, "sd": spread, "max": max(largest)}
-        figures["exceeded_by_5_percent"] = mean - _EULER * scale - scale * math.log(-math.log(0.95))
+        figures["exceeded_by_5_percent"] = mean - np.euler_gamma * scale - scale * math.log(-math.log(0.95))
         found[name] = {key: round(value, 4) for key, value in figures.items()}
     return found

@@ -56,15 +56,11 @@ def detector_for(name: str, build_model: BuildModel, data: ImageSet, plan: Train
     if name == OWN:
         return None
     _, height, width = data.shape
-    share, asked = 1.0, _shapes(build_model)
-    if name == AUTO:
-        share = min(1.0, _SIDE / max(height, width))
-        if share == 1 and any(asked == _shapes(builder_from(known, data)[0]) for known in _MEASURED):
-            return None
-        name = _MEASURED[-1]
-    elif asked == _shapes(builder_from(name, data)[0]):
+    share = min(1.0, _SIDE / max(height, width)) if name == AUTO else 1.0
+    builders = {known: builder_from(known, data)[0] for known in (_MEASURED if name == AUTO else (name,))}
+    if share == 1 and _shapes(build_model) in map(_shapes, builders.values()):
         return None
-    build, _ = builder_from(name, data)
+    name, build = list(builders.items())[-1]
     measured = TrainPlan(epochs=plan.epochs, augment=plan.augment)
     if share == 1:
         return Detector(name, build, measured)

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
+
 from antibackdoor.isolation.channels import ChannelCut
 from antibackdoor.isolation.cuts import APART, Cut
 from antibackdoor.isolation.late import LateCut
@@ -25,7 +27,6 @@ _UNCERTAIN = 0.8
 # of CIFAR-10 and Fashion-MNIST (benchmarks/calibrate.py; tests/isolation/test_alarm.py reads the records): at a first
 # look, and at the end.
 _CLEAN = {True: (0.33, 0.12), False: (0.28, 0.13)}
-_EULER = 0.5772156649
 # Smallest share that so few trainings are taken to tell.
 _RARE = 0.01
 
@@ -103,4 +104,4 @@ def share_of_clean(strength: float, *, early: bool) -> float:
     """
     mean, spread = _CLEAN[early]
     scale = spread * math.sqrt(6) / math.pi
-    return -math.expm1(-math.exp(-(strength - mean) / scale - _EULER))
+    return -math.expm1(-math.exp(-(strength - mean) / scale - np.euler_gamma))
