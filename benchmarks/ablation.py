@@ -140,9 +140,9 @@ def measure(row: Row, seed: int, data: Loaded, arguments: argparse.Namespace) ->
     observed = planted.train.observed
     plan = TrainPlan(epochs=config.train.epochs, augment=config.train.augment)
     fit = Remembering(runtime, seeds)
-    first, half = build_model(seeds.generator("init")), Filter().first_look(plan)
+    first, half = build_model(seeds.generator("init")), Filter().looker().first(plan)
     start = fit(first, observed, Phase("look", plan, last=half, part_of="train"))
-    earlier = Filter().look_at(start, first, observed, fit, plan).seen
+    earlier = Filter().looker().look_at(start, first, observed, fit, plan).seen
     rest = fit(first, observed, Phase("train", plan, first=half, part_of="train"))
     losses = torch.from_numpy(np.concatenate([start.losses, rest.losses]))
     evidence = Evidence(losses, observed.labels, observed.num_classes, None, Network(first, observed, runtime))

@@ -78,15 +78,15 @@ def measure(data: ImageSet, kind: str, seed: int, arguments: argparse.Namespace)
     build_model, _ = builder_from(arguments.model, drawn)
     augment = ("flip",) if arguments.set == "embedded" else ("crop", "flip")
     plan = TrainPlan(epochs=arguments.epochs or EPOCHS[arguments.set], augment=augment)
-    defence, fit = Filter(), Trainer(runtime, seeds)
-    model, half = build_model(seeds.generator("init")), defence.first_look(plan)
+    looker, fit = Filter().looker(), Trainer(runtime, seeds)
+    model, half = build_model(seeds.generator("init")), looker.first(plan)
     cell: dict[str, object] = {"set": arguments.set, "kind": kind, "seed": seed, "n_train": len(drawn)}
     losses, earlier = np.empty((0, len(drawn)), np.float32), None
     for name, first, last in (("look", 0, half), ("end", half, plan.epochs)):
         history = fit(model, drawn, Phase(name, plan, first=first, last=last, part_of="train"))
         losses = np.concatenate([losses, history.losses])
         whole = dataclasses.replace(history, losses=losses)
-        found = defence.look_at(whole, model, drawn, fit, plan, earlier=earlier)
+        found = looker.look_at(whole, model, drawn, fit, plan, earlier=earlier)
         earlier = found.seen
         cuts = [cut for those in found.cuts.values() for cut in those]
         cell[name] = [{"label": cut.label, "strength": cut.strength, "figures": cut.figures} for cut in cuts]

@@ -13,6 +13,7 @@ from torch import nn
 from antibackdoor.defences import Filter, NoDefence
 from antibackdoor.defences import filter as filter_module
 from antibackdoor.defences.detector import Detector, detector_for
+from antibackdoor.defences.looker import Looker
 from antibackdoor.errors import NonFiniteLossError, UnknownNameError
 from antibackdoor.isolation import ChannelCut, Cut, Evidence, Look, cut_classes
 from antibackdoor.models import WideResNet, builder_from
@@ -134,19 +135,23 @@ def shown(looks, flagged=None, **settings):
         **settings: Of the filter.
     """
 
-    class Shown(Filter):
+    class Shown(Looker):
         def look_at(self, history, model, data, fit, plan, *, kept=None, **_):
             ended = history.phase == "look" and len(history.losses) == plan.epochs
             phase = "train" if ended else history.phase
             cuts, suspects = {}, (flagged or {}).get(phase, NOBODY).clone()
             for cut in looks.get(phase, ()):
                 cuts[cut.label] = (*cuts.get(cut.label, ()), cut)
-                if self.alarm_of().raised(cut) and flagged is None:
+                if self.alarm.raised(cut) and flagged is None:
                     suspects[cut.rows[cut.suspicion > 0.5]] = True
             suspects &= kept if kept is not None else ~NOBODY
             return Look(cuts, suspects, suspects.clone())
 
-    return Shown(**settings)
+    class Showing(Filter):
+        def looker(self):
+            return Shown(**vars(super().looker()))
+
+    return Showing(**settings)
 
 
 def nearly(dropped, expected, strangers=10):
@@ -884,13 +889,25 @@ def test_it_learns_the_suspects_of_another_without_their_labels(handed_over, tra
     assert outcome.model is model_of(fit, "unlabelled") is model_of(fit, "final")
 
 
-def test_a_detector_that_cannot_be_trained_says_how_to_do_without(handed_over, trajectories, monkeypatch):
-    def explodes(*_, **__):
-        raise NonFiniteLossError("phase 'look', epoch 1: the loss is not finite")
+@pytest.mark.parametrize(
+    ("phase", "words"),
+    [
+        ("look", r"a small one looking for poison.*defence\.detector=own"),
+        ("retrain 1", r"a small one looking for poison.*defence\.detector=own"),
+        ("final", "^not finite$"),
+    ],
+)
+def test_a_detector_that_cannot_be_trained_says_how_to_do_without(phase, words, handed_over, trajectories, monkeypatch):
+    trains = Fabricated.__call__
+
+    def explodes(self, model, data, now, **rest):
+        if now.name == phase:
+            raise NonFiniteLossError("not finite")
+        return trains(self, model, data, now, **rest)
 
     monkeypatch.setattr(Fabricated, "__call__", explodes)
-    with pytest.raises(NonFiniteLossError, match=r"a small one looking for poison.*defence\.detector=own"):
-        handed_over(trajectories(LABELS, NOBODY))
+    with pytest.raises(NonFiniteLossError, match=words):
+        handed_over(trajectories(LABELS, PLANTED), marked=PLANTED)
 
 
 def test_a_scan_trains_the_other_alone(handed_over, trajectories):

@@ -21,23 +21,20 @@ other is trained once, on what it leaves (``defences.detector``).
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
-
 from antibackdoor.defences.base import Defence
 from antibackdoor.defences.detector import AUTO, check_detector, detector_for
-from antibackdoor.defences.search import Asked, Search, copies_of
+from antibackdoor.defences.looker import Looker
+from antibackdoor.defences.search import Asked, Rules, Search
 from antibackdoor.errors import ConfigError
-from antibackdoor.isolation import Alarm, Evidence, Look, Network, look
+from antibackdoor.isolation import Alarm
 from antibackdoor.models import BuildModel
 from antibackdoor.seeds import Seeds
 from antibackdoor.training import Fit, TrainPlan
-from antibackdoor.types import History, ImageSet, Outcome
+from antibackdoor.types import ImageSet, Outcome
 
 __all__ = ["Filter"]
 
@@ -114,7 +111,7 @@ class Filter(Defence):
         """Train for the first part of the plan and look once."""
         search = self._search(data, build_model, fit, plan, seeds)
         search.look_first()
-        return search.outcome(epochs=self.first_look(plan))
+        return search.outcome(epochs=search.half)
 
     def run(self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds) -> Outcome:
         """Train, and again without the suspects for as long as that changes who is suspected."""
@@ -138,67 +135,15 @@ class Filter(Defence):
         return search.outcome(epochs=plan.epochs)
 
     def _search(self, data: ImageSet, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds) -> Search:
+        looker = self.looker()
+        rules = Rules(self.rounds, self.confident, self.referee, self.control)
         detector = detector_for(self.detector, build_model, data, plan)
         if detector is None:
-            return Search(self, data, build_model, fit, plan, seeds)
+            return Search(looker, rules, data, build_model, fit, plan, seeds)
         asked = Asked(build_model, plan, detector.name)
-        return Search(self, data, detector.build_model, fit, detector.plan, seeds, asked)
+        return Search(looker, rules, data, detector.build_model, fit, detector.plan, seeds, asked)
 
-    def first_look(self, plan: TrainPlan) -> int:
-        """Return after how many epochs of the plan it looks for the first time."""
-        return min(max(self.fewest, min(self.latest, round(self.look * plan.epochs))), plan.epochs)
-
-    def alarm_of(self) -> Alarm:
-        """Return from how much evidence on a class is suspected."""
-        return Alarm(self.alarm, self.sensitivity)
-
-    def look_at(
-        self,
-        history: History,
-        model: nn.Module,
-        data: ImageSet,
-        fit: Fit,
-        plan: TrainPlan,
-        *,
-        kept: Tensor | None = None,
-        earlier: Tensor | None = None,
-        copies: Tensor | None = None,
-    ) -> Look:
-        """Look at the images that were trained on; see ``isolation.look``.
-
-        Args:
-            history: Of the training so far, from its first epoch.
-            model: What it trained.
-            data: The set.
-            fit: The training loop, which says where to compute.
-            plan: Of the whole training.
-            kept: bool (N,), the images that were trained on; all by default.
-            earlier: ``Look.seen`` of the first look at the same training, if this is not it.
-            copies: bool (N,), what ``isolation.repeated`` finds in the set, if it was asked before.
-        """
-        rows = torch.arange(len(data)) if kept is None else kept.nonzero().squeeze(1)
-        # An image and its exact copies are one.
-        apart = copies_of(data, history) if copies is None else copies
-        if history.held_out is not None:
-            apart = apart | torch.from_numpy(history.held_out)
-        held_out = apart[rows] if bool(apart.any()) else None
-        losses = torch.from_numpy(history.losses)[:, rows]
-        evidence = Evidence(losses, data.labels[rows], data.num_classes, held_out, Network(model, data, fit.runtime))
-        alarm = self.alarm_of() if len(losses) >= self.fewest else Alarm.never()
-        nobody = torch.zeros(len(data), dtype=torch.bool)
-        found = Look({}, nobody, nobody)
-        if fit.runtime.rank == 0:  # The others hear of it: all must suspect the same.
-            found = look(
-                evidence,
-                rows,
-                len(data),
-                alarm=alarm,
-                early=len(losses) < plan.epochs,
-                half=self.first_look(plan),
-                earlier=earlier,
-                features=self.features,
-                channels=self.channels,
-                late=self.late,
-            )
-        heard = fit.runtime.first(dataclasses.replace(found, seen=None))
-        return dataclasses.replace(heard, seen=found.seen)
+    def looker(self) -> Looker:
+        """Return what looks at the trainings, by these settings."""
+        alarm = Alarm(self.alarm, self.sensitivity)
+        return Looker(alarm, self.look, self.fewest, self.latest, self.features, self.channels, self.late)

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from antibackdoor.defences.balance import lost, make_up
+from antibackdoor.defences.looker import Looker, copies_of
 from antibackdoor.defences.planted import detection_limit
 from antibackdoor.defences.suspects import learn_relabelled, unlearn
 from antibackdoor.errors import NonFiniteLossError
 from antibackdoor.isolation import (
     FULL_CLASS,
-    Alarm,
     AnyCut,
     Look,
     Network,
     agree,
-    repeated,
     ruling,
     strongest,
     verdict_of,
@@ -31,7 +29,7 @@ from antibackdoor.seeds import Seeds
 from antibackdoor.training import Fit, Phase, TrainPlan, logits_of
 from antibackdoor.types import History, ImageSet, Isolation, Outcome
 
-__all__ = ["Asked", "Search", "Settings", "copies_of"]
+__all__ = ["Asked", "Rules", "Search"]
 
 # Times the alarm of its look from which a class is not let go, however easy its suspects are; and from which a class
 # that the first network left alone is accused by a second.
@@ -47,54 +45,21 @@ _WORTH, _WORTH_BACK = 0.05, 0.02
 _LONGEST = 3.0
 
 
-def copies_of(data: ImageSet, history: History) -> Tensor:
-    """Return the exact copies in the set, bool (N,); an image that was trained on is an original first."""
-    held_out = None if history.held_out is None else torch.from_numpy(history.held_out)
-    return repeated(data.images, data.labels, held_out)
+@dataclass(frozen=True)
+class Rules:
+    """How a search goes on after a look; ``Filter`` says more of each.
 
+    Attributes:
+        rounds: Most trainings after the first that are looked at, at least 1.
+        confident: Probability from which the referee's word for a suspect's own label counts.
+        referee: Let the network trained without the suspects judge them.
+        control: State the detection limit as well.
+    """
 
-class Settings(Protocol):
-    """What a search asks of the defence; ``Filter`` says what each is."""
-
-    @property
-    def fewest(self) -> int:
-        """See ``Filter``."""
-
-    @property
-    def rounds(self) -> int:
-        """See ``Filter``."""
-
-    @property
-    def confident(self) -> float:
-        """See ``Filter``."""
-
-    @property
-    def referee(self) -> bool:
-        """See ``Filter``."""
-
-    @property
-    def control(self) -> bool:
-        """See ``Filter``."""
-
-    def first_look(self, plan: TrainPlan) -> int:
-        """Return after how many epochs of the plan it looks for the first time."""
-
-    def alarm_of(self) -> Alarm:
-        """Return from how much evidence on a class is suspected."""
-
-    def look_at(
-        self,
-        history: History,
-        model: nn.Module,
-        data: ImageSet,
-        fit: Fit,
-        plan: TrainPlan,
-        *,
-        kept: Tensor | None = None,
-        earlier: Tensor | None = None,
-        copies: Tensor | None = None,
-    ) -> Look:
-        """Look at the images that were trained on."""
+    rounds: int
+    confident: float
+    referee: bool
+    control: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +82,8 @@ class Search:
     """One search for poison: what was trained so far, and who is suspected.
 
     Attributes:
-        filter: The settings.
+        looker: Looks at the trainings.
+        rules: How it goes on after a look.
         data: The set.
         build_model: Builds a network.
         fit: The training loop.
@@ -131,10 +97,12 @@ class Search:
         aside: bool (N,), what the next network is not shown.
         kept: bool (N,), what the last network was shown.
         let_go: bool (N,), classes that are not to be suspected again.
+        half: Epochs of the first network at its first look.
         finished: The first network has had all of its epochs.
     """
 
-    filter: Settings
+    looker: Looker
+    rules: Rules
     data: ImageSet
     build_model: BuildModel
     fit: Fit
@@ -148,13 +116,14 @@ class Search:
     aside: Tensor = field(init=False)
     kept: Tensor = field(init=False)
     let_go: Tensor = field(init=False)
+    half: int = field(init=False)
     finished: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.first = self.model = self._network()
         self.suspects, self.aside, self.let_go = torch.zeros(3, len(self.data), dtype=torch.bool)
         self.kept = torch.ones(len(self.data), dtype=torch.bool)
-        self.half = self.filter.first_look(self.plan)
+        self.half = self.looker.first(self.plan)
         self.finished = self.half == self.plan.epochs
         self._before: Tensor | None = None
         self._seen: Tensor | None = None
@@ -174,22 +143,8 @@ class Search:
         return torch.tensor(sorted(labels), dtype=self.data.labels.dtype)
 
     def look_first(self) -> None:
-        """Train the first part of the plan, and look.
-
-        Raises:
-            NonFiniteLossError: The loss is not finite; a detector's plan is its own, so the user is told which setting
-                leaves it out.
-        """
-        try:
-            history = self.fit(self.first, self.data, Phase(_LOOK, self.plan, last=self.half, part_of="train"))
-        except NonFiniteLossError as error:
-            if self.asked is None:
-                raise
-            raise NonFiniteLossError(
-                f"{error}; this was {self.asked.detector} looking for poison, by a plan of its own: "
-                "defence.detector=own looks with the network that is asked for"
-            ) from error
-        self.histories.append(history)
+        """Train the first part of the plan, and look."""
+        history = self._train(self.first, Phase(_LOOK, self.plan, last=self.half, part_of="train"))
         self._copies = copies_of(self.data, history)
         if history.held_out is not None:
             self._trainable &= ~torch.from_numpy(history.held_out)
@@ -224,15 +179,15 @@ class Search:
 
     def rounds(self, number: int) -> int:
         """Go on with round ``number`` for as long as that changes who is suspected; returns the next number."""
-        while self.suspected and number <= self.filter.rounds:
+        while self.suspected and number <= self.rules.rounds:
             number += 1
-            if self.round(number - 1) or not self.filter.referee:
+            if self.round(number - 1) or not self.rules.referee:
                 break
         return number
 
     def round(self, number: int) -> bool:
         """Train a network without the suspects, and let it judge them; returns whether little changed."""
-        if self._before is None and self.filter.referee:
+        if self._before is None and self.rules.referee:
             self._before = self._own_probability(self.first)
         self._retrain(number)
         if self._before is None:
@@ -249,7 +204,7 @@ class Search:
             labels,
             before=self._before,
             after=after,
-            confident=self.filter.confident,
+            confident=self.rules.confident,
             shown=shown,
             near=self.aside,
             stays=stays,
@@ -328,7 +283,7 @@ class Search:
         """Let the last network learn suspects under the labels that it sees in them."""
         if not self.suspected or self.model is self.first:
             return
-        confident = self.filter.confident
+        confident = self.rules.confident
         history, count = learn_relabelled(
             self.model,
             self.data,
@@ -344,7 +299,7 @@ class Search:
 
     def outcome(self, *, epochs: int) -> Outcome:
         """Return the network, the verdict after that many epochs, and what every training left."""
-        limit, planted = self._limit(epochs) if self.filter.control else ([], [])
+        limit, planted = self._limit(epochs) if self.rules.control else ([], [])
         blind, small = self._too_little(epochs)
         without = [f"Not looked at: {'; '.join(self._without)}."] if self._without else []
         if self.asked is not None:
@@ -353,7 +308,7 @@ class Search:
             self.cuts,
             self.data,
             self.suspects,
-            alarm=self.filter.alarm_of(),
+            alarm=self.looker.alarm,
             let_go=self.let_go,
             blind=blind,
             words=(*small, *without, *self.words, *limit),
@@ -366,8 +321,8 @@ class Search:
         The larger half of the images must be in classes in which poison can be told from what is merely rare; those
         that are held out and exact copies do not count.
         """
-        if epochs < self.filter.fewest:
-            return f"the training had under {self.filter.fewest} epochs", []
+        if epochs < self.looker.fewest:
+            return f"the training had under {self.looker.fewest} epochs", []
         sizes = torch.bincount(self.data.labels[self._trainable & ~self._copies], minlength=self.data.num_classes)
         small = (sizes > 0) & (sizes < FULL_CLASS)
         if not self.cuts or 2 * int(sizes[small].sum()) > int(sizes.sum()):
@@ -381,6 +336,25 @@ class Search:
     def _network(self) -> nn.Module:
         return self.build_model(self.seeds.generator("init"))
 
+    def _train(self, model: nn.Module, phase: Phase, *, subset: Tensor | None = None) -> History:
+        """Train a network, and keep what that leaves.
+
+        Raises:
+            NonFiniteLossError: The loss is not finite; a detector's plan is its own, so the user is told which setting
+                leaves it out.
+        """
+        try:
+            history = self.fit(model, self.data, phase, subset=subset)
+        except NonFiniteLossError as error:
+            if self.asked is None or phase.name == _ASKED:
+                raise
+            raise NonFiniteLossError(
+                f"{error}; this was {self.asked.detector} looking for poison, by a plan of its own: "
+                "defence.detector=own looks with the network that is asked for"
+            ) from error
+        self.histories.append(history)
+        return history
+
     @property
     def _last_plan(self) -> TrainPlan:
         """Of ordinary training of the network that comes out."""
@@ -391,11 +365,9 @@ class Search:
         self.kept = torch.ones_like(self.kept) if everything else ~self.aside
         self.model = asked.build_model(self.seeds.generator("init"))
         if everything:
-            history = self.fit(self.model, self.data, Phase(_ASKED, asked.plan, part_of="train"))
+            self._train(self.model, Phase(_ASKED, asked.plan, part_of="train"))
         else:
-            phase = Phase(_ASKED, self._plan_for(self.kept, asked.plan))
-            history = self.fit(self.model, self.data, phase, subset=self.kept)
-        self.histories.append(history)
+            self._train(self.model, Phase(_ASKED, self._plan_for(self.kept, asked.plan)), subset=self.kept)
 
     def _plan_for(self, kept: Tensor, plan: TrainPlan) -> TrainPlan:
         """Return the plan of a network that is shown some images only: it takes as many updates as ordinary training.
@@ -410,21 +382,20 @@ class Search:
         """Train a network without what is set aside."""
         self.kept, self.model = ~self.aside, self._network()
         phase = Phase(f"{_RETRAIN} {number}", self._plan_for(self.kept, self.plan))
-        self.histories.append(self.fit(self.model, self.data, phase, subset=self.kept))
+        self._train(self.model, phase, subset=self.kept)
 
     def _learned(self) -> int:
         """Return how many suspects the last network was trained on."""
         return int((self.suspects & self.kept & self._trainable).sum())
 
     def _finish(self) -> None:
-        phase = Phase(_TRAIN, self.plan, first=self.half, part_of="train")
-        self.histories.append(self.fit(self.first, self.data, phase))
+        self._train(self.first, Phase(_TRAIN, self.plan, first=self.half, part_of="train"))
         self.finished = True
 
     def _look_at(
         self, history: History, model: nn.Module, *, kept: Tensor | None = None, earlier: Tensor | None = None
     ) -> Look:
-        return self.filter.look_at(
+        return self.looker.look_at(
             history, model, self.data, self.fit, self.plan, kept=kept, earlier=earlier, copies=self._copies
         )
 
@@ -439,7 +410,7 @@ class Search:
 
     def _sure(self, label: int) -> bool:
         """Say whether a class is accused beyond doubt; by its slow part none is, which may be no more than hard."""
-        alarm = self.filter.alarm_of()
+        alarm = self.looker.alarm
 
         def strong(cut: AnyCut) -> float:
             return (_EARLY_STRONG if cut.early else _LATE_STRONG) * alarm.at(early=cut.early)
@@ -451,7 +422,7 @@ class Search:
 
         Every look at another network is another chance for a clean class, so it takes more.
         """
-        sure = _LATER * self.filter.alarm_of().at(early=False)
+        sure = _LATER * self.looker.alarm.at(early=False)
         barely = [label for label, cuts in again.cuts.items() if strongest(cuts).strength < sure]
         known = self.data.labels[self.suspects].unique()
         labels = torch.tensor(barely, dtype=self.data.labels.dtype)
@@ -461,6 +432,6 @@ class Search:
         def looked_at(longer: ImageSet, name: str) -> tuple[Tensor, History]:
             model = self._network()
             history = self.fit(model, longer, Phase(name, self.plan, last=epochs))
-            return self.filter.look_at(history, model, longer, self.fit, self.plan).suspects, history
+            return self.looker.look_at(history, model, longer, self.fit, self.plan).suspects, history
 
         return detection_limit(self.data, looked_at, self.seeds)
