@@ -1,0 +1,78 @@
+"""The page that sets what was measured beside what is asked for says what the records say."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def targets(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("targets")
+
+
+def record(folder: Path, name: str, row: str, **figures: float) -> None:
+    """Write a record of one row with no defence, and with the filter."""
+    good = {"ca": 0.7, "asr": 0.02, "excess": 0.0, "ca_gap": 0.0, "recall": 1.0, "fpr": 0.0, "trainings": 1.5}
+    common = {"row": row, "n": 1}
+    cells = [
+        {**common, "defence": "none", "ca": 0.7, "asr": 1.0, "verdicts": ["undecided"]},
+        {**common, "defence": "filter", "verdicts": ["poisoned"], **good, **figures},
+    ]
+    (folder / name).write_text(json.dumps({"summary": cells}), encoding="utf-8")
+
+
+def test_the_page_in_docs_is_that_of_the_records(targets):
+    assert (ROOT / "docs" / "targets.md").read_text(encoding="utf-8") == targets.page(targets.RESULTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "group"),
+    [
+        ("CIFAR-10", "none", "clean"),
+        ("CIFAR-10", "badnets@0.05:corner=all", "common"),
+        ("CIFAR-10", "badnets@0.1:corner=all,labelling=all-to-all", "hiding"),
+        ("CIFAR-10", "tact@0.05", "hiding"),
+        ("CIFAR-10", "blend@0.01", "rare"),
+        ("GTSRB", "blend@0.01", "others"),
+        ("Fashion-MNIST", "badnets@0.1", "demonstration"),
+        ("CIFAR-10, unseen trigger", "glasses@0.1", "unseen"),
+    ],
+)
+def test_a_row_is_held_to_the_targets_of_its_group(name, row, group, targets):
+    assert targets.group_of(name, row) == group
+
+
+@pytest.mark.parametrize(
+    ("figures", "shown"),
+    [
+        ({"recall": 0.949}, "**94.9**"),
+        ({"recall": 0.95}, "95.0"),
+        ({"fpr": 0.0051}, "**0.5**"),
+        ({"excess": 0.061}, "**6.1**"),
+        ({"excess": -0.061}, "-6.1"),
+        ({"ca_gap": 0.011}, "**1.1**"),
+        ({"trainings": 1.61}, "**1.61**"),
+    ],
+)
+def test_what_misses_its_target_is_bold(figures, shown, targets, tmp_path):
+    record(tmp_path, "filter_cifar10_cpu.json", "blend@0.1", **figures)
+    page = targets.page(tmp_path)
+    assert f"| {shown} |" in page
+    reached = 0 if "**" in shown else 1
+    assert f"{reached} of 1 rows reach every target of a row." in page
+
+
+def test_excess_is_judged_in_the_mean_too_where_a_lucky_row_makes_up_for_none(targets, tmp_path):
+    record(tmp_path, "filter_gtsrb_cpu.json", "blend@0.1", excess=0.03)
+    record(tmp_path, "filter_imagenette_cpu.json", "blend@0.1", excess=-0.05)
+    page = targets.page(tmp_path)
+    assert "2 of 2 rows reach every target of a row." in page
+    assert "Excess is 1.5 in the mean (missed: 1) and 3.0 in the worst row." in page
