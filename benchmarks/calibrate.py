@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filter import EPOCHS, IMAGENETTE, SIDE, SMALL
+from filter import AUGMENT, EPOCHS, IMAGENETTE, SIDE, SMALL
 from record import CUTS, commit, kept_cells, made_by, null_of, write
 
 from antibackdoor.data.sources import load, subsample
@@ -76,8 +76,7 @@ def measure(data: ImageSet, kind: str, seed: int, arguments: argparse.Namespace)
     seeds, runtime = Seeds(seed), Runtime.create(arguments.device)
     drawn = troubled(subsample(data, min(arguments.limit, len(data)), seeds.generator("limit train")), kind, seeds)
     build_model, _ = builder_from(arguments.model, drawn)
-    augment = ("flip",) if arguments.set == "embedded" else ("crop", "flip")
-    plan = TrainPlan(epochs=arguments.epochs or EPOCHS[arguments.set], augment=augment)
+    plan = TrainPlan(epochs=arguments.epochs or EPOCHS[arguments.set], augment=AUGMENT[arguments.set])
     looker, fit = Filter().looker(), Trainer(runtime, seeds)
     model, half = build_model(seeds.generator("init")), looker.first(plan)
     cell: dict[str, object] = {"set": arguments.set, "kind": kind, "seed": seed, "n_train": len(drawn)}

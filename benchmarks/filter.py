@@ -59,6 +59,8 @@ ROWS = {
 SMALL, LARGE, TEST = 6000, 20_000, 2000
 IMAGENETTE, SIDE = 3000, 64
 EPOCHS = {"cifar10": 20, "embedded": 15, "gtsrb": 20, "imagenette": 20}
+# A sign in a mirror is another sign.
+AUGMENT = {"cifar10": ("crop", "flip"), "embedded": ("flip",), "gtsrb": ("crop",), "imagenette": ("crop", "flip")}
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,7 @@ class Row:
 def config_for(row: Row, defence: str, seed: int, arguments: argparse.Namespace) -> RunConfig:
     """Return the configuration of one cell; a control is the undefended cell without its attack."""
     name = arguments.set
-    augment = ("flip",) if name == "embedded" else ("crop",) if name == "gtsrb" else ("crop", "flip")
-    train = TrainConfig(epochs=arguments.epochs or EPOCHS[name], augment=augment)
+    train = TrainConfig(epochs=arguments.epochs or EPOCHS[name], augment=AUGMENT[name])
     data = DataConfig(limit=row.limit(name), limit_test=TEST, holdout=0)
     if name == "embedded":
         data = DataConfig(holdout=0)
@@ -231,7 +232,8 @@ def _write(arguments: argparse.Namespace, cells: list[dict[str, object]], row: R
     config = config_for(row, "none", arguments.seeds[0], arguments).dump()
     content = {
         **made_by(arguments.device),
-        "config": {**config, "attack": None, "data": {**config["data"], "source": arguments.set}},
+        # How many images a cell has is its own, n_train.
+        "config": {**config, "attack": None, "data": {**config["data"], "source": arguments.set, "limit": None}},
         "summary": summarise(cells),
         "cells": cells,
     }

@@ -2,8 +2,8 @@
 
     python benchmarks/targets.py > docs/targets.md
 
-Reads what benchmarks/filter.py wrote to benchmarks/results. The targets of the full size are stated first; the records
-are of the size for a CPU, for which excess and CA gap may be twice as large. Means over the seeds that were run.
+Reads what benchmarks/filter.py and the paper's grid wrote to benchmarks/results. The records are of the size for a CPU,
+for which excess and CA gap may be twice as large as at the full size.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from pathlib import Path
 from statistics import fmean
 
 from attacks import read_attack
+from filter import summarise
 from tables import share
 
 Row = Mapping[str, object]
 
 RESULTS = Path(__file__).parent / "results"
+# Records of benchmarks/filter.py, and folders of cells of `antibackdoor bench`.
 RECORDS = {
     "CIFAR-10": "filter_cifar10_cpu.json",
+    "CIFAR-10, the paper's table": "paper_cpu/cells",
     "GTSRB": "filter_gtsrb_cpu.json",
     "Imagenette": "filter_imagenette_cpu.json",
     "Fashion-MNIST": "filter_embedded.json",
@@ -34,8 +37,18 @@ DEMONSTRATION = "Fashion-MNIST"
 # Attacks that were made to hide from a search for clusters, by the beginnings of their names.
 HIDING = ("tact", "adap-", "narcissus")
 COST = 1.6
-# Names of the columns whose figures have a target, and whether more is worse.
-FIGURES = {"excess": True, "ca_gap": True, "recall": False, "precision": False, "fpr": True, "flagged_share": True}
+CLEAN_VERDICT = "no sign of poison"
+# Columns whose figures have a target, with their heads, and those of which more is better.
+FIGURES = {
+    "excess": "excess",
+    "ca_gap": "CA gap",
+    "recall": "recall",
+    "precision": "precision",
+    "fpr": "false flags",
+    "flagged_share": "flagged",
+    "trainings": "trainings",
+}
+BETTER = ("recall", "precision")
 
 
 @dataclass(frozen=True)
@@ -44,51 +57,56 @@ class Target:
 
     Attributes:
         title: Of the group.
-        words: The targets, at the full size where that differs.
+        words: The targets.
         limits: Figure to the most, or of recall and precision the least, of every row; of excess the worst.
         mean_excess: Most excess in the mean over the rows, where negative ones count as none.
+        shown: Figures without a target that are shown too.
     """
 
     title: str
     words: str
     limits: Mapping[str, float]
     mean_excess: float | None = None
+    shown: tuple[str, ...] = ()
 
 
 IN_IMAGE = {"excess": 0.06, "ca_gap": 0.01, "recall": 0.95, "fpr": 0.005, "trainings": COST}
 TARGETS = {
     "common": Target(
         "CIFAR-10, a trigger in 5 to 10 %",
-        "Excess at most 0.5 in the mean and 3 in the worst row, CA gap at most 0.5 (twice that at this size), recall "
-        "at least 95 %, false flags at most 0.5 %, 1.6 trainings.",
+        "Excess at most 1.0 in the mean and 6 in the worst row, CA gap at most 1.0 (at the full size half of that), "
+        "recall at least 95 %, false flags at most 0.5 %.",
         IN_IMAGE,
         0.01,
     ),
     "rare": Target(
         "CIFAR-10, 1 % and less",
-        "Excess at most 2 in the mean and 8 in the worst row, CA gap at most 0.5 (twice that at this size).",
+        "Excess at most 4 in the mean and 16 in the worst row, CA gap at most 1.0 (at the full size half of that).",
         {"excess": 0.16, "ca_gap": 0.01, "trainings": COST},
         0.04,
+        ("recall", "fpr"),
     ),
     "hiding": Target(
-        "Attacks that hide: TaCT, Adap-Blend, Narcissus, all-to-all",
-        "Excess at most 10 (twice that at this size).",
+        "CIFAR-10, attacks that hide",
+        "Excess at most 20 (at the full size half of that).",
         {"excess": 0.2, "trainings": COST},
+        shown=("ca_gap", "recall", "fpr"),
     ),
     "clean": Target(
         "Clean data",
-        'Verdict "no sign of poison", at most 0.2 % flagged, CA gap at most 0.3 (twice that at this size).',
+        'Verdict "no sign of poison" in every run, at most 0.2 % flagged, CA gap at most 0.6 (at the full size half of '
+        "that).",
         {"ca_gap": 0.006, "flagged_share": 0.002, "trainings": COST},
     ),
     "others": Target(
         "GTSRB and Imagenette, a trigger in 4 to 10 %",
-        "As on CIFAR-10. Nothing was tuned on Imagenette; on GTSRB the alarm was chosen with one row in view.",
+        "As on CIFAR-10. Neither set is unseen: faults found on them were mended, with thresholds among them (log).",
         IN_IMAGE,
         0.01,
     ),
     "unseen": Target(
         "Triggers that no rule was made on",
-        "As on CIFAR-10, where the trigger is learned at all (see undefended).",
+        "As on CIFAR-10. All rows count; the column `undefended` says how well a trigger was learned.",
         IN_IMAGE,
         0.01,
     ),
@@ -98,16 +116,17 @@ TARGETS = {
         {"excess": 0.01, "ca_gap": 0.01, "recall": 0.98, "precision": 0.98, "trainings": COST},
     ),
 }
-
 WIDTH = 120
 INTRODUCTION = """
-Printed by `python benchmarks/targets.py` from the records in `benchmarks/results`, which `benchmarks/filter.py` wrote;
-[log.md](log.md) says what they were made with, what was not measured, and why a target was missed. 6,000 training
-images of CIFAR-10 and GTSRB (20,000 for 1 %), 3,000 of Imagenette, 8,000 of Fashion-MNIST, at most 2,000 test images;
-WRN-16-1, of Fashion-MNIST as well. Excess: attack success minus that of a network trained on the same images before
+Printed by `python benchmarks/targets.py` from the records in `benchmarks/results`, which `benchmarks/filter.py` and
+`antibackdoor bench` (the paper's table, with a tenth of the images held out) wrote; [log.md](log.md) says why a target
+was missed, and what was not measured. 6,000 training images of CIFAR-10 and GTSRB (20,000 for 1 %), 3,000 of
+Imagenette, 8,000 of Fashion-MNIST, at most 2,000 test images; WRN-16-1 throughout. Figures are means over `n` seeds;
+**bold** misses the target of a row. Excess: attack success minus that of a network trained on the same images before
 they were poisoned; CA gap: the clean accuracy of that network minus the filter's; both in points, the rest in %. False
-flags: share of the clean images that is flagged. Trainings: images shown, in ordinary trainings. **Bold** misses the
-target of a row. `n`: seeds. `undefended`, `filter` and `abl` are attack success, the last two columns clean accuracy.
+flags: share of the clean images that is flagged. Trainings: images shown in all phases, over those of one ordinary
+training; at most 1.6 everywhere. `undefended`, `filter` and `abl` are attack success, `CA` is clean accuracy. Code: the
+commits that the filter's cells were made with ("+" with changes that were committed after), or a hash of the package.
 """.strip()
 
 
@@ -138,7 +157,7 @@ def missed(key: str, value: object, limits: Mapping[str, float]) -> bool:
         return False
     # Records round to four digits.
     over = float(value) - limits[key]
-    return over > 1e-9 if FIGURES.get(key, True) else over < -1e-9
+    return over < -1e-9 if key in BETTER else over > 1e-9
 
 
 def marked(key: str, row: Row, limits: Mapping[str, float]) -> str:
@@ -151,6 +170,13 @@ def marked(key: str, row: Row, limits: Mapping[str, float]) -> str:
     return f"**{shown}**" if missed(key, value, limits) else shown
 
 
+def said(row: Row, *, clean: bool) -> str:
+    """Return the verdicts of a row, in bold where one of clean data is another than it should be."""
+    verdicts = [str(verdict) for verdict in row["verdicts"]]
+    words = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts))
+    return f"**{words}**" if clean and set(verdicts) != {CLEAN_VERDICT} else words
+
+
 def table(rows: Sequence[tuple[str, Row, Row, Row | None]], target: Target) -> list[str]:
     """Return the table of one group, and a sentence on it.
 
@@ -158,40 +184,64 @@ def table(rows: Sequence[tuple[str, Row, Row, Row | None]], target: Target) -> l
         rows: Name of the data set, and the rows of the filter, of no defence, and of ABL where it was run.
         target: Of the group.
     """
-    keys = [key for key in (*FIGURES, "trainings") if key in target.limits]
-    heads = {"excess": "excess", "ca_gap": "CA gap", "recall": "recall", "precision": "precision"}
-    heads |= {"fpr": "false flags", "flagged_share": "flagged", "trainings": "trainings"}
-    poisoned = "asr" in rows[0][2]
-    asr = ["undefended", "filter", "abl"] if poisoned else []
-    names = ["data", "attack", "n", *asr, *(heads[key] for key in keys), "verdicts", "CA of filter", "of abl"]
-    lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
+    keys = [key for key in FIGURES if key in target.limits or key in target.shown]
+    clean = rows[0][1].get("asr") is None
+    asr = [] if clean else ["undefended", "filter", "abl"]
+    names = ["data", "attack", "n", *asr, *(FIGURES[key] for key in keys), "verdicts", "CA of filter", "of abl", "code"]
+    lines, whole = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)], 0
     for name, ours, none, abl in rows:
-        success = [share(none, "asr"), share(ours, "asr"), share(abl or {}, "asr")] if poisoned else []
-        figures = [marked(key, ours, target.limits) for key in keys]
-        verdicts = [str(verdict) for verdict in ours["verdicts"]]
-        said = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts))
-        accuracy = [share(ours, "ca"), share(abl or {}, "ca")]
-        cells = [name, f"`{ours['row']}`", str(ours["n"]), *success, *figures, said, *accuracy]
-        lines.append(f"| {' | '.join(cells)} |")
-    whole = sum(not any(missed(key, ours.get(key), target.limits) for key in keys) for _, ours, _, _ in rows)
+        success = [] if clean else [share(none, "asr"), share(ours, "asr"), share(abl or {}, "asr")]
+        judged = [*(marked(key, ours, target.limits) for key in keys), said(ours, clean=clean)]
+        whole += not any("**" in cell for cell in judged)
+        code = ", ".join(dict.fromkeys(str(commit) for commit in ours["commits"]))
+        cells = [name, f"`{ours['row']}`", str(ours["n"]), *success, *judged, share(ours, "ca"), share(abl or {}, "ca")]
+        lines.append(f"| {' | '.join(cells)} | {code} |")
     lines += ["", f"{whole} of {len(rows)} rows reach every target of a row."]
     if target.mean_excess is not None:
         excess = [max(0.0, float(ours["excess"])) for _, ours, _, _ in rows]
         mean = fmean(excess)
         lines[-1] += (
-            f" Excess is {100 * mean:.1f} in the mean ({'missed' if mean > target.mean_excess else 'reached'}: "
-            f"{100 * target.mean_excess:g}) and {100 * max(excess):.1f} in the worst row."
+            f" Excess, negative counted as 0, is {100 * mean:.1f} in the mean (limit {100 * target.mean_excess:g}: "
+            f"{'missed' if mean > target.mean_excess else 'reached'}) and {100 * max(excess):.1f} in the worst row."
         )
     return lines
+
+
+def of_grid(folder: Path) -> list[dict[str, object]]:
+    """Return the cells of a grid as benchmarks/filter.py writes them, those of the filter, of ABL and of no defence."""
+    cells = []
+    for path in sorted(folder.glob("*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        cell, figures, control = content["cell"], content["metrics"], content["control"]
+        if cell["defence"] not in ("filter", "none", "abl"):
+            continue
+        row = "none" if cell["attack"] == "none" else f"{cell['attack_label']}@{cell['rate']}"
+        found = {"row": row, "defence": cell["defence"], "seed": cell["seed"], "verdict": content["verdict"], **figures}
+        found["ca_gap"] = control["ca"] - figures["ca"]
+        found["excess"] = None if figures["asr"] is None else figures["asr"] - control["asr"]
+        found["flagged_share"] = figures["n_flagged"] / figures["n_train"]
+        found["commit"] = content["versions"].get("antibackdoor code")
+        cells.append(found)
+    return cells
+
+
+def rows_of(path: Path) -> dict[tuple[str, str], dict[str, object]]:
+    """Return means over seeds by row and defence, and the code that made them, of a record or of a grid's cells."""
+    if path.is_dir():
+        cells = of_grid(path)
+    else:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.exists() else []
+    rows = {(str(row["row"]), str(row["defence"])): row for row in summarise(cells)}
+    for cell in cells:
+        rows[cell["row"], cell["defence"]].setdefault("commits", []).append(cell.get("commit") or "older")
+    return rows
 
 
 def page(results: Path) -> str:
     """Return the page, from the records in a folder; a record that is not there is left out."""
     groups: dict[str, list[tuple[str, Row, Row, Row | None]]] = {name: [] for name in TARGETS}
     for name, file in RECORDS.items():
-        path = results / file
-        summary = json.loads(path.read_text(encoding="utf-8"))["summary"] if path.exists() else []
-        by_cell = {(row["row"], row["defence"]): row for row in summary}
+        by_cell = rows_of(results / file)
         for (text, defence), row in by_cell.items():
             if defence == "filter":
                 cells = name, row, by_cell[text, "none"], by_cell.get((text, "abl"))

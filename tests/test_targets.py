@@ -18,15 +18,15 @@ def targets(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("targets")
 
 
-def record(folder: Path, name: str, row: str, **figures: float) -> None:
+def record(folder: Path, name: str, row: str, *, verdict: str = "poisoned", **figures: float | None) -> None:
     """Write a record of one row with no defence, and with the filter."""
     good = {"ca": 0.7, "asr": 0.02, "excess": 0.0, "ca_gap": 0.0, "recall": 1.0, "fpr": 0.0, "trainings": 1.5}
-    common = {"row": row, "n": 1}
+    common = {"row": row, "seed": 0, "flagged_share": 0.0, "commit": "abc1234"}
     cells = [
-        {**common, "defence": "none", "ca": 0.7, "asr": 1.0, "verdicts": ["undecided"]},
-        {**common, "defence": "filter", "verdicts": ["poisoned"], **good, **figures},
+        {**common, "defence": "none", "ca": 0.7, "asr": 1.0, "verdict": "undecided"},
+        {**common, "defence": "filter", "verdict": verdict, **good, **figures},
     ]
-    (folder / name).write_text(json.dumps({"summary": cells}), encoding="utf-8")
+    (folder / name).write_text(json.dumps({"cells": cells}), encoding="utf-8")
 
 
 def test_the_page_in_docs_is_that_of_the_records(targets):
@@ -70,9 +70,33 @@ def test_what_misses_its_target_is_bold(figures, shown, targets, tmp_path):
     assert f"{reached} of 1 rows reach every target of a row." in page
 
 
+@pytest.mark.parametrize(("verdict", "reached"), [("no sign of poison", 1), ("undecided", 0), ("poisoned", 0)])
+def test_clean_data_must_show_no_sign_of_poison(verdict, reached, targets, tmp_path):
+    nothing = {"asr": None, "excess": None, "recall": None, "fpr": None}
+    record(tmp_path, "filter_cifar10_cpu.json", "none", verdict=verdict, **nothing)
+    page = targets.page(tmp_path)
+    assert f"{reached} of 1 rows reach every target of a row." in page
+    assert (f"**1 {verdict}**" in page) is (reached == 0)
+
+
+def test_the_cells_of_a_grid_are_rows_of_the_page(targets, tmp_path):
+    (tmp_path / "paper_cpu" / "cells").mkdir(parents=True)
+    for defence, asr, recall in (("none", 1.0, 0.0), ("filter", 0.07, 0.9), ("nad", 0.5, 0.0)):
+        content = {
+            "cell": {"attack": "blend", "attack_label": "blend", "rate": 0.1, "defence": defence, "seed": 0},
+            "metrics": {"ca": 0.65, "asr": asr, "recall": recall, "fpr": 0.0, "n_flagged": 0, "n_train": 6000},
+            "control": {"ca": 0.7, "asr": 0.02},
+            "verdict": "poisoned",
+            "versions": {"antibackdoor code": "0123abcd"},
+        }
+        (tmp_path / "paper_cpu" / "cells" / f"{defence}.json").write_text(json.dumps(content), encoding="utf-8")
+    row = next(line for line in targets.page(tmp_path).splitlines() if "`blend@0.1`" in line)
+    assert "| 100.0 % | 7.0 % | - | 5.0 | **5.0** | **90.0** | 0.0 | - | 1 poisoned | 65.0 % | - | 0123abcd |" in row
+
+
 def test_excess_is_judged_in_the_mean_too_where_a_lucky_row_makes_up_for_none(targets, tmp_path):
     record(tmp_path, "filter_gtsrb_cpu.json", "blend@0.1", excess=0.03)
     record(tmp_path, "filter_imagenette_cpu.json", "blend@0.1", excess=-0.05)
     page = targets.page(tmp_path)
     assert "2 of 2 rows reach every target of a row." in page
-    assert "Excess is 1.5 in the mean (missed: 1) and 3.0 in the worst row." in page
+    assert "Excess, negative counted as 0, is 1.5 in the mean (limit 1: missed) and 3.0 in the worst row." in page

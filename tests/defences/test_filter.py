@@ -1058,6 +1058,39 @@ def test_the_planted_control_adds_a_sentence_and_nothing_else(runtime, blobs, ti
     assert with_it.histories[-1].losses.shape[1] == 60
 
 
+@pytest.mark.parametrize(
+    ("verb", "found_at", "looks"),
+    [
+        ("run", "control 2 look", [("control 2 look", 2, False)]),
+        ("run", None, [("control 2 look", 2, False), ("control 2 look", 4, True)]),
+        ("scan", None, [("control 2 look", 2, False)]),
+    ],
+)
+def test_the_planted_control_is_looked_at_as_the_set_is(verb, found_at, looks, runtime, blobs, tiny, plan):
+    """Half-way, and at the end where nobody was suspected, with what the first look saw."""
+    data, seen = blobs(60, 2, channels=1, height=16, width=16), []
+
+    class Watching(Looker):
+        def look_at(self, history, model, data, fit, plan, *, earlier=None, **_):
+            nobody = torch.zeros(len(data), dtype=torch.bool)
+            if history.phase.startswith("control"):
+                seen.append((history.phase, len(history.losses), earlier is not None))
+            suspects = nobody.clone()
+            suspects[0] = history.phase == found_at
+            return Look({}, suspects, suspects, seen=torch.zeros(len(data), 3))
+
+    class Watched(Filter):
+        def looker(self):
+            return Watching(**vars(super().looker()))
+
+    defence, seeds = Watched(control=True, detector="own", fewest=2), Seeds(0)
+    plan = dataclasses.replace(plan, epochs=4)
+    method = getattr(defence, verb)
+    outcome = method(data, build_model=tiny(data), fit=Trainer(runtime, seeds), plan=plan, seeds=seeds)
+    assert seen == looks
+    assert "0 % were found" in outcome.isolation.evidence[-1]
+
+
 def test_too_few_epochs_leave_the_verdict_open(defend, trajectories):
     outcome, fit = defend(trajectories(LABELS, PLANTED), marked=PLANTED, defence=Filter(fewest=21, latest=21))
     assert fit.phases == ["look"]

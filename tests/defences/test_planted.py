@@ -16,8 +16,8 @@ def looking(data, finds):
         asked.append((name, len(longer) - len(data)))
         suspects = torch.zeros(len(longer), dtype=torch.bool)
         suspects[len(data) : len(data) + finds[name]] = True
-        history = History(name, np.ones((2, len(longer)), np.float32), np.ones(2), np.ones(2))
-        return suspects, history
+        losses, figures = np.ones((2, len(longer)), np.float32), np.ones(2)
+        return suspects, [History(f"{name} look", losses, figures, figures), History(name, losses, figures, figures)]
 
     return looked_at, asked
 
@@ -31,7 +31,7 @@ def test_shares_shrink_until_most_copies_are_missed(blobs):
         "Planted control, copies with a patch of ours: of 2 % all but 0 % were found; of 1 % all but 10 % were found; "
         "of 0.5 % (5 images) 80 % were found."
     ]
-    assert [history.losses.shape for history in histories] == [(2, 1000)] * 3, "of the set's own images"
+    assert [history.losses.shape for history in histories] == [(2, 1000)] * 6, "of the set's own images"
 
 
 def test_nothing_smaller_is_tried_once_a_share_is_missed(blobs):

@@ -52,6 +52,10 @@ def detector_for(name: str, build_model: BuildModel, data: ImageSet, plan: Train
         build_model: Builds the network that is asked for.
         data: The set.
         plan: Of that network's training.
+
+    Raises:
+        UnknownNameError: timm has no network of that name.
+        ConfigError: It needs timm, which is not installed.
     """
     if name == OWN:
         return None

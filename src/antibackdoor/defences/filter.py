@@ -44,15 +44,16 @@ class Filter(Defence):
     """Ordinary training, then another without what was learned all at once, which judges what was left out.
 
     Attributes:
-        sensitivity: Divides ``alarm``: 2 raises the alarm on half the evidence, and falsely more often.
+        sensitivity: Above 0; divides ``alarm``, and the gains from which a class is in doubt or has a slow part: 2
+            raises the alarm on half the evidence, and falsely more often.
         suspects: What becomes of them. "drop": a network is trained without them. "unlabelled": the same, and then it
             learns those in which it sees another class under that class. "unlearn": the first network is finished and
             forgets them in place; this costs little, but there is no referee then, and no second round.
-        alarm: Strength (``Cut.strength``) from which a class counts as poisoned at the end of a training. The first
-            look takes twice that, since its figures are noisier; what is between is doubtful, and only the end tells,
-            but for a class that is learned before all others (``Cut.first``).
+        alarm: Strength (``Cut.strength``), above 0, from which a class counts as poisoned at the end of a training. The
+            first look takes twice that, since its figures are noisier; what is between is doubtful, and only the end
+            tells, but for a class that is learned before all others (``Cut.first``).
         look: Share of the epochs after which it looks for the first time, above 0 and below 1.
-        fewest: Epochs that a look needs; a training that has fewer leaves the verdict open.
+        fewest: Epochs that a look needs, at least 1; a training that has fewer leaves the verdict open.
         latest: Epochs after which the first look comes at the latest, at least ``fewest``.
         rounds: Most trainings after the first that are looked at, at least 1. Where the last of them finds much more,
             another follows without that.
@@ -70,12 +71,18 @@ class Filter(Defence):
             the alarm was measured with it, else WRN-16-1 (``defences.detector``). The network that is asked
             for is then trained once, on what the search leaves. A detector cannot see what it does not learn.
         control: State the detection limit as well: plant copies with a trigger of ours, in 2, 1, 0.5 and 0.2 % of the
-            set, and train and look again for each. It costs one training for each share that is found, and one more;
-            nothing of it goes into the result.
+            set, and train and look again for each until one is missed, half-way and at the end, without a referee. It
+            costs a training for each share, half of one where that finds something half-way; nothing of it goes into
+            the result.
+
+    Raises:
+        ConfigError: A setting is out of its range.
+        UnknownNameError: No detector has that name.
 
     Source:
         Ours; loss trajectories were clustered before by TellTale (NDSS 2025) and matched by BaDLoss (ICLR 2025).
-        docs/log.md has the measurements behind the alarm, all on CIFAR-10 and Fashion-MNIST.
+        docs/log.md has the measurements behind the alarm: clean trainings of CIFAR-10 and Fashion-MNIST, and one
+        poisoned set of GTSRB that lies just above it.
     """
 
     sensitivity: float = 1.0

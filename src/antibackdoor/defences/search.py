@@ -51,7 +51,7 @@ class Rules:
 
     Attributes:
         rounds: Most trainings after the first that are looked at, at least 1.
-        confident: Probability from which the referee's word for a suspect's own label counts.
+        confident: Probability from which the referee's word for a suspect's own label counts, above 0 and below 1.
         referee: Let the network trained without the suspects judge them.
         control: State the detection limit as well.
     """
@@ -90,6 +90,8 @@ class Search:
         plan: Of ordinary training.
         seeds: The run's streams.
         asked: The network that is asked for, where ``build_model`` builds another to look with.
+        first: The network that is trained on everything.
+        model: The last one that was trained.
         histories: Of every training so far.
         words: A sentence a round.
         cuts: The evidence on each class, by label.
@@ -298,7 +300,11 @@ class Search:
             self.words.append(f"It then learned {count} of the suspects under the class that it sees in them.")
 
     def outcome(self, *, epochs: int) -> Outcome:
-        """Return the network, the verdict after that many epochs, and what every training left."""
+        """Return the network, the verdict, and what every training left.
+
+        Args:
+            epochs: That the first network was trained for, of which the verdict speaks: all, or of a scan ``half``.
+        """
         limit, planted = self._limit(epochs) if self.rules.control else ([], [])
         blind, small = self._too_little(epochs)
         without = [f"Not looked at: {'; '.join(self._without)}."] if self._without else []
@@ -429,9 +435,18 @@ class Search:
         return torch.isin(self.data.labels, labels) & ~torch.isin(self.data.labels, known)
 
     def _limit(self, epochs: int) -> tuple[list[str], list[History]]:
-        def looked_at(longer: ImageSet, name: str) -> tuple[Tensor, History]:
+        """Look for planted copies as for anything else: half-way, and at the end where nothing was suspected."""
+
+        def looked_at(longer: ImageSet, name: str) -> tuple[Tensor, list[History]]:
             model = self._network()
-            history = self.fit(model, longer, Phase(name, self.plan, last=epochs))
-            return self.looker.look_at(history, model, longer, self.fit, self.plan).suspects, history
+            start = self.fit(model, longer, Phase(f"{name} look", self.plan, last=self.half, part_of=name))
+            found = self.looker.look_at(start, model, longer, self.fit, self.plan)
+            slow = any(cut.slow for cuts in found.cuts.values() for cut in cuts)
+            if epochs == self.half or (bool(found.suspects.any()) and not slow):
+                return found.suspects, [start]
+            rest = self.fit(model, longer, Phase(name, self.plan, first=self.half, last=epochs, part_of=name))
+            whole = dataclasses.replace(start, losses=np.concatenate([start.losses, rest.losses]))
+            found = self.looker.look_at(whole, model, longer, self.fit, self.plan, earlier=found.seen)
+            return found.suspects, [start, rest]
 
         return detection_limit(self.data, looked_at, self.seeds)

@@ -20,9 +20,10 @@ _LONGER, _SLOWER = 0.25, 0.1
 def unlearn(model: nn.Module, data: ImageSet, suspects: Tensor, calm: Tensor, *, fit: Fit, plan: TrainPlan) -> History:
     """Let a finished network forget the labels of suspects, while images beside them hold the classes.
 
-    About 200 updates minimise the mean cross-entropy of the calm images plus the mean complementary cross-entropy of
-    the suspects, which is bounded and fades as they are forgotten, so that nothing runs away. Normalisation statistics
-    are frozen, gradients bounded; if a loss is not finite all the same, the last good weights stay.
+    About 200 updates, one epoch at least, minimise the mean cross-entropy of the calm images plus the mean
+    complementary cross-entropy of the suspects, which is bounded and fades as they are forgotten, so that nothing runs
+    away. Normalisation statistics are frozen, gradients bounded; if a loss is not finite all the same, the last good
+    weights stay.
 
     Args:
         model: Trained in place.

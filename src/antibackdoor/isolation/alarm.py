@@ -36,10 +36,10 @@ class Alarm:
     """What evidence on a class has to reach, which depends on the look that it is of.
 
     Attributes:
-        strength: From which (``Cut.strength``) a class counts as poisoned at the end of a training; infinity only
-            measures. A first look takes twice that, and what is between is doubtful; but for a class that is learned
-            before all others (``Cut.first``).
-        sensitivity: Divides everything.
+        strength: From which (``Cut.strength``, above 0) a class counts as poisoned at the end of a training; infinity
+            only measures. A first look takes twice that, and what is between is doubtful; but for a class that is
+            learned before all others (``Cut.first``).
+        sensitivity: Above 0; divides every strength and gain here, but no gap and no votes.
     """
 
     strength: float

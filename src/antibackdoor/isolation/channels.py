@@ -27,7 +27,7 @@ _COMPONENTS = 5
 # In smaller classes a few images that are nearly the same, frames of one scene, lie as far apart as a trigger would.
 SMALLEST_CLASS, SMALLEST_PART = 100, 20
 _FLOOR = 1e-6
-# A distance between the parts, in standard deviations, that counts once; parts of clean classes are 2.5 to 5 apart.
+# A distance between the parts, in standard deviations, that counts once; parts of clean classes are 2.5 to 5.3 apart.
 _FAR = 8.0
 # What other classes may have of a part that is most of its class: where they have more, it is what the class shows, and
 # the rest may be poison that shows other classes. Clean-label poison in 80 % of a class had 0.00.

@@ -17,8 +17,8 @@ from antibackdoor.isolation.principal import principal_components
 
 __all__ = ["APART", "FULL_CLASS", "LAST", "MOST", "Cut", "cut_classes", "learned", "sharpened", "slow_cuts", "start_of"]
 
-# Gain from which a class holds two kinds of images, whichever part fell further; clean classes of 600 images stayed
-# under 0.6, one of 200 had 0.76.
+# Gain from which a class holds two kinds of images, whichever part fell further. Clean classes of 600 images of CIFAR
+# stayed under 0.6, one of 200 had 0.76; of Imagenette they have up to 1.07, hence the gap and _ALONE below.
 APART = 0.85
 # Largest share of a class that its slow part may be: most of a class cannot be wrong.
 MOST = 0.6
@@ -48,8 +48,8 @@ _TELLING = 0.65
 _COMPONENTS, _PENALTY = 100, 0.01
 # Share of the suspects' median distance from the border up to which images beyond it may belong to them as well.
 _NEAR = 0.4
-# Votes and fall that count once, and votes from which they count more; clean classes had 0.67 at most, in sets of ten
-# classes and more. Of fewer classes than this one often has all votes, so that they count once there.
+# Votes and fall that count once, and votes from which they count more; clean classes with as many had a gain of 0.13 at
+# most (docs/log.md). Of fewer classes than this one often has all votes, so that they count once there.
 _MANY_VOTES, _LONG_FALL, _MOST_VOTES = 0.3, 1.0, 0.75
 _MANY_CLASSES = 5
 # Fewest images on either side of a line.
@@ -69,8 +69,8 @@ class Cut:
             images at least.
         votes: Share of the furthest-fallen 1 % of all images, 20 at least, that lie in that part, beyond what the class
             would have by its size: 0..1; of fewer than five classes 0.75 at most.
-        fall: Mean fall of its log-losses from the first two epochs to the last third, in standard deviations of the
-            fall of all images above their mean.
+        fall: Mean fall of its log-losses from the first two epochs (one, of under six) to the last third, in standard
+            deviations of the fall of all images above their mean.
         slow: The part that did not fall is the suspected one: images that are hardly accepted as this class.
         gap: Width of the gap between the parts in what the network makes of them (``isolation.late``); None where
             that was not looked at, or could not be.

@@ -151,8 +151,8 @@ def gap_between(
         grows: The part may grow and shrink to all that is on that side; otherwise it keeps its number.
 
     Returns:
-        None of a class of under 100 images to fit to; no gap at all where a part has under 20, which are no evidence.
-        Of other classes at most 20,000 images are looked at.
+        The part that it settles on and the gap beside it; a gap of 0 where a part has under 20 images, which are no
+        evidence; None of a class of under 100 images to fit to. Of other classes at most 20,000 images are looked at.
     """
     known = np.ones(len(labels), dtype=bool) if fitted is None else fitted.numpy()
     of_class = labels.numpy() == label

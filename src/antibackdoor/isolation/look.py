@@ -77,6 +77,9 @@ def look(
             a gap between the two parts of the class.
         channels: Cut by channels as well.
         late: Cut by what was learned late, and by what is new in what the network sees, as well.
+
+    Returns:
+        The cuts of every class, the suspects and what is near them, by the set's N images.
     """
     seen, maxima = _seen(evidence, rows) if features or channels or late else (None, None)
     shown = seen if features else None

@@ -42,13 +42,17 @@ def verdict_of(
     """Return scores, flags, verdict and the evidence in words.
 
     Args:
-        cuts: Those of each class that could be cut, one or more, by label.
+        cuts: Those of each class that could be cut, one or more, by label; none only if ``blind`` says why.
         data: The set.
         flagged: bool (N,).
         alarm: From how much evidence on a class counts as poisoned, or is not above suspicion.
         let_go: bool (N,), the classes that were suspected, and then not; none by default.
         blind: Why there was too little to look at, or nothing.
         words: Sentences to add.
+
+    Returns:
+        Scores float32 (N,), 0 and more: strength of the clearest cut times the suspicion of the image in it; what is
+        flagged lies above all others.
     """
     scores = torch.zeros(len(data))
     for cut in (cut for those in cuts.values() for cut in those):
