@@ -215,7 +215,9 @@ def of_grid(folder: Path) -> list[dict[str, object]]:
         cell, figures, control = content["cell"], content["metrics"], content["control"]
         if cell["defence"] not in ("filter", "none", "abl"):
             continue
-        row = "none" if cell["attack"] == "none" else f"{cell['attack_label']}@{cell['rate']}"
+        # The rate of a cell may be one of the target class; this is the share of the set.
+        share_of_set = (figures["n_poison"] or 0) / figures["n_train"]
+        row = "none" if cell["attack"] == "none" else f"{cell['attack_label']}@{share_of_set:.2g}"
         found = {"row": row, "defence": cell["defence"], "seed": cell["seed"], "verdict": content["verdict"], **figures}
         found["ca_gap"] = control["ca"] - figures["ca"]
         found["excess"] = None if figures["asr"] is None else figures["asr"] - control["asr"]

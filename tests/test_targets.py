@@ -83,14 +83,15 @@ def test_the_cells_of_a_grid_are_rows_of_the_page(targets, tmp_path):
     (tmp_path / "paper_cpu" / "cells").mkdir(parents=True)
     for defence, asr, recall in (("none", 1.0, 0.0), ("filter", 0.07, 0.9), ("nad", 0.5, 0.0)):
         content = {
-            "cell": {"attack": "blend", "attack_label": "blend", "rate": 0.1, "defence": defence, "seed": 0},
-            "metrics": {"ca": 0.65, "asr": asr, "recall": recall, "fpr": 0.0, "n_flagged": 0, "n_train": 6000},
+            "cell": {"attack": "blend", "attack_label": "blend", "rate": 0.8, "defence": defence, "seed": 0},
+            "metrics": {"ca": 0.65, "asr": asr, "recall": recall, "fpr": 0.0, "n_flagged": 0},
             "control": {"ca": 0.7, "asr": 0.02},
             "verdict": "poisoned",
             "versions": {"antibackdoor code": "0123abcd"},
         }
+        content["metrics"] |= {"n_poison": 480, "n_train": 6000}
         (tmp_path / "paper_cpu" / "cells" / f"{defence}.json").write_text(json.dumps(content), encoding="utf-8")
-    row = next(line for line in targets.page(tmp_path).splitlines() if "`blend@0.1`" in line)
+    row = next(line for line in targets.page(tmp_path).splitlines() if "`blend@0.08`" in line)
     assert "| 100.0 % | 7.0 % | - | 5.0 | **5.0** | **90.0** | 0.0 | - | 1 poisoned | 65.0 % | - | 0123abcd |" in row
 
 
