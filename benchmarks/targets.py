@@ -118,10 +118,10 @@ TARGETS = {
 }
 WIDTH = 120
 INTRODUCTION = """
-Printed by `python benchmarks/targets.py` from the records in `benchmarks/results`, which `benchmarks/filter.py` and
-`antibackdoor bench` (the paper's table, with a tenth of the images held out) wrote; [log.md](log.md) says why a target
-was missed, and what was not measured. 6,000 training images of CIFAR-10 and GTSRB (20,000 for 1 %), 3,000 of
-Imagenette, 8,000 of Fashion-MNIST, at most 2,000 test images; WRN-16-1 throughout. Figures are means over `n` seeds;
+Printed by `python benchmarks/targets.py` from the records in `benchmarks/results`, which `benchmarks/filter.py` and, for
+the paper's table, `antibackdoor bench` wrote; [log.md](log.md) says why a target was missed, and what was not measured.
+6,000 training images of CIFAR-10 and GTSRB (20,000 for 1 %), 3,000 of Imagenette, 8,000 of Fashion-MNIST, at most 2,000
+test images, of which one accuracy is uncertain by a point; WRN-16-1 throughout. Figures are means over `n` seeds;
 **bold** misses the target of a row. Excess: attack success minus that of a network trained on the same images before
 they were poisoned; CA gap: the clean accuracy of that network minus the filter's; both in points, the rest in %. False
 flags: share of the clean images that is flagged. Trainings: images shown in all phases, over those of one ordinary
