@@ -118,15 +118,16 @@ TARGETS = {
 }
 WIDTH = 120
 INTRODUCTION = """
-Printed by `python benchmarks/targets.py` from the records in `benchmarks/results`, which `benchmarks/filter.py` and, for
-the paper's table, `antibackdoor bench` wrote; [log.md](log.md) says why a target was missed, and what was not measured.
-6,000 training images of CIFAR-10 and GTSRB (20,000 for 1 %), 3,000 of Imagenette, 8,000 of Fashion-MNIST, at most 2,000
-test images, of which one accuracy is uncertain by a point; WRN-16-1 throughout. Figures are means over `n` seeds;
-**bold** misses the target of a row. Excess: attack success minus that of a network trained on the same images before
-they were poisoned; CA gap: the clean accuracy of that network minus the filter's; both in points, the rest in %. False
-flags: share of the clean images that is flagged. Trainings: images shown in all phases, over those of one ordinary
-training; at most 1.6 everywhere. `undefended`, `filter` and `abl` are attack success, `CA` is clean accuracy. Code: the
-commits that the filter's cells were made with ("+" with changes that were committed after), or a hash of the package.
+Printed by `python benchmarks/targets.py` from the records in `benchmarks/results`, which `benchmarks/filter.py` and,
+for the paper's table, `antibackdoor bench` wrote; [log.md](log.md) says why a target was missed, and what was not
+measured. 6,000 training images of CIFAR-10 and GTSRB (20,000 for 1 %), 3,000 of Imagenette, 8,000 of Fashion-MNIST,
+at most 2,000 test images, of which one accuracy is uncertain by a point; WRN-16-1 throughout. Figures are means over
+`n` seeds; **bold** misses the target of a row. Excess: attack success minus that of a network trained on the same
+images before they were poisoned; CA gap: the clean accuracy of that network minus the filter's; both in points, the
+rest in %. False flags: share of the clean images that is flagged. Trainings: images shown in all phases, over those
+of one ordinary training; at most 1.6 everywhere. `undefended`, `filter` and `abl` are attack success, `CA` is clean
+accuracy. Code: the commits that the filter's cells were made with ("+" with changes that were committed after), or a
+hash of the package.
 """.strip()
 
 
