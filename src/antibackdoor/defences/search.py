@@ -114,6 +114,8 @@ class Search:
     histories: list[History] = field(default_factory=list)
     words: list[str] = field(default_factory=list)
     cuts: dict[int, tuple[AnyCut, ...]] = field(default_factory=dict)
+    first: nn.Module = field(init=False)
+    model: nn.Module = field(init=False)
     suspects: Tensor = field(init=False)
     aside: Tensor = field(init=False)
     kept: Tensor = field(init=False)
