@@ -35,6 +35,11 @@ def share(row: dict[str, object], key: str) -> str:
     return f"{100 * value:.1f} %" if spread is None else f"{100 * value:.1f} ± {100 * spread:.1f} %"
 
 
+def counted(verdicts: Sequence[str]) -> str:
+    """Return "2 poisoned, 1 undecided"."""
+    return ", ".join(f"{verdicts.count(name)} {name}" for name in dict.fromkeys(verdicts))
+
+
 def quality(content: dict[str, object]) -> list[str]:
     """Return the table of benchmarks/quality.py: one row an attack and defence."""
     lines = [
@@ -121,8 +126,14 @@ def protection(content: dict[str, object]) -> list[str]:
             control = [share(row, "control_ca"), share(row, "control_asr")]
             lines.append(f"| {row['row']} | control | {row['n']} | {' | '.join(control)} | - | - | - | - | - |")
         figures = [share(row, key) for key in ("ca", "asr", "precision", "recall", "fpr")]
-        verdicts = ", ".join(f"{row['verdicts'].count(name)} {name}" for name in dict.fromkeys(row["verdicts"]))
-        cells = [row["row"], row["defence"], str(row["n"]), *figures, f"{row['trainings']:.2f}", verdicts]
+        cells = [
+            row["row"],
+            row["defence"],
+            str(row["n"]),
+            *figures,
+            f"{row['trainings']:.2f}",
+            counted(row["verdicts"]),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 

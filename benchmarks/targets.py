@@ -18,7 +18,7 @@ from statistics import fmean
 
 from attacks import read_attack
 from filter import summarise
-from tables import share
+from tables import counted, share
 
 Row = Mapping[str, object]
 
@@ -173,9 +173,8 @@ def marked(key: str, row: Row, limits: Mapping[str, float]) -> str:
 
 def said(row: Row, *, clean: bool) -> str:
     """Return the verdicts of a row, in bold where one of clean data is another than it should be."""
-    verdicts = [str(verdict) for verdict in row["verdicts"]]
-    words = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts))
-    return f"**{words}**" if clean and set(verdicts) != {CLEAN_VERDICT} else words
+    words = counted(row["verdicts"])
+    return f"**{words}**" if clean and set(row["verdicts"]) != {CLEAN_VERDICT} else words
 
 
 def table(rows: Sequence[tuple[str, Row, Row, Row | None]], target: Target) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -143,8 +144,7 @@ class Search:
     @property
     def slow(self) -> Tensor:
         """int64, the classes whose slow part is suspected."""
-        labels = [label for label, cuts in self.cuts.items() if any(cut.slow for cut in cuts)]
-        return torch.tensor(sorted(labels), dtype=self.data.labels.dtype)
+        return torch.tensor(_slow_in(self.cuts), dtype=self.data.labels.dtype)
 
     def look_first(self) -> None:
         """Train the first part of the plan, and look."""
@@ -443,8 +443,7 @@ class Search:
             model = self._network()
             start = self.fit(model, longer, Phase(f"{name} look", self.plan, last=self.half, part_of=name))
             found = self.looker.look_at(start, model, longer, self.fit, self.plan)
-            slow = any(cut.slow for cuts in found.cuts.values() for cut in cuts)
-            if epochs == self.half or (bool(found.suspects.any()) and not slow):
+            if epochs == self.half or (bool(found.suspects.any()) and not _slow_in(found.cuts)):
                 return found.suspects, [start]
             rest = self.fit(model, longer, Phase(name, self.plan, first=self.half, last=epochs, part_of=name))
             whole = dataclasses.replace(start, losses=np.concatenate([start.losses, rest.losses]))
@@ -452,3 +451,8 @@ class Search:
             return found.suspects, [start, rest]
 
         return detection_limit(self.data, looked_at, self.seeds)
+
+
+def _slow_in(cuts: Mapping[int, Sequence[AnyCut]]) -> list[int]:
+    """Return the classes whose slow part is suspected, in order."""
+    return sorted(label for label, those in cuts.items() if any(cut.slow for cut in those))

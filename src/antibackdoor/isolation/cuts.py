@@ -49,7 +49,8 @@ _COMPONENTS, _PENALTY = 100, 0.01
 # Share of the suspects' median distance from the border up to which images beyond it may belong to them as well.
 _NEAR = 0.4
 # Votes and fall that count once, and votes from which they count more; clean classes with as many had a gain of 0.13 at
-# most (docs/log.md). Of fewer classes than this one often has all votes, so that they count once there.
+# most (benchmarks/results/calibrate_*.json). Of fewer classes than this one often has all votes, so that they count
+# once there.
 _MANY_VOTES, _LONG_FALL, _MOST_VOTES = 0.3, 1.0, 0.75
 _MANY_CLASSES = 5
 # Fewest images on either side of a line.
