@@ -105,11 +105,18 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_train_writes_exactly_the_documented_files(trained: tuple[Path, Finished]) -> None:
     run, _ = trained
-    documented = {"run.json", "suspects.csv", "model.safetensors", "history.npz", "report.html"}
+    documented = {"run.json", "suspects.csv", "model.safetensors", "history.npz", "report.html", "checksums.sha256"}
     assert documented <= files_below(run)
     assert not [name for name in files_below(run) if "partial" in name]
     # Nothing that a user may load later is a pickle.
-    assert {Path(name).suffix for name in files_below(run)} <= {".json", ".csv", ".safetensors", ".npz", ".html"}
+    assert {Path(name).suffix for name in files_below(run)} <= {
+        ".json",
+        ".csv",
+        ".safetensors",
+        ".npz",
+        ".html",
+        ".sha256",
+    }
 
 
 def test_run_json_has_the_documented_keys(trained: tuple[Path, Finished]) -> None:
@@ -792,7 +799,7 @@ def test_predict_and_evaluate_need_a_run_with_a_network(npz: Path, test_folder: 
 def test_a_damaged_run_is_refused(
     damage: str, trained: tuple[Path, Finished], test_folder: Path, tmp_path: Path
 ) -> None:
-    for name in ("model.safetensors", "run.json"):
+    for name in ("model.safetensors", "run.json", "checksums.sha256"):
         content = (trained[0] / name).read_bytes()
         (tmp_path / name).write_bytes(content[: len(content) // 2] if name == damage else content)
     done = invoke("predict", tmp_path, test_folder, "--out", tmp_path / "preds.csv", "--device", "cpu")
@@ -868,11 +875,12 @@ def _full(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("where", ["antibackdoor.training.checkpoint.save_file", "antibackdoor.storage.save_file"])
+@pytest.mark.parametrize("where", ["os.fsync", "os.replace"])
 def test_a_full_disk_in_training(where: str, npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(where, _full)
     done = invoke("train", npz, "--out", tmp_path / "run", *FAST, "--quiet")
     assert_refused(done, "No space left", str(tmp_path / "run"))
+    monkeypatch.undo()
     assert not (tmp_path / "run" / "run.json").exists()
     assert not [name for name in files_below(tmp_path) if "partial" in name]
 
@@ -880,7 +888,7 @@ def test_a_full_disk_in_training(where: str, npz: Path, tmp_path: Path, monkeypa
 def test_a_full_disk_in_predict(
     trained: tuple[Path, Finished], test_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Path, "write_text", _full)
+    monkeypatch.setattr(os, "fsync", _full)
     done = invoke("predict", trained[0], test_folder, "--out", tmp_path / "preds.csv", "--device", "cpu")
     assert_refused(done, "No space left", "preds.csv")
     assert files_below(tmp_path) == set()

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from end_to_end import reseal
 
-from antibackdoor import storage
+from antibackdoor import claiming, storage
 from antibackdoor.errors import ConfigError, RunExistsError, StorageError
 from antibackdoor.models import builder_from
 from antibackdoor.seeds import Seeds
@@ -23,7 +24,15 @@ CONFIG = {
     "seed": 3,
     "train": {"augment": ["crop"]},
 }
-FILES = ["config.json", "gallery.npz", "history.npz", "model.safetensors", "run.json", "suspects.csv"]
+FILES = [
+    "checksums.sha256",
+    "config.json",
+    "gallery.npz",
+    "history.npz",
+    "model.safetensors",
+    "run.json",
+    "suspects.csv",
+]
 
 
 def full(*_args, **_rest):
@@ -58,14 +67,8 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, what, there):
         path.write_text("old")
     if what == "replace":
         monkeypatch.setattr(os, "replace", full)
-    else:
-        # Half of the file is on the disk when it is full.
-        def half(self, text, **_):
-            with self.open("w") as file:
-                file.write(text[:2])
-            full()
-
-        monkeypatch.setattr(Path, "write_text", half)
+    else:  # The file is on the disk in part when it is full.
+        monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match=r"cannot write .*x\.txt: No space left on device"):
         storage.write_text(path, "new text")
     monkeypatch.undo()
@@ -93,7 +96,7 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 
 
 def claim(out, config=CONFIG, *, resume=False, overwrite=False):
-    storage.claim(out, config, resume=resume, overwrite=overwrite)
+    claiming.claim(out, config, resume=resume, overwrite=overwrite)
 
 
 @pytest.mark.parametrize(("resume", "overwrite"), [(False, False), (True, False), (False, True)])
@@ -121,8 +124,8 @@ def test_a_folder_with_a_run_is_refused(tmp_path, name):
     with pytest.raises(RunExistsError, match=rf"holds another run \({name}\).*--resume.*--overwrite"):
         claim(tmp_path)
     with pytest.raises(RunExistsError):
-        storage.refuse_other_run(tmp_path, resume=False, overwrite=False)
-    assert storage.refuse_other_run(tmp_path, resume=True, overwrite=False) == [name]
+        claiming.refuse_other_run(tmp_path, resume=False, overwrite=False)
+    assert claiming.refuse_other_run(tmp_path, resume=True, overwrite=False) == [name]
 
 
 def test_overwriting_removes_the_run(tmp_path):
@@ -150,7 +153,7 @@ def test_overwriting_leaves_a_folder_of_others_alone(tmp_path, name, text):
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     path.write_text(text)
-    for check in (storage.refuse_other_run, lambda out, **given: storage.claim(out, CONFIG, **given)):
+    for check in (claiming.refuse_other_run, lambda out, **given: claiming.claim(out, CONFIG, **given)):
         with pytest.raises(RunExistsError, match=r"no run that antibackdoor wrote.*another --out"):
             check(tmp_path, resume=False, overwrite=True)
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == [path]
@@ -321,10 +324,10 @@ def test_the_record_is_written_last(tmp_path, parts, monkeypatch):
     monkeypatch.setattr(os, "replace", noting)
     storage.save_run(tmp_path, **parts)
     assert written[-1] == "run.json"
-    assert len(written) == 5
+    assert len(written) == 6
 
 
-@pytest.mark.parametrize("nth", range(5))
+@pytest.mark.parametrize("nth", range(6))
 def test_a_disk_that_fills_while_a_run_is_saved(tmp_path, parts, monkeypatch, nth):
     calls = []
     replace = os.replace
@@ -398,7 +401,8 @@ def test_pickled_objects_are_refused(run, name):
         arrays = dict(file)
     arrays[next(iter(arrays))] = np.array([{"a": 1}], dtype=object)
     np.savez(run / name, **arrays)
-    with pytest.raises(StorageError, match="missing or damaged"):
+    reseal(run)
+    with pytest.raises(StorageError, match="is damaged: Object arrays cannot be loaded"):
         storage.load_run(run)
 
 
@@ -406,6 +410,7 @@ def change(run, **values):
     record = json.loads((run / "run.json").read_text())
     record.update(values)
     (run / "run.json").write_text(json.dumps(record))
+    reseal(run)
 
 
 @pytest.mark.parametrize(
@@ -432,12 +437,13 @@ def test_a_record_with_a_part_missing(run, key):
     record = json.loads((run / "run.json").read_text())
     del record[key]
     (run / "run.json").write_text(json.dumps(record))
+    reseal(run)
     with pytest.raises(StorageError, match="damaged or of another version"):
         storage.load_run(run)
 
 
 def test_a_record_of_another_format(run):
-    change(run, format=2)
+    change(run, format=3)
     with pytest.raises(StorageError, match="of another version"):
         storage.load_run(run)
 

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from antibackdoor.cli_bench import bench
+from antibackdoor.cli_verify import verify
 from antibackdoor.errors import AntiBackdoorError, ConfigError
 
 if TYPE_CHECKING:
@@ -311,6 +312,7 @@ def evaluate(
 
 
 app.command()(bench)
+app.command()(verify)
 
 
 @app.command()

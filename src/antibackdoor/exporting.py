@@ -61,10 +61,7 @@ def export_poisoned(
             if triggered is not None:
                 original = triggered.original_labels.tolist()
                 _write_images(partial / "triggered_test", triggered.observed, original, bar)
-        out.mkdir(parents=True, exist_ok=True)
-        for part in partial.iterdir():
-            shutil.rmtree(out / part.name, ignore_errors=True)
-            os.replace(part, out / part.name)
+        _exchange(out, partial)
     except OSError as error:
         full = " (the disk is full)" if error.errno == errno.ENOSPC else ""
         raise StorageError(f"cannot write {out}: {error.strerror or error}{full}") from None
@@ -73,6 +70,22 @@ def export_poisoned(
         for folder in made:
             with contextlib.suppress(OSError):  # not empty: the set is in it
                 folder.rmdir()
+
+
+def _exchange(out: Path, partial: Path) -> None:
+    """Move the new parts of a set into place, and those before out of it.
+
+    At every moment the folder holds no part, or ``train`` with its manifest and perhaps the other: so a kill leaves
+    what ``--overwrite`` takes for a set of ours.
+    """
+    old = partial / "old"
+    old.mkdir()
+    for name in reversed(_PARTS):
+        if (out / name).exists():
+            os.replace(out / name, old / name)
+    for name in _PARTS:
+        if (partial / name).exists():
+            os.replace(partial / name, out / name)
 
 
 def refuse_out(out: Path, source: str | None, *, overwrite: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import platform
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from antibackdoor import plugins, report, storage
+from antibackdoor import claiming, plugins, report, storage
 from antibackdoor.attacks import ATTACKS, Attack, poison, triggered_test
 from antibackdoor.config import DataConfig, PoisonConfig, RunConfig
 from antibackdoor.data.sources import Loaded, load, subsample
@@ -104,9 +105,26 @@ def run(
     Raises:
         AntiBackdoorError: What was given cannot work; see ``errors``.
     """
+    with contextlib.ExitStack() as held:
+        return _run(config, held, out, scan_only, resume, overwrite, data, planted, model, progress)
+
+
+def _run(
+    config: RunConfig,
+    held: contextlib.ExitStack,
+    out: Path | None,
+    scan_only: bool,
+    resume: bool,
+    overwrite: bool,
+    data: Loaded | None,
+    planted: Planted | None,
+    model: str | nn.Module | Callable[[], nn.Module] | None,
+    progress: Progress,
+) -> Result:
+    """Do what :func:`run` says; the lock of the folder is entered into ``held``."""
     clock = _Clock()
     if out is not None:
-        storage.refuse_other_run(out, resume=resume, overwrite=overwrite)
+        claiming.refuse_other_run(out, resume=resume, overwrite=overwrite)
     defence = DEFENCES.build(config.defence.name, config.defence.params)
     check_given(defence, config, scan_only=scan_only)
     if config.attack is not None:
@@ -135,7 +153,7 @@ def run(
             settings["plugins"] = dict(foreign)
         if given.trusted is not None:
             settings["trusted content"] = digest(given.trusted)
-        checkpoints = _claim(out, settings, runtime, resume=resume, overwrite=overwrite)
+        checkpoints = _claim(out, held, settings, runtime, resume=resume, overwrite=overwrite)
     trainer = Trainer(runtime, seeds, held_out=held_out, checkpoints=checkpoints, progress=progress)
     method = given.defence.scan if scan_only else given.defence.run
     try:
@@ -278,10 +296,19 @@ def _code_digest() -> str:
     return total.hexdigest()
 
 
-def _claim(out: Path, settings: dict[str, Json], runtime: Runtime, *, resume: bool, overwrite: bool) -> Checkpoints:
+def _claim(
+    out: Path,
+    held: contextlib.ExitStack,
+    settings: dict[str, Json],
+    runtime: Runtime,
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> Checkpoints:
     """Make the folder that of a run with these settings, by the first process, and return its checkpoints."""
     if runtime.rank == 0:
-        storage.claim(out, settings, resume=resume, overwrite=overwrite)
+        held.enter_context(claiming.hold(out))
+        claiming.claim(out, settings, resume=resume, overwrite=overwrite)
     runtime.wait()
     return Checkpoints(out / "checkpoints", resume=resume, writes=runtime.rank == 0)
 

@@ -2,116 +2,59 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import dataclasses
 import io
 import json
-import os
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
-from antibackdoor.errors import ConfigError, RunExistsError, StorageError
+from antibackdoor.errors import StorageError
+from antibackdoor.files import (
+    CHECKSUMS,
+    atomic_write_bytes,
+    pack_tensors,
+    read_checked,
+    read_checksums,
+    sha256_of,
+    unpack_tensors,
+    write_checksums,
+    writing,
+)
 from antibackdoor.isolation import most_suspect_first
 from antibackdoor.models import ModelSpec, rebuild
 from antibackdoor.stored import StoredRun
-from antibackdoor.training import Checkpoints
 from antibackdoor.types import History, ImageSet, Isolation, Json, Metrics, PoisonedSet, RunRecord
 
 __all__ = [
+    "CHECKPOINTS",
+    "CONFIG",
     "GALLERY",
-    "claim",
+    "RECORD",
+    "RUN_FILES",
+    "add_text",
     "load_model",
     "load_run",
+    "read_json",
     "read_record",
-    "refuse_other_run",
     "save_run",
     "write_json",
     "write_text",
 ]
 
 GALLERY = 40
-_FORMAT = 1
-_CONFIG, _RECORD, _HISTORY, _WEIGHTS = "config.json", "run.json", "history.npz", "model.safetensors"
-_SUSPECTS, _GALLERY, _CHECKPOINTS, _REPORT = "suspects.csv", "gallery.npz", "checkpoints", "report.html"
-_SETTINGS = frozenset({"data", "defence", "model", "seed", "train"})  # the settings of a run have at least these
-_OURS = (_CONFIG, _RECORD, _HISTORY, _WEIGHTS, _SUSPECTS, _GALLERY, _REPORT)
-
-
-def claim(out: Path, config: dict[str, Json], *, resume: bool, overwrite: bool) -> None:
-    """Make the folder of a run ready.
-
-    Args:
-        out: The folder; made if it is not there. Files in it that are not a run's are left alone.
-        config: The resolved configuration; a resumed run must have the same.
-        resume: Continue what is there.
-        overwrite: Remove the run that is there.
-
-    Raises:
-        RunExistsError: It holds a run, and neither was asked for; or files of those names that are not a run's.
-        StorageError: The run to resume had another configuration, or the folder cannot be written.
-    """
-    held = refuse_other_run(out, resume=resume, overwrite=overwrite)
-    if held and overwrite:
-        with _writing(out):
-            for path in (out / name for name in _OURS):
-                if path.is_file():
-                    path.unlink()
-            Checkpoints(out / _CHECKPOINTS, resume=False).clear()
-    elif held:
-        before = _read_json(out / _CONFIG)
-        changed = [key for key in {*before, *config} if before.get(key) != config.get(key)]
-        if changed:
-            raise StorageError(
-                f"{out} was started with other settings ({', '.join(sorted(changed))} differ); resume with the same, "
-                "or give --overwrite"
-            )
-    write_json(out / _CONFIG, config)
-
-
-def refuse_other_run(out: Path, *, resume: bool, overwrite: bool) -> list[str]:
-    """Return which files of a run the folder holds, if there may be any.
-
-    Raises:
-        ConfigError: Both to resume and to overwrite was asked for.
-        RunExistsError: There are, and neither was asked for; or they are to be overwritten, but are not a run of ours.
-        StorageError: It is a file.
-    """
-    if resume and overwrite:
-        raise ConfigError("--resume and --overwrite exclude each other")
-    if out.exists() and not out.is_dir():
-        raise StorageError(f"cannot write {out}: it is a file; --out is a folder")
-    held = [name for name in (*_OURS, _CHECKPOINTS) if (out / name).exists()]
-    if held and not resume and not overwrite:
-        raise RunExistsError(
-            f"{out} holds another run ({', '.join(held[:3])}); give --resume to continue it, --overwrite to replace "
-            "it, or another --out"
-        )
-    if held and overwrite and not _holds_our_run(out):
-        raise RunExistsError(
-            f"{out} holds {', '.join(held[:3])}, but no run that antibackdoor wrote, so --overwrite leaves it as it "
-            "is; give another --out"
-        )
-    return held
-
-
-def _holds_our_run(out: Path) -> bool:
-    """Say whether a folder holds the record of a finished run, or the settings of one that was interrupted."""
-    for name in (_RECORD, _CONFIG):
-        with contextlib.suppress(StorageError):
-            values = _read_json(out / name)
-            settings = values.get("config") if name == _RECORD else values
-            if isinstance(settings, dict) and settings.keys() >= _SETTINGS:
-                return True
-    return False
+_FORMAT, _UNCHECKED_FORMAT = 2, 1  # runs of format 1 (version 0.1) have no checksums
+_MODEL_FORMAT = "antibackdoor model 1"
+CONFIG, RECORD, _HISTORY, _WEIGHTS = "config.json", "run.json", "history.npz", "model.safetensors"
+_SUSPECTS, _GALLERY, CHECKPOINTS, _REPORT = "suspects.csv", "gallery.npz", "checkpoints", "report.html"
+RUN_FILES = (CONFIG, CHECKSUMS, RECORD, _HISTORY, _WEIGHTS, _SUSPECTS, _GALLERY, _REPORT)
 
 
 def save_run(
@@ -126,21 +69,49 @@ def save_run(
 ) -> None:
     """Write everything but the report; run.json comes last, so that its presence means a whole run.
 
+    Before it comes ``checksums.sha256``, with the SHA-256 of each file, run.json among them.
+
     Raises:
         StorageError: A full disk, or a folder that cannot be written.
     """
+    with writing(out):
+        (out / RECORD).unlink(missing_ok=True)  # while files are exchanged, this is no finished run
+    order = most_suspect_first(isolation.scores)
+    top = order[:GALLERY]
+    gallery = {"index": top.numpy(), "images": data.images[top].permute(0, 2, 3, 1).numpy()}
+    checksums = {}
+    if (out / CONFIG).is_file():
+        checksums[CONFIG] = sha256_of(read_checked(out / CONFIG, None))
+
+    def write(name: str, content: bytes) -> None:
+        atomic_write_bytes(out / name, content)
+        checksums[name] = sha256_of(content)
+
     if model is not None:
         weights = {
             name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, value in model.state_dict().items()
         }
-        _replace(out / _WEIGHTS, lambda partial: save_file(weights, partial))
-    order = most_suspect_first(isolation.scores)
-    _save_arrays(out / _HISTORY, _history_arrays(data, isolation, histories, truth))
-    top = order[:GALLERY]
-    _save_arrays(out / _GALLERY, {"index": top.numpy(), "images": data.images[top].permute(0, 2, 3, 1).numpy()})
-    write_text(out / _SUSPECTS, _suspects(data, isolation, order))
-    write_json(out / _RECORD, _record_to_json(record))
+        write(_WEIGHTS, pack_tensors(weights, {"format": _MODEL_FORMAT}))
+    write(_HISTORY, _pack_arrays(_history_arrays(data, isolation, histories, truth)))
+    write(_GALLERY, _pack_arrays(gallery))
+    write(_SUSPECTS, _encode(_suspects(data, isolation, order)))
+    content = _encode(_to_json(_record_to_json(record)))
+    write_checksums(out, checksums | {RECORD: sha256_of(content)})
+    atomic_write_bytes(out / RECORD, content)
+
+
+def add_text(run: Path, name: str, text: str) -> None:
+    """Write a further text file of a finished run, such as its report, and note its checksum.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    content = _encode(text)
+    atomic_write_bytes(run / name, content)
+    checksums = read_checksums(run)
+    if checksums is not None:
+        write_checksums(run, checksums | {name: sha256_of(content)})
 
 
 def _history_arrays(
@@ -180,17 +151,21 @@ def read_record(run: Path) -> RunRecord:
     """
     if not run.is_dir():
         raise StorageError(f"no run folder at {run}")
-    if not (run / _RECORD).exists():
-        raise StorageError(f"{run} holds no finished run (no {_RECORD}); if training was interrupted, use --resume")
-    values = _read_json(run / _RECORD)
+    if not (run / RECORD).exists():
+        raise StorageError(f"{run} holds no finished run (no {RECORD}); if training was interrupted, use --resume")
+    checksums = read_checksums(run)
+    values = _parse_json(run / RECORD, read_checked(run / RECORD, checksums))
     try:
-        if values.pop("format") != _FORMAT:
-            raise TypeError(f"it is not of format {_FORMAT}")
+        found = values.pop("format")
+        if found not in (_FORMAT, _UNCHECKED_FORMAT):
+            raise TypeError(f"it is of format {found!r}, not {_FORMAT}")
+        if found == _FORMAT and checksums is None:
+            raise StorageError(f"{run / CHECKSUMS} is missing, so that nobody can tell if the run is as it was written")
         metrics = Metrics(**values.pop("metrics"))  # type: ignore[arg-type]
         evidence = tuple(str(sentence) for sentence in values.pop("evidence"))  # type: ignore[union-attr]
         return RunRecord(metrics=metrics, evidence=evidence, **values)  # type: ignore[arg-type]
-    except (KeyError, TypeError) as error:
-        raise StorageError(f"{run / _RECORD} is damaged or of another version: {error}") from None
+    except (AttributeError, KeyError, TypeError) as error:
+        raise StorageError(f"{run / RECORD} is damaged or of another version: {error}") from None
 
 
 def load_run(run: Path) -> StoredRun:
@@ -200,7 +175,8 @@ def load_run(run: Path) -> StoredRun:
         StorageError: A file is missing or damaged.
     """
     record = read_record(run)
-    arrays, pictures = _load_arrays(run / _HISTORY), _load_arrays(run / _GALLERY)
+    checksums = read_checksums(run)
+    arrays, pictures = (_load_arrays(run / name, checksums) for name in (_HISTORY, _GALLERY))
     try:
         return StoredRun(
             record=record,
@@ -233,12 +209,16 @@ def load_model(run: Path, record: RunRecord) -> nn.Module:
     try:
         spec = ModelSpec(**record.model)  # type: ignore[arg-type]
     except TypeError as error:
-        raise StorageError(f"{run / _RECORD} is damaged or of another version: {error}") from None
+        raise StorageError(f"{run / RECORD} is damaged or of another version: {error}") from None
+    checksums = read_checksums(run)
+    content = read_checked(path, checksums)
     model = rebuild(spec)
     try:
-        model.load_state_dict(load_file(path))
-    except (OSError, RuntimeError, SafetensorError) as error:
+        model.load_state_dict(load(content) if checksums is None else unpack_tensors(content)[1])
+    except (RuntimeError, SafetensorError, StorageError) as error:
         raise StorageError(f"{path} is damaged or belongs to another network: {' '.join(str(error).split())}") from None
+    if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
+        raise StorageError(f"{path} holds weights that are infinite or not a number, so the network is of no use")
     return model.eval()
 
 
@@ -248,12 +228,20 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         StorageError: It cannot be written.
     """
-    _replace(path, lambda partial: partial.write_text(text, encoding="utf-8", errors="backslashreplace"))
+    atomic_write_bytes(path, _encode(text))
 
 
 def write_json(path: Path, values: object) -> None:
     """Write a JSON file, whole or not at all; see :func:`write_text`."""
-    write_text(path, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, _to_json(values))
+
+
+def _to_json(values: object) -> str:
+    return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _encode(text: str) -> bytes:
+    return text.encode("utf-8", errors="backslashreplace")
 
 
 def _record_to_json(record: RunRecord) -> dict[str, object]:
@@ -266,55 +254,43 @@ def _record_to_json(record: RunRecord) -> dict[str, object]:
     return {"format": _FORMAT, **values}
 
 
-def _read_json(path: Path) -> dict[str, Json]:
+def read_json(path: Path) -> dict[str, Json]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        StorageError: It is missing or damaged.
+    """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return _parse_json(path, path.read_bytes())
     except FileNotFoundError:
         raise StorageError(f"{path} is missing, so the run cannot be continued; give another --out") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise StorageError(f"{path} is damaged: {error}") from None
+
+
+def _parse_json(path: Path, content: bytes) -> dict[str, Json]:
+    try:
+        values = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
         raise StorageError(f"{path} is damaged: {error}") from None
     if not isinstance(values, dict):
         raise StorageError(f"{path} is damaged: it holds no settings")
     return values
 
 
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _pack_arrays(arrays: dict[str, np.ndarray[Any, Any]]) -> bytes:
+    content = io.BytesIO()
+    np.savez(content, **arrays)  # type: ignore[arg-type]
+    return content.getvalue()
+
+
+def _load_arrays(path: Path, checksums: Mapping[str, str] | None) -> dict[str, np.ndarray[Any, Any]]:
+    content = read_checked(path, checksums)
     try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise StorageError(f"cannot write {path}: {reason}") from None
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    if path.is_dir():
-        raise StorageError(f"cannot write {path}: it is a folder")
-    partial = path.with_name(f".{path.name}.partial")
-    with _writing(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write(partial)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-
-
-def _save_arrays(path: Path, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
-    def write(partial: Path) -> None:
-        with partial.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-
-    _replace(path, write)
-
-
-def _load_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
-    try:
-        file: IO[bytes]
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return dict(arrays)
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise StorageError(f"{path} is missing or damaged: {error}") from None
+    except Exception as error:  # noqa: BLE001 - a damaged file makes NumPy and zipfile raise nearly anything
+        raise StorageError(f"{path} is damaged: {error or type(error).__name__}") from None
 
 
 def _pack(ids: tuple[str, ...]) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,7 +16,7 @@ from antibackdoor.errors import StorageError
 from antibackdoor.ops.objectives import ce
 from antibackdoor.progress import Bar, Silent
 from antibackdoor.seeds import Seeds
-from antibackdoor.training import Checkpoints, Phase, Trainer, TrainPlan, checkpoint, logits_of, mean_loss
+from antibackdoor.training import Checkpoints, Phase, Trainer, TrainPlan, logits_of, mean_loss
 
 # 48 images of which 8 are held out, in batches of 8: an epoch has five batches, and its bar a sixth call, for the note.
 CALLS = 6
@@ -321,7 +322,7 @@ def test_a_full_disk(setting, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("antibackdoor.training.checkpoint.os.replace", full)
+    monkeypatch.setattr("antibackdoor.files.os.replace", full)
     with pytest.raises(StorageError, match=r"cannot write the checkpoint .*No space left"):
         setting.run("none", folder=setting.folder)
     assert list(setting.folder.iterdir()) == []
@@ -341,13 +342,13 @@ def test_a_process_that_does_not_write_writes_nothing(setting):
 
 
 def test_phases_with_dots_in_their_names_are_kept_apart(setting, monkeypatch):
-    partials, save = [], checkpoint.save_file
+    partials, replace = [], os.replace
 
-    def remembering(tensors, path, **rest):
-        partials.append(path)
-        save(tensors, path, **rest)
+    def remembering(partial, path):
+        partials.append(partial)
+        replace(partial, path)
 
-    monkeypatch.setattr(checkpoint, "save_file", remembering)
+    monkeypatch.setattr(os, "replace", remembering)
     model = setting.build(Seeds(0).generator("init"))
     trainer = Trainer(setting.runtime, Seeds(0), checkpoints=Checkpoints(setting.folder, resume=True))
     for name in ("a.1", "a.2", "a"):

@@ -9,17 +9,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from antibackdoor.data.cache import default_cache_dir
 from antibackdoor.errors import ConfigError, StorageError
+from antibackdoor.files import atomic_write_bytes, locked, pack_tensors, unpack_tensors
 from antibackdoor.models import BuildModel
 from antibackdoor.ops.objectives import ce
 from antibackdoor.seeds import Seeds
@@ -74,17 +72,18 @@ def cached(key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]
         StorageError: The cache cannot be written.
     """
     path = default_cache_dir() / "attacks" / f"{key}.safetensors"
-    found = _read(path)
+    found = _read(path, key)
     if found is not None:
         return found
-    with _making(path):
-        found = _read(path)  # Another process may have made it while this one waited.
+    with locked(path.with_suffix(".lock")):  # one process at a time makes an entry; a killed one loses its lock
+        found = _read(path, key)  # Another process may have made it while this one waited.
         return _store(path, key, make()) if found is None else found
 
 
-def _read(path: Path) -> dict[str, Tensor] | None:
-    with contextlib.suppress(OSError, SafetensorError):  # A damaged entry is made again.
-        return load_file(path)
+def _read(path: Path, key: str) -> dict[str, Tensor] | None:
+    with contextlib.suppress(OSError, StorageError):  # A damaged entry is made again.
+        header, tensors = unpack_tensors(path.read_bytes())
+        return tensors if header.get("key") == key else None
     return None
 
 
@@ -92,31 +91,9 @@ def _store(path: Path, key: str, made: Mapping[str, Tensor]) -> dict[str, Tensor
     tensors = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in made.items()
     }
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    try:
-        save_file(tensors, partial, metadata={"format": "antibackdoor attack 1", "key": key})
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        raise StorageError(f"cannot write the cache {path}: {error}") from None
-    finally:
-        _remove(partial)
+    header = {"format": "antibackdoor attack 2", "key": key}
+    atomic_write_bytes(path, pack_tensors(tensors, header), what="the cache ")
     return tensors
-
-
-@contextlib.contextmanager
-def _making(path: Path) -> Iterator[None]:
-    """Let one process at a time make an entry, where the system has such locks; a killed one loses its lock."""
-    with contextlib.ExitStack() as stack:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(path.with_suffix(".lock").open("a"))
-            with contextlib.suppress(ImportError):
-                import fcntl
-
-                fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError as error:
-            raise StorageError(f"cannot write the cache {path}: {error}") from None
-        yield
 
 
 def train_surrogate(
@@ -222,8 +199,3 @@ def head_of(model: nn.Module) -> nn.Linear:
     if not heads:
         raise ConfigError("model: an attack that works on features needs a network whose last layer is nn.Linear")
     return heads[-1]
-
-
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from antibackdoor.benchmark.summary import Stat, stat_of
-from antibackdoor.errors import StorageError
+from antibackdoor.files import atomic_write_bytes
 from antibackdoor.storage import write_text
 
 if TYPE_CHECKING:
@@ -93,14 +92,7 @@ def save(figure: Any, folder: Path, name: str) -> list[Path]:
     figure.savefig(drawing, format="svg", metadata=dict.fromkeys(("Date", "Creator")))
     png, svg = folder / f"{name}.png", folder / f"{name}.svg"
     write_text(svg, drawing.getvalue())
-    partial = png.with_name(f".{png.name}.partial")
-    try:
-        partial.write_bytes(image.getvalue())
-        os.replace(partial, png)
-    except OSError as error:
-        raise StorageError(f"cannot write {png}: {error.strerror or error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    atomic_write_bytes(png, image.getvalue())
     return [png, svg]
 
 

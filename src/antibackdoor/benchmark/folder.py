@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import TypeAlias
 
 from antibackdoor.benchmark.cells import Cell
 from antibackdoor.benchmark.grid import GridConfig
 from antibackdoor.errors import RunExistsError, StorageError
+from antibackdoor.files import atomic_write_bytes, clear_partials, locked, sha256_of
 from antibackdoor.types import Json
 
 __all__ = ["CELL_FORMAT", "FileShelf", "GridFolder", "Record", "claimed", "read_records"]
@@ -21,7 +20,7 @@ __all__ = ["CELL_FORMAT", "FileShelf", "GridFolder", "Record", "claimed", "read_
 CELL_FORMAT = "antibackdoor cell 1"
 _GRID_FORMAT = "antibackdoor grid 1"
 _GRID, _LOCK, _CELLS, _SHARED = "grid.json", ".lock", "cells", "shared"
-_STALE_SECONDS = 3600.0  # a half-written file this old is what a kill left behind
+_CHECKSUM = "sha256"  # of a record: of all its other entries
 
 Record: TypeAlias = dict[str, Json]
 
@@ -49,7 +48,7 @@ class FileShelf:
         Raises:
             StorageError: It cannot be written.
         """
-        _write_whole(self.folder / name, blob)
+        atomic_write_bytes(self.folder / name, blob)
 
 
 class GridFolder:
@@ -70,9 +69,9 @@ class GridFolder:
             StorageError: It cannot be written.
         """
         values = {"format": _GRID_FORMAT, "config": grid.dump(), "cells": [cell.file for cell in cells]}
-        _write_whole(self.out / _GRID, _to_bytes(values))
-        for folder in (self.out / _CELLS, self.out / _SHARED):
-            _sweep(folder)
+        atomic_write_bytes(self.out / _GRID, _to_bytes(values))
+        for folder in (self.out, self.out / _CELLS, self.out / _SHARED):
+            clear_partials(folder)
 
     def record_of(self, cell: Cell) -> Record | None:
         """Return the record of a cell, or None where there is none that can be used.
@@ -89,7 +88,8 @@ class GridFolder:
         Raises:
             StorageError: It cannot be written.
         """
-        _write_whole(self.out / _CELLS / cell.file, _to_bytes(record))
+        checksum = sha256_of(_to_bytes(record))
+        atomic_write_bytes(self.out / _CELLS / cell.file, _to_bytes({**record, _CHECKSUM: checksum}))
 
 
 @contextlib.contextmanager
@@ -104,13 +104,8 @@ def claimed(out: Path) -> Iterator[GridFolder]:
         StorageError: It is of another format, a file, or cannot be written.
     """
     _refuse(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = (out / _LOCK).open("a+", encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"cannot write {out}: {error.strerror}") from None
-    with lock:
-        _lock(lock, out)
+    busy = f"{out}: another process{{by}} runs a grid there; wait for its end, or give another --out"
+    with locked(out / _LOCK, busy=busy):
         _refuse(out)  # What another process did before the lock was ours.
         yield GridFolder(out)
 
@@ -157,27 +152,6 @@ def _manifest(out: Path) -> dict[str, Json]:
     return values
 
 
-def _lock(file: IO[str], out: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # No such locks on this system.
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read().strip()
-        by = f" (process {holder})" if holder else ""
-        raise RunExistsError(
-            f"{out}: another process{by} runs a grid there; wait for its end, or give another --out"
-        ) from None
-    except OSError as error:
-        raise StorageError(f"{out}: the folder cannot be locked: {error.strerror}") from None
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-
-
 def _read_record(path: Path) -> Record | None:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -188,32 +162,11 @@ def _read_record(path: Path) -> Record | None:
         raise StorageError(
             f"{path} is of another format ({found!r}, not {CELL_FORMAT!r}) and stays as it is; use another --out"
         )
+    checksum = record.pop(_CHECKSUM, None)  # Records of version 0.1 have none.
+    if checksum is not None and checksum != sha256_of(_to_bytes(record)):
+        return None
     return record
 
 
 def _to_bytes(values: Mapping[str, object]) -> bytes:
     return (json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(errors="backslashreplace")
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what killed processes left half-written."""
-    for path in folder.glob(".*.partial"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
-                path.unlink()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from antibackdoor.report.render import render
-from antibackdoor.storage import load_run, write_text
+from antibackdoor.storage import add_text, load_run
 from antibackdoor.stored import StoredRun
 
 __all__ = ["StoredRun", "render", "write"]
@@ -18,5 +18,5 @@ def write(run: Path) -> Path:
         StorageError: The folder is damaged or cannot be written.
     """
     page = run / "report.html"
-    write_text(page, render(load_run(run)))
+    add_text(run, page.name, render(load_run(run)))
     return page

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from antibackdoor.errors import StorageError
+from antibackdoor.files import atomic_write_bytes, pack_tensors, unpack_tensors
 from antibackdoor.types import History
 
 __all__ = ["Checkpoints", "PhaseState"]
+
+_FORMAT = "antibackdoor checkpoint 2"
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +115,7 @@ class Checkpoints:
             return
         history = state.history
         header = {
-            "format": "antibackdoor checkpoint 1",
+            "format": _FORMAT,
             "phase": history.phase,
             "epochs": str(len(history.seconds)),
             "done": json.dumps(state.done),
@@ -126,15 +126,7 @@ class Checkpoints:
         tensors["history/accuracy"] = torch.from_numpy(history.accuracy)
         tensors["history/seconds"] = torch.from_numpy(history.seconds)
         path = self._path(history.phase)
-        partial = path.with_suffix(".partial")
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, partial, metadata=header)
-            os.replace(partial, path)
-        except (OSError, SafetensorError) as error:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
-            raise StorageError(f"cannot write the checkpoint {path}: {error}") from None
+        atomic_write_bytes(path, pack_tensors(tensors, header), what="the checkpoint ")
 
     def clear(self) -> None:
         """Delete the checkpoints; and the folder, if nothing else is in it."""
@@ -147,15 +139,15 @@ class Checkpoints:
         """Return the state of a phase, or None where there is none to resume.
 
         Raises:
-            StorageError: The file is damaged.
+            StorageError: The file is damaged, or of another version.
         """
         path = self._path(phase)
         if not self._resume or not path.exists():
             return None
         try:
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+            header, tensors = unpack_tensors(path.read_bytes())
+            if header.get("format") != _FORMAT:
+                raise StorageError(f"it is of format {header.get('format')!r}, not {_FORMAT!r}")
             history = History(
                 phase=header["phase"],
                 losses=tensors.pop("history/losses").numpy().astype(np.float32, copy=False),
@@ -164,7 +156,7 @@ class Checkpoints:
                 stopped=json.loads(header["stopped"]),
             )
             return PhaseState(history, bool(json.loads(header["done"])), tensors)
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        except (OSError, KeyError, ValueError, StorageError) as error:
             raise StorageError(f"the checkpoint {path} is damaged ({error}); start again with --overwrite") from None
 
 
