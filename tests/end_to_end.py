@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from antibackdoor.cli import main
+from antibackdoor.files import read_checksums, write_checksums
 
 CLASSES = ("cat", "dog", "owl")
 SIDE = 12
@@ -106,10 +107,8 @@ def write_vast_png(path: Path, side: int = 30_000) -> Path:
 
 def reseal(run: Path) -> None:
     """Write the checksums of a run anew, as someone who changes its files on purpose can."""
-    names = [line.split("  ")[1] for line in (run / "checksums.sha256").read_text().splitlines()]
-    digests = [hashlib.sha256((run / name).read_bytes()).hexdigest() for name in names]
-    lines = [f"{digest}  {name}\n" for digest, name in zip(digests, names, strict=True)]
-    (run / "checksums.sha256").write_text("".join(lines))
+    names = read_checksums(run) or {}
+    write_checksums(run, {name: hashlib.sha256((run / name).read_bytes()).hexdigest() for name in names})
 
 
 class SmallNet(nn.Module):

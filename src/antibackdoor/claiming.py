@@ -32,7 +32,8 @@ def claim(out: Path, config: dict[str, Json], *, resume: bool, overwrite: bool) 
         StorageError: The run to resume had another configuration, or the folder cannot be written.
     """
     held = refuse_other_run(out, resume=resume, overwrite=overwrite)
-    clear_partials(out, older_than=0)
+    for folder in (out, out / CHECKPOINTS):
+        clear_partials(folder, older_than=0)
     if held and overwrite:
         with writing(out):
             # The record first and the settings last: a kill in between leaves no finished run, but one of ours.
@@ -45,9 +46,10 @@ def claim(out: Path, config: dict[str, Json], *, resume: bool, overwrite: bool) 
         before = read_json(out / CONFIG)
         changed = [key for key in {*before, *config} if before.get(key) != config.get(key)]
         if changed:
+            names = ", ".join(sorted(changed))
             raise StorageError(
-                f"{out} was started with other settings ({', '.join(sorted(changed))} differ); resume with the same, "
-                "or give --overwrite"
+                f"by {out / CONFIG} the run was started with other settings ({names} differ); resume with the same, or "
+                "give --overwrite"
             )
     write_json(out / CONFIG, config)
 

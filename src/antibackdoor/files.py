@@ -44,6 +44,7 @@ STALE_SECONDS = 3600.0  # a half-written file this old is what a kill left behin
 _LONGEST_STEM = 50  # of the name of a half-written file, so that a name of 255 bytes can be written as well
 _LINE = re.compile(r"([0-9a-f]{64})  ([^/\n]+)")
 _UNSEALED = "0" * 64
+_SEAL = "# these lines: "  # sha256sum takes it for a comment
 
 
 def atomic_write(path: Path, write: Callable[[BinaryIO], object], *, what: str = "") -> None:
@@ -159,7 +160,11 @@ def read_checksums(folder: Path) -> dict[str, str] | None:
     """
     path = folder / CHECKSUMS
     try:
-        lines = path.read_bytes().decode("utf-8").splitlines()
+        content = path.read_bytes()
+        body, mark, seal = content.rpartition(_SEAL.encode())
+        if not mark or seal != f"{sha256_of(body)}\n".encode():
+            raise StorageError(f"{path} is damaged or was changed: its last line does not match the others")
+        lines = body.decode("utf-8").split("\n")[:-1]
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
@@ -184,7 +189,7 @@ def write_checksums(folder: Path, checksums: Mapping[str, str]) -> None:
         StorageError: It cannot be written.
     """
     lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(checksums.items()))
-    atomic_write_bytes(folder / CHECKSUMS, lines.encode())
+    atomic_write_bytes(folder / CHECKSUMS, f"{lines}{_SEAL}{sha256_of(lines.encode())}\n".encode())
 
 
 def read_checked(path: Path, checksums: Mapping[str, str] | None) -> bytes:

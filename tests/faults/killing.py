@@ -1,0 +1,223 @@
+"""Kill a command at any write or at any moment, call it again, and compare with a run that nobody killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from end_to_end import write_folder, write_poisoned_npz
+
+HERE = Path(__file__).parent
+
+
+class Mortal:
+    """Runs the command in forks of one process that has imported everything; see ``dying``."""
+
+    def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
+        self._process, self._log = process, log
+
+    def __call__(self, *args: object, **how: object) -> dict[str, Any]:
+        job = {"args": [str(arg) for arg in args], "log": str(self._log), **how}
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        assert line, "the process that forks has ended"
+        return json.loads(line) | {"said": self._log.read_text(errors="replace")}
+
+
+@contextmanager
+def mortal(folder: Path) -> Iterator[Mortal]:
+    """Start the process that forks; its cache lies in ``folder``."""
+    environment = {**os.environ, "ANTIBACKDOOR_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    with subprocess.Popen(
+        [sys.executable, str(HERE / "dying.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as process:
+        try:
+            yield Mortal(process, folder / "log.txt")
+        finally:
+            process.kill()
+
+
+@dataclass
+class Command:
+    """One command to be killed.
+
+    Attributes:
+        name: Of the row.
+        first: Arguments, given the folder to write to.
+        again: Arguments of the second call, after a kill.
+        content: What is to be the same as without a kill, from that folder; times left out.
+        retried: Arguments to try where ``again`` is refused, such as with --overwrite; None where it must not be.
+    """
+
+    name: str
+    first: Callable[[Path], list[str]]
+    again: Callable[[Path], list[str]]
+    content: Callable[[Path], dict[str, Any]]
+    retried: Callable[[Path], list[str]] | None = None
+    kills: int = 0
+    survived: int = 0
+    faults: list[str] = field(default_factory=list)
+
+
+def content_of_run(run: Path) -> dict[str, Any]:
+    """What a run holds but for times."""
+    record = json.loads((run / "run.json").read_text())
+    record.pop("seconds")
+    with np.load(run / "history.npz", allow_pickle=False) as arrays:
+        history = {name: arrays[name].tobytes() for name in arrays.files if name != "seconds"}
+    names = ("model.safetensors", "suspects.csv", "gallery.npz", "config.json")
+    files = {name: (run / name).read_bytes() for name in names if (run / name).exists()}
+    everything = sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file())
+    return {"record": record, "history": history, "names": everything, **files}
+
+
+def content_of_files(folder: Path) -> dict[str, Any]:
+    """Every file that a folder holds."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def content_of_grid(out: Path) -> dict[str, Any]:
+    """The records of a grid but for times and checksums (which cover times)."""
+    records = {}
+    for path in sorted((out / "cells").glob("*.json")):
+        record = json.loads(path.read_text())
+        records[path.name] = {
+            key: record[key] for key in ("key", "cell", "config", "status", "metrics") if key in record
+        }
+    return records
+
+
+def kill(run: Mortal, command: Command, folder: Path, expected: dict[str, Any], **how: object) -> bool:
+    """Kill the command once, call it again, and note what came of it; False where it ended before the kill."""
+    out = folder / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    done = run(*command.first(out), **how)
+    if not done["killed"]:
+        return False
+    command.kills += 1
+    again = run(*command.again(out))
+    if again["code"] != 0 and command.retried is not None:
+        again = run(*command.retried(out))
+    where = f"{command.name}, killed {how}"
+    if again["code"] != 0:
+        command.faults.append(f"{where}: the second call exits with {again['code']}: {again['said'].strip()[-300:]}")
+    elif (found := command.content(out)) != expected:
+        differing = [key for key in {*found, *expected} if found.get(key) != expected.get(key)]
+        command.faults.append(f"{where}: other content in {differing}")
+    else:
+        command.survived += 1
+    return True
+
+
+def whole(run: Mortal, command: Command, folder: Path) -> tuple[dict[str, Any], int, float]:
+    """Run the command undisturbed: what it leaves, how many writes it makes, and how long it takes."""
+    out = folder / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    done = run(*command.first(out))
+    assert done["code"] == 0, done
+    return command.content(out), done["events"], done["seconds"]
+
+
+def torture(run: Mortal, command: Command, folder: Path, *, writes: int | None, moments: int, seed: int = 0) -> int:
+    """Kill the command at its writes and at random moments.
+
+    Args:
+        run: Runs it.
+        command: What to kill; the figures are added to it.
+        folder: For its files.
+        writes: At how many of the writes, evenly spread; None for all, each of them also torn.
+        moments: At how many random moments.
+        seed: Of these moments.
+
+    Returns:
+        How many writes the command makes.
+    """
+    whole(run, command, folder)  # The first call makes what later ones find, such as imports and fonts.
+    expected, events, seconds = whole(run, command, folder)
+    places = range(1, events + 1)
+    if writes is not None:
+        places = sorted({1 + (events - 1) * i // max(1, writes - 1) for i in range(writes)})
+    for at in places:
+        kill(run, command, folder, expected, at=at, torn=True)
+    chance = random.Random(seed)
+    for _ in range(moments):
+        kill(run, command, folder, expected, after=chance.uniform(0, seconds))
+    return events
+
+
+def commands(data: Path, folder: Path, grid: Path) -> dict[str, Command]:
+    """Every command that writes, on tiny data.
+
+    Args:
+        data: An .npz with poison in it.
+        folder: A folder of images to poison.
+        grid: The configuration of a grid.
+    """
+    fast = ["--device", "cpu", "--model", "wrn-10-1", "--quiet", "--set", "train.batch_size=16"]
+    methods = {
+        "train (abl)": [
+            *("train", "--defence", "abl", "--epochs", "2", "--set", "defence.isolation_epochs=2"),
+            *("--set", "defence.unlearn_epochs=2", "--set", "defence.share=0.1"),
+        ],
+        "train (default)": ["train", "--epochs", "6"],
+        "train (d-br)": ["train", "--defence", "d-br", "--epochs", "2"],
+        "scan": ["scan", "--epochs", "6"],
+    }
+
+    def a_run(name: str, options: list[str]) -> Command:
+        def first(out: Path) -> list[str]:
+            return [options[0], str(data), "--out", str(out), *options[1:], *fast]
+
+        return Command(name, first, lambda out: [*first(out), "--resume"], content_of_run)
+
+    def poison(out: Path) -> list[str]:
+        plain = ["--attack", "badnets", "--rate", "0.1", "--target", "0", "--device", "cpu", "--quiet"]
+        return ["poison", str(folder), "--out", str(out), *plain]
+
+    def bench(out: Path) -> list[str]:
+        return ["bench", str(grid), "--out", str(out), "--jobs", "1", "--quiet"]
+
+    found = {name: a_run(name, options) for name, options in methods.items()}
+    found["poison"] = Command("poison", poison, poison, content_of_files, lambda out: [*poison(out), "--overwrite"])
+    found["bench"] = Command("bench", bench, bench, content_of_grid)
+    return found
+
+
+GRID = """
+data:
+  - {{name: tiny, source: {data}}}
+attacks: [badnets]
+rates: [0.1]
+defences: [none]
+models: [wrn-10-1]
+seeds: [0, 1]
+train: {{epochs: 1, batch_size: 16, augment: []}}
+device: cpu
+"""
+
+
+def write_inputs(folder: Path) -> dict[str, Command]:
+    """Write the tiny data, and return the commands on it."""
+    images = folder / "images"
+    for split, seed in (("train", 0), ("test", 1)):
+        write_folder(images / split, 5, seed=seed)
+    grid = folder / "grid.yaml"
+    grid.write_text(GRID.format(data=images))
+    return commands(write_poisoned_npz(folder / "bad.npz", per_class=20, poisoned=6), images, grid)
