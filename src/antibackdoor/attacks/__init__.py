@@ -15,6 +15,7 @@ from antibackdoor.attacks.blend import Blend
 from antibackdoor.attacks.bpp import Bpp
 from antibackdoor.attacks.cba import Composite
 from antibackdoor.attacks.cl import LabelConsistent
+from antibackdoor.attacks.compose import Compose
 from antibackdoor.attacks.dfst import Dfst
 from antibackdoor.attacks.dynamic import Dynamic
 from antibackdoor.attacks.fc import FeatureCollision
@@ -25,6 +26,7 @@ from antibackdoor.attacks.narcissus import Narcissus
 from antibackdoor.attacks.sig import Sig
 from antibackdoor.attacks.ssba import Ssba
 from antibackdoor.attacks.tact import TaCT
+from antibackdoor.attacks.titim import Titim
 from antibackdoor.attacks.trojan import Trojan
 from antibackdoor.attacks.wanet import WaNet
 from antibackdoor.registry import Registry
@@ -38,6 +40,7 @@ __all__ = [
     "Blend",
     "Bpp",
     "CleanLabelAttack",
+    "Compose",
     "Composite",
     "Dfst",
     "DirtyLabelAttack",
@@ -52,6 +55,7 @@ __all__ = [
     "Sig",
     "Ssba",
     "TaCT",
+    "Titim",
     "Trojan",
     "WaNet",
     "poison",
@@ -68,6 +72,7 @@ ATTACKS: Registry[Attack] = Registry(
         "bpp": Bpp,
         "cba": Composite,
         "cl": LabelConsistent,
+        "compose": Compose,
         "dfst": Dfst,
         "dynamic": Dynamic,
         "fc": FeatureCollision,
@@ -78,8 +83,12 @@ ATTACKS: Registry[Attack] = Registry(
         "sig": Sig,
         "ssba": Ssba,
         "tact": TaCT,
+        "titim": Titim,
         "trojan": Trojan,
         "wanet": WaNet,
     },
     base=Attack,
 )
+
+# What it is made of stands in the table that it stands in.
+Compose.table = ATTACKS

@@ -10,7 +10,7 @@ import copy
 import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -122,6 +122,15 @@ class Attack(ABC):
         """Return how many covers go with ``count`` poisoned images."""
         return 0
 
+    def test_labels(self, labels: Tensor, index: Tensor) -> Tensor:
+        """Return what each test image is to be predicted as; what :meth:`target_of` says unless its row matters.
+
+        Args:
+            labels: int64 (N,), their original labels.
+            index: int64 (N,), their rows in the test set.
+        """
+        return self.target_of(labels)
+
     def test_candidates(self, labels: Tensor) -> Tensor:
         """Return which test images the attack aims at, int64 (N,) -> bool (N,); all whose class it would change."""
         return self.target_of(labels) != labels
@@ -138,12 +147,41 @@ class DirtyLabelAttack(Attack):
 
     Attributes:
         labelling: "all-to-one" gives every poisoned image the target's label, "all-to-all" the next class's.
+        targets: Several targets for one trigger, two at least, in place of ``target``: class y is given the one at
+            ``y mod`` their number, or the next of them where that is y itself. None for one target.
     """
 
+    several_targets: ClassVar[bool] = True
+
     labelling: Literal["all-to-one", "all-to-all"] = "all-to-one"
+    targets: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.targets is None:
+            return
+        if not self.several_targets:
+            raise ConfigError("targets: the trigger of this attack is made for one target; use compose for several")
+        if self.labelling != "all-to-one":
+            raise ConfigError(f"targets: must be null with {self.labelling}")
+        if len(set(self.targets)) != len(self.targets) or len(self.targets) < 2 or min(self.targets) < 0:
+            raise ConfigError(f"targets: must be two unlike class indices of at least 0 or more, got {self.targets}")
+
+    def prepare(self, clean: ImageSet, *, build_model: BuildModel, fit: Fit, seeds: Seeds) -> Self:
+        """Check that every target is a class."""
+        ready = super().prepare(clean, build_model=build_model, fit=fit, seeds=seeds)
+        if self.targets is not None and max(self.targets) >= clean.num_classes:
+            raise PoisonError(
+                f"attack.targets: {max(self.targets)} is not a class; the set has 0..{clean.num_classes - 1}"
+            )
+        return ready
 
     def target_of(self, labels: Tensor) -> Tensor:
-        """Return the target for each label: one class, or ``(y + 1) mod K``."""
+        """Return the target for each label: one class, one of several, or ``(y + 1) mod K``."""
+        if self.targets is not None:
+            targets = torch.tensor(self.targets, device=labels.device)
+            own = targets[labels % len(targets)]
+            return torch.where(own == labels, targets[(labels + 1) % len(targets)], own)
         if self.labelling == "all-to-one":
             return torch.full_like(labels, self.target)
         if self.num_classes is None:
@@ -160,8 +198,8 @@ class DirtyLabelAttack(Attack):
 
     @property
     def single_target(self) -> int | None:
-        """The target, or None for all-to-all."""
-        return self.target if self.labelling == "all-to-one" else None
+        """The target, or None for all-to-all and for several."""
+        return self.target if self.labelling == "all-to-one" and self.targets is None else None
 
 
 @dataclass(frozen=True)
@@ -259,7 +297,7 @@ def triggered_test(clean: ImageSet, attack: Attack) -> PoisonedSet:
     images = torch.empty_like(kept.images)
     for part in _parts(torch.arange(len(kept))):
         images[part] = _to_uint8(attack.stamp_test(_to_float(kept.images[part]), rows[part], kept.labels[part]))
-    observed = dataclasses.replace(kept, images=images, labels=attack.target_of(kept.labels))
+    observed = dataclasses.replace(kept, images=images, labels=attack.test_labels(kept.labels, rows))
     everything = torch.ones(len(kept), dtype=torch.bool)
     return PoisonedSet(observed, everything, ~everything, kept.labels, attack.single_target)
 

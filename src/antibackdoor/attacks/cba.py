@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,8 @@ class Composite(DirtyLabelAttack):
         Lin et al., CCS 2020 (HalfMixer, CropPasteMixer). Theirs controls training and adds a contrastive loss on the
         logits, and adds mixes to the data; ours hands over a fixed set, so it drops the loss and replaces images.
     """
+
+    several_targets: ClassVar[bool] = False
 
     first: int | None = None
     second: int | None = None

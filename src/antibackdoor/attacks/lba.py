@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,8 @@ class LatentBackdoor(DirtyLabelAttack):
         first hundred features; ours compares all of them with their mean over the target, in units of their standard
         deviation, so that no few loud features decide.
     """
+
+    several_targets: ClassVar[bool] = False
 
     size: int | None = None
     margin: int | None = None

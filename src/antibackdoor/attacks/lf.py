@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,8 @@ class LowFrequency(DirtyLabelAttack):
         cross-entropy to the target over the coefficients of the lowest cosine waves, so that it is smooth by
         construction at every size. The paper takes as target the class that the pattern favours; here it is given.
     """
+
+    several_targets: ClassVar[bool] = False
 
     preset: Literal["optimised", "random"] = "optimised"
     amplitude: float = 0.2

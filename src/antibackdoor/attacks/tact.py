@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -44,6 +44,8 @@ class TaCT(DirtyLabelAttack):
         image as in the backdoor toolbox of Qi et al. Covers come from two or three classes there, from all here, since
         the patch is else free to work on the classes that were left out.
     """
+
+    several_targets: ClassVar[bool] = False
 
     source: int | None = None
     cover_classes: tuple[int, ...] | None = None
