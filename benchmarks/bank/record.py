@@ -29,13 +29,13 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from antibackdoor.api import load_plugin
 from antibackdoor.attacks import ATTACKS, Attack, poison, triggered_test
 from antibackdoor.data.sources import Loaded, load, subsample
 from antibackdoor.evaluation import evaluate
 from antibackdoor.models import builder_from
 from antibackdoor.ops.objectives import ce
 from antibackdoor.pipeline import versions
-from antibackdoor.plugins import load_plugin
 from antibackdoor.seeds import Seeds
 from antibackdoor.training import Phase, Runtime, Trainer, TrainPlan, logits_of
 from antibackdoor.types import ImageSet, PoisonedSet
