@@ -4,13 +4,14 @@ r"""Record a bank of evidence: trainings on clean and on poisoned sets, kept so 
 
 `benchmarks/bank/runs.yaml` lists the runs and the part (development or validation) each belongs to; it was written
 before any of them was looked at. DIR holds cifar10/, fashion-mnist/, gtsrb/ and imagenette/, each with train/ and
-test/. BANK, outside the repository, gets one .npz a run, written whole; a run that is there is not made again.
+test/. BANK, outside the repository, gets one .npz a part, written whole; what is there is not made again.
 
-A run trains two networks on the same images: one by the ordinary plan, with augmentation, and one without it for fewer
-epochs. Both are asked for the loss of every image by a forward pass without augmentation. Kept are: losses as recorded
-and by the passes (float16), the networks' weights at their ends and half-way, features of the frozen encoder, observed
-labels, rows of the source, the truth, accuracy and attack success of the ordinary network, the settings and a digest of
-the code. Images are drawn from one half of a source's training split in development, from the other in validation.
+A run has two parts, a file each, on the same images. "detector" trains without augmentation for few epochs and asks the
+frozen encoder; "ordinary" trains by the ordinary plan, with augmentation. Both ask for the loss of every image by a
+forward pass without augmentation after epochs. Kept are: losses as recorded and by the passes (float16), what was
+predicted, the networks' weights, features of the encoder, observed labels, rows of the source, the truth, accuracy and
+attack success, the settings and a digest of the code. Images are drawn from one half of a source's training split in
+development, from the other in validation.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ SIDES = {"imagenette": 32, "gtsrb": 32}
 TEST_IMAGES = 1000
 # Epochs of the two trainings, and after which of the ordinary one a forward pass is made.
 ORDINARY, PLAIN = 20, 10
+PARTS = ("detector", "ordinary")
 PASSES = (1, 2, 3, 4, 6, 8, 10, 13, 16, 20)
 
 
@@ -207,8 +209,8 @@ def encoder_features(data: ImageSet) -> np.ndarray:
     return torch.cat(parts).numpy()
 
 
-def record(run: dict, loaded: Loaded) -> dict[str, np.ndarray]:
-    """Make one run."""
+def record(run: dict, loaded: Loaded, kind: str) -> dict[str, np.ndarray]:
+    """Make one run: its "detector" part (plain training, encoder, labels, truth) or its "ordinary" training."""
     seeds, runtime = Seeds(run["seed"]), Runtime.create("cpu")
     fit = Trainer(runtime, seeds)
     part, rows = drawn(run, loaded)
@@ -216,57 +218,51 @@ def record(run: dict, loaded: Loaded) -> dict[str, np.ndarray]:
         part = Loaded(troubled(part.train, run["trouble"], seeds), part.test)
         rows = torch.tensor([int(i) for i in part.train.ids])
         if part.train.num_classes < part.test.num_classes:
-            part = Loaded(
-                part.train,
-                dataclasses.replace(
-                    part.test, labels=part.test.labels % part.train.num_classes, classes=part.train.classes
-                ),
-            )
+            folded = part.test.labels % part.train.num_classes
+            test = dataclasses.replace(part.test, labels=folded, classes=part.train.classes)
+            part = Loaded(part.train, test)
     whole, triggered = plant(run, part, seeds, Trainer(runtime, seeds.child("surrogate")))
     data = whole.observed
     build_model, _ = builder_from(run.get("model", "wrn-10-1"), data)
     augment = ("crop",) if run["data"] == "gtsrb" else ("crop", "flip")
     # Small sets get about as many updates as 6,000 images would.
     batch = 64 if len(data) <= 3000 else 128
-    ordinary = TrainPlan(epochs=run.get("epochs", ORDINARY), batch_size=batch, augment=augment)
-    plain = TrainPlan(epochs=PLAIN, batch_size=batch, augment=())
-    a = Recorder(fit, data, build_model(seeds.generator("init")), ordinary, "ordinary")
-    a.run(tuple(e for e in PASSES if e <= ordinary.epochs), (ordinary.epochs // 2, ordinary.epochs))
-    b = Recorder(fit, data, build_model(seeds.generator("plain init")), plain, "plain")
-    b.run(tuple(range(1, PLAIN + 1)), (PLAIN,))
-    started = time.perf_counter()
-    features = encoder_features(data)
-    seconds = {
-        "ordinary": a.seconds["train"],
-        "ordinary passes": a.seconds["pass"],
-        "plain": b.seconds["train"],
-        "plain passes": b.seconds["pass"],
-        "encoder": time.perf_counter() - started,
-    }
-    accuracy = evaluate(a.model, runtime, test=part.test).ca
-    success = [evaluate(a.model, runtime, triggered=one).asr for one in triggered]
-    plain_success = [evaluate(b.model, runtime, triggered=one).asr for one in triggered]
+    if kind == "ordinary":
+        plan = TrainPlan(epochs=run.get("epochs", ORDINARY), batch_size=batch, augment=augment)
+        passes, keep = tuple(e for e in PASSES if e <= plan.epochs), (plan.epochs // 2, plan.epochs)
+        stream = "init"
+    else:
+        plan = TrainPlan(epochs=PLAIN, batch_size=batch, augment=())
+        passes, keep, stream = tuple(range(1, PLAIN + 1)), (PLAIN,), "plain init"
+    recorder = Recorder(fit, data, build_model(seeds.generator(stream)), plan, "plain" if kind == "detector" else kind)
+    recorder.run(passes, keep)
+    seconds = dict(recorder.seconds)
+    arrays = recorder.arrays()
+    if kind == "detector":
+        started = time.perf_counter()
+        arrays["encoder"] = encoder_features(data)
+        seconds["encoder"] = time.perf_counter() - started
+        arrays |= {
+            "labels": data.labels.numpy().astype(np.int16),
+            "original": whole.original_labels.numpy().astype(np.int16),
+            "poison": whole.poison.numpy(),
+            "cover": whole.cover.numpy(),
+            "rows": rows.numpy().astype(np.int32),
+        }
     facts = {
         "run": run,
-        "accuracy": accuracy,
-        "success": success,
-        "plain_success": plain_success,
+        "accuracy": evaluate(recorder.model, runtime, test=part.test).ca,
+        "success": [evaluate(recorder.model, runtime, triggered=one).asr for one in triggered],
         "seconds": seconds,
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }
-    print(f"{run['name']}: accuracy {accuracy:.3f}, success {success}, seconds {seconds}", flush=True)
-    return {
-        "facts": np.array(json.dumps(facts)),
-        "labels": data.labels.numpy().astype(np.int16),
-        "original": whole.original_labels.numpy().astype(np.int16),
-        "poison": whole.poison.numpy(),
-        "cover": whole.cover.numpy(),
-        "rows": rows.numpy().astype(np.int32),
-        "encoder": features,
-        **a.arrays(),
-        **b.arrays(),
-    }
+    shown = " ".join(f"{key} {value:.0f}" for key, value in seconds.items())
+    success = " ".join(f"{value:.2f}" for value in facts["success"])
+    print(
+        f"{run['name']} {kind}: accuracy {facts['accuracy']:.3f}, success {success or '-'}, seconds {shown}", flush=True
+    )
+    return {"facts": np.array(json.dumps(facts)), **arrays}
 
 
 def main() -> None:
@@ -275,23 +271,24 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--bank", type=Path, required=True)
     parser.add_argument("--only", nargs="+", default=["*"], help="patterns of names")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="made run by run, in this order")
     parser.add_argument("--again", action="store_true")
     arguments = parser.parse_args()
     arguments.bank.mkdir(parents=True, exist_ok=True)
     load_plugin(HERE.parent / "unseen.py")
     sources: dict[str, Loaded] = {}
-    for run in yaml.safe_load((HERE / "runs.yaml").read_text(encoding="utf-8")):
-        path = arguments.bank / f"{run['name']}.npz"
-        if not any(fnmatch(run["name"], pattern) for pattern in arguments.only):
-            continue
+    runs = yaml.safe_load((HERE / "runs.yaml").read_text(encoding="utf-8"))
+    chosen = [run for run in runs if any(fnmatch(run["name"], pattern) for pattern in arguments.only)]
+    for kind, run in ((kind, run) for kind in arguments.parts for run in chosen):
+        path = arguments.bank / f"{run['name']}.{kind}.npz"
         if path.exists() and not arguments.again:
             continue
         if run["data"] not in sources:
             sources[run["data"]] = source(run["data"], arguments.data)
         try:
-            arrays = record(run, sources[run["data"]])
+            arrays = record(run, sources[run["data"]], kind)
         except Exception as error:  # one run that cannot be made costs no other
-            print(f"{run['name']}: FAILED {type(error).__name__}: {error}", flush=True)
+            print(f"{run['name']} {kind}: FAILED {type(error).__name__}: {error}", flush=True)
             continue
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
