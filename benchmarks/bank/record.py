@@ -209,8 +209,15 @@ def encoder_features(data: ImageSet) -> np.ndarray:
     return torch.cat(parts).numpy()
 
 
-def record(run: dict, loaded: Loaded, kind: str) -> dict[str, np.ndarray]:
-    """Make one run: its "detector" part (plain training, encoder, labels, truth) or its "ordinary" training."""
+def record(run: dict, loaded: Loaded, kind: str, features: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Make one run: its "detector" part (plain training, encoder, labels, truth) or its "ordinary" training.
+
+    Args:
+        run: As in runs.yaml.
+        loaded: Its source.
+        kind: Which part.
+        features: Of the encoder, where they are known from an older record of the same images.
+    """
     seeds, runtime = Seeds(run["seed"]), Runtime.create("cpu")
     fit = Trainer(runtime, seeds)
     part, rows = drawn(run, loaded)
@@ -225,8 +232,8 @@ def record(run: dict, loaded: Loaded, kind: str) -> dict[str, np.ndarray]:
     data = whole.observed
     build_model, _ = builder_from(run.get("model", "wrn-10-1"), data)
     augment = ("crop",) if run["data"] == "gtsrb" else ("crop", "flip")
-    # Small sets get about as many updates as 6,000 images would.
-    batch = 64 if len(data) <= 3000 else 128
+    # Small sets get about as many updates as larger ones would.
+    batch = 32 if len(data) <= 3000 else 64
     if kind == "ordinary":
         plan = TrainPlan(epochs=run.get("epochs", ORDINARY), batch_size=batch, augment=augment)
         passes, keep = tuple(e for e in PASSES if e <= plan.epochs), (plan.epochs // 2, plan.epochs)
@@ -240,7 +247,7 @@ def record(run: dict, loaded: Loaded, kind: str) -> dict[str, np.ndarray]:
     arrays = recorder.arrays()
     if kind == "detector":
         started = time.perf_counter()
-        arrays["encoder"] = encoder_features(data)
+        arrays["encoder"] = encoder_features(data) if features is None else features
         seconds["encoder"] = time.perf_counter() - started
         arrays |= {
             "labels": data.labels.numpy().astype(np.int16),
@@ -272,6 +279,7 @@ def main() -> None:
     parser.add_argument("--bank", type=Path, required=True)
     parser.add_argument("--only", nargs="+", default=["*"], help="patterns of names")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="made run by run, in this order")
+    parser.add_argument("--features", type=Path, help="an older bank of the same runs, whose encoder features are kept")
     parser.add_argument("--again", action="store_true")
     arguments = parser.parse_args()
     arguments.bank.mkdir(parents=True, exist_ok=True)
@@ -286,7 +294,9 @@ def main() -> None:
         if run["data"] not in sources:
             sources[run["data"]] = source(run["data"], arguments.data)
         try:
-            arrays = record(run, sources[run["data"]], kind)
+            older = arguments.features / path.name if arguments.features else None
+            features = np.load(older)["encoder"] if older and older.exists() else None
+            arrays = record(run, sources[run["data"]], kind, features)
         except Exception as error:  # one run that cannot be made costs no other
             print(f"{run['name']} {kind}: FAILED {type(error).__name__}: {error}", flush=True)
             continue
