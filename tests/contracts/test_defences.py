@@ -28,7 +28,6 @@ VERDICTS = set(typing.get_args(Verdict))
 PLAN = TrainPlan(epochs=4, batch_size=32, lr=0.05, schedule="onecycle", augment=("flip",))
 # Stages that would be longer than the test needs.
 SHORTER = {"isolation_epochs": 3, "unlearn_epochs": 1, "biased_epochs": 2, "scan_epochs": 2, "rounds": 2}
-SHORTER |= {"witness": "none"}
 SHORTER |= {"tune_updates": 2, "updates": 2, "curve_updates": 2}
 
 

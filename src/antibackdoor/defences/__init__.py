@@ -11,7 +11,6 @@ from antibackdoor.defences.mcr import Mcr
 from antibackdoor.defences.nad import Nad
 from antibackdoor.defences.none import NoDefence
 from antibackdoor.defences.spectral import SpectralFilter
-from antibackdoor.defences.witnesses import Witnesses
 from antibackdoor.registry import Registry
 
 __all__ = [
@@ -30,7 +29,6 @@ __all__ = [
     "RatedDefence",
     "RepairDefence",
     "SpectralFilter",
-    "Witnesses",
 ]
 
 DEFENCES: Registry[Defence] = Registry(
@@ -47,7 +45,6 @@ DEFENCES: Registry[Defence] = Registry(
         "nad": Nad,
         "none": NoDefence,
         "spectral": SpectralFilter,
-        "witnesses": Witnesses,
     },
     base=Defence,
 )

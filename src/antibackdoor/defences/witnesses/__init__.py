@@ -1,6 +1,7 @@
 """Defence ``witnesses``: a detector and a frozen encoder, one decision with a stated error. Experimental.
 
-It is to take the place of ``filter`` once it has been measured on validation runs, which it has not.
+It is to take the place of ``filter`` once it holds on validation runs, which it does not yet (docs/log.md); until then
+``benchmarks/witnesses.py`` brings it as a plugin.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from antibackdoor.defences.witnesses.evidence import STATISTICS
 from antibackdoor.defences.witnesses.observe import Seen
 from antibackdoor.defences.witnesses.parts import Part, parts_of, views_of
 
-__all__ = ["Accusation", "Decision", "decide", "holm"]
+__all__ = ["Accusation", "Decision", "decide", "holm", "refined"]
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]

@@ -48,6 +48,11 @@ class Search:
         histories: Of every training so far.
         decisions: Of every look, in order.
         notes: A sentence for what was done after a look.
+        seen: What the detector and the encoder showed.
+        suspects: bool (N,).
+        near: bool (N,), the suspects and what may belong to them.
+        cleared: bool (N,), classes that were accused and are not any more.
+        model: The network that is asked for, once it is trained.
     """
 
     data: ImageSet

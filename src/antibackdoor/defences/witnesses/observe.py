@@ -17,7 +17,7 @@ from antibackdoor.seeds import Seeds
 from antibackdoor.training import Fit, Phase, Runtime, TrainPlan, logits_of
 from antibackdoor.types import History, ImageSet
 
-__all__ = ["Seen", "detector_plan", "encode", "observe", "train_watched"]
+__all__ = ["Seen", "detector_for", "detector_plan", "encode", "log_losses", "observe", "own_features", "train_watched"]
 
 # The detector: the network of the bank of evidence, on pictures of at most this side. It is trained without
 # augmentation, which blurs what marks poison (docs/log.md), for so many epochs of at least so many updates together.

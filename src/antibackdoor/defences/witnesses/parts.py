@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from antibackdoor.defences.witnesses.observe import Seen
 
-__all__ = ["SMALLEST_CLASS", "SMALLEST_PART", "Part", "Views", "parts_of", "views_of"]
+__all__ = ["SMALLEST_CLASS", "SMALLEST_PART", "Part", "Views", "parts_of", "two_gaussians", "views_of"]
 
 Floats = NDArray[np.float64]
 
@@ -122,8 +122,8 @@ def _standard(logs: Floats, fitted: NDArray[np.bool_]) -> Floats:
     """Return log-losses (E, n) standardised in every epoch by median and deviation, (n, E)."""
     middle = np.median(logs[:, fitted], 1, keepdims=True)
     spread = 1.4826 * np.median(np.abs(logs[:, fitted] - middle), 1, keepdims=True) + 1e-3
-    found: Floats = np.clip((logs - middle) / spread, -_CLIP, _CLIP).T
-    return found
+    found: Floats = np.clip((logs - middle) / spread, -_CLIP, _CLIP)
+    return found.T
 
 
 def _principal(points: Floats, count: int, fitted: NDArray[np.bool_] | None = None) -> Floats:
@@ -138,7 +138,8 @@ def _principal(points: Floats, count: int, fitted: NDArray[np.bool_] | None = No
 
 
 def _unit(points: Floats, fitted: NDArray[np.bool_]) -> Floats:
-    return (points - points[fitted].mean(0)) / np.maximum(points[fitted].std(0), _FLOOR)
+    found: Floats = (points - points[fitted].mean(0)) / np.maximum(points[fitted].std(0), _FLOOR)
+    return found
 
 
 def _whitened(
