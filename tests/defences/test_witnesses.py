@@ -9,8 +9,8 @@ from antibackdoor.defences.witnesses import Witnesses
 from antibackdoor.defences.witnesses.calibration import Null
 from antibackdoor.defences.witnesses.decide import holm
 from antibackdoor.defences.witnesses.observe import EPOCHS, UPDATES, detector_plan
-from antibackdoor.defences.witnesses.parts import two_gaussians
 from antibackdoor.errors import ConfigError, UnknownNameError
+from antibackdoor.isolation.mixture import two_gaussians
 
 
 def test_a_null_gives_the_tail_of_its_distribution():
@@ -32,12 +32,13 @@ def test_two_groups_are_told_and_one_is_not():
     generator = np.random.default_rng(0)
     one = generator.normal(size=(300, 4))
     two = np.concatenate([one, generator.normal(size=(60, 4)) + 5])
-    shares, gain = two_gaussians(two, np.ones(360, dtype=bool))
+    mixture, gain = two_gaussians(two, restarts=3)
+    shares = mixture.predict_proba(two)
     side = shares[-60:].mean(0).argmax()
     assert (shares[:300, side] < 0.5).mean() > 0.99
     assert (shares[300:, side] > 0.5).all()
     assert gain > 1
-    assert two_gaussians(one, np.ones(300, dtype=bool))[1] < 0.1
+    assert two_gaussians(one, restarts=3)[1] < 0.1
 
 
 @pytest.mark.parametrize("count", [500, 6000, 50_000])

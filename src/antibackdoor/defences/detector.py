@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from antibackdoor.errors import UnknownNameError
-from antibackdoor.models import MODELS, BuildModel, Resized, builder_from
+from antibackdoor.models import MODELS, BuildModel, Resized, builder_from, size_within
 from antibackdoor.training import TrainPlan
 from antibackdoor.types import ImageSet
 
@@ -60,15 +60,14 @@ def detector_for(name: str, build_model: BuildModel, data: ImageSet, plan: Train
     if name == OWN:
         return None
     _, height, width = data.shape
-    share = min(1.0, _SIDE / max(height, width)) if name == AUTO else 1.0
+    size = size_within(height, width, _SIDE) if name == AUTO else None
     builders = {known: builder_from(known, data)[0] for known in (_MEASURED if name == AUTO else (name,))}
-    if share == 1 and _shapes(build_model) in map(_shapes, builders.values()):
+    if size is None and _shapes(build_model) in map(_shapes, builders.values()):
         return None
     name, build = list(builders.items())[-1]
     measured = TrainPlan(epochs=plan.epochs, augment=plan.augment)
-    if share == 1:
+    if size is None:
         return Detector(name, build, measured)
-    size = max(1, round(share * height)), max(1, round(share * width))
     words = f"{name}, which sees images of {size[0]} x {size[1]} pixels,"
     return Detector(words, lambda generator: Resized(build(generator), *size), measured)
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from antibackdoor.errors import ConfigError, UnknownNameError
 from antibackdoor.models.normalise import Normalised, channel_statistics
-from antibackdoor.models.resized import Resized
+from antibackdoor.models.resized import Resized, size_within
 from antibackdoor.models.resnet import PreActResNet, ResNet
 from antibackdoor.models.wide_resnet import WideResNet
 from antibackdoor.types import ImageSet, Json
@@ -33,6 +33,7 @@ __all__ = [
     "channel_statistics",
     "choose_model",
     "rebuild",
+    "size_within",
 ]
 
 BuildModel: TypeAlias = Callable[[torch.Generator], nn.Module]

@@ -15,7 +15,7 @@ __all__ = ["DEFAULT_ENCODER", "NO_ENCODER", "Encoder", "check_encoder", "encoder
 
 DEFAULT_ENCODER, NO_ENCODER = "efficientnet-lite0", "none"
 _TIMM, _OWN = "timm:", "own:"
-# Side in pixels that images are brought to for the default encoder; FINDINGS of small images used 96 to 112.
+# Side in pixels that images are brought to for the default encoder.
 _SIDE = 96
 
 

@@ -5,7 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Resized"]
+__all__ = ["Resized", "size_within"]
+
+
+def size_within(height: int, width: int, side: int) -> tuple[int, int] | None:
+    """Return the size of a smaller picture of the same shape whose longer side is ``side``; None where it fits already.
+
+    Args:
+        height: In pixels.
+        width: In pixels.
+        side: Longest that a side may be, in pixels.
+    """
+    share = side / max(height, width)
+    return None if share >= 1 else (max(1, round(share * height)), max(1, round(share * width)))
 
 
 class Resized(nn.Module):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from antibackdoor.defences.witnesses.calibration import COMBINED, NULLS
@@ -122,10 +124,6 @@ def decide(seen: Seen, alpha: float, *, known: Bools | None = None) -> Decision:
 
 def _among(seen: Seen, alpha: float, rows: NDArray[np.int64]) -> Decision:
     """Judge some images alone, and return the decision by the rows of the whole set."""
-    import dataclasses
-
-    import torch
-
     smaller = dataclasses.replace(
         seen,
         data=seen.data.select(torch.from_numpy(rows)),

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from antibackdoor.defences.balance import lost, make_up
 from antibackdoor.defences.witnesses.crosscheck import Adjudication, adjudicate
 from antibackdoor.defences.witnesses.decide import Decision, decide
-from antibackdoor.defences.witnesses.observe import Seen, log_losses, observe, own_features
+from antibackdoor.defences.witnesses.observe import Seen, log_losses, observe, own_features, train_in_parts
 from antibackdoor.defences.witnesses.words import isolation_of
 from antibackdoor.isolation import Network
 from antibackdoor.models import BuildModel
 from antibackdoor.models.encoders import Encoder
 from antibackdoor.seeds import Seeds
-from antibackdoor.training import Fit, Phase, TrainPlan
+from antibackdoor.training import Fit, TrainPlan
 from antibackdoor.types import History, ImageSet, Outcome
 
 __all__ = ["Search"]
@@ -85,16 +85,10 @@ class Search:
         for number in range(_ROUNDS):
             shown = torch.from_numpy(~self.near)
             last = number == _ROUNDS - 1
-            model, found = self._train_once(number, shown, looks=not last)
-            self.model = model
+            self.model, found = self._train_once(number, shown, looks=not last)
             if found or last:
-                if last and found:
-                    break
                 continue
-            if not self.near.any():
-                return
-            ruling = self._adjudicate(model, shown)
-            if not ruling.changes:
+            if not self.near.any() or not self._adjudicate(self.model, shown).changes:
                 break
         if self.near.any() and self.model is not None:
             self._balance(self.model, ~self.near)
@@ -129,20 +123,18 @@ class Search:
         name = "train" if everything else f"retrain {number}"
         epochs = sorted({max(1, round(plan.epochs * i / _PASSES)) for i in range(1, _PASSES + 1)})
         half = epochs[max(0, len(epochs) // 2 - 1)]
-        logs, first = [], 0
-        for last in epochs:
-            phase = Phase(f"{name} {last}", plan, first=first, last=last, part_of=name)
-            subset = None if everything else shown
-            self.histories.append(self.fit(model, self.data, phase, subset=subset))
-            first = last
+        subset = None if everything else shown
+        logs = []
+        for last, history in train_in_parts(model, self.data, plan, epochs, fit=self.fit, name=name, subset=subset):
+            self.histories.append(history)
             if looks:
                 logs.append(log_losses(model, self.data, self.fit.runtime))
-            if looks and last in (half, plan.epochs) and self._look(model, np.stack(logs), shown):
+            if looks and last in (half, plan.epochs) and self._look(model, np.stack(logs)):
                 return model, True
         return model, False
 
-    def _look(self, model: nn.Module, logs: NDArray[np.float64], shown: Tensor) -> bool:
-        """Decide by what this network shows of the images that it was trained on."""
+    def _look(self, model: nn.Module, logs: NDArray[np.float64]) -> bool:
+        """Decide by what this network shows of the images that are not suspected, which it was trained on."""
         features = self.seen.features
         if self.seen.witness == "none":
             features = own_features(model, self.data, self.fit.runtime)

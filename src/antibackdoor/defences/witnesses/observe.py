@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,14 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from antibackdoor.data.batches import Batches
-from antibackdoor.models import BuildModel, Resized, builder_from
+from antibackdoor.isolation import Network, penultimate
+from antibackdoor.models import BuildModel, Resized, builder_from, size_within
 from antibackdoor.models.encoders import Encoder
 from antibackdoor.ops.objectives import ce
 from antibackdoor.seeds import Seeds
 from antibackdoor.training import Fit, Phase, Runtime, TrainPlan, logits_of
 from antibackdoor.types import History, ImageSet
 
-__all__ = ["Seen", "detector_for", "detector_plan", "encode", "log_losses", "observe", "own_features", "train_watched"]
+__all__ = ["Seen", "detector_for", "detector_plan", "encode", "log_losses", "observe", "own_features", "train_in_parts"]
 
 # The detector: the network of the bank of evidence, on pictures of at most this side. It is trained without
 # augmentation, which blurs what marks poison (docs/log.md), for so many epochs of at least so many updates together.
@@ -65,36 +68,37 @@ def detector_for(data: ImageSet) -> BuildModel:
     """Return the builder of the detector; of images larger than 64 pixels it sees smaller pictures."""
     build, _ = builder_from(DETECTOR, data)
     _, height, width = data.shape
-    share = SIDE / max(height, width)
-    if share >= 1:
-        return build
-    size = max(1, round(share * height)), max(1, round(share * width))
-    return lambda generator: Resized(build(generator), *size)
+    size = size_within(height, width, SIDE)
+    return build if size is None else lambda generator: Resized(build(generator), *size)
 
 
-def train_watched(
-    model: nn.Module, data: ImageSet, plan: TrainPlan, passes: tuple[int, ...], *, fit: Fit, name: str
-) -> tuple[list[History], NDArray[np.float64]]:
-    """Train in parts, with a forward pass over the set after each of these epochs.
+def train_in_parts(
+    model: nn.Module,
+    data: ImageSet,
+    plan: TrainPlan,
+    ends: Sequence[int],
+    *,
+    fit: Fit,
+    name: str,
+    subset: Tensor | None = None,
+) -> Iterator[tuple[int, History]]:
+    """Train, stopping for the caller after each of these epochs.
 
     Args:
         model: Trained in place, to the bits of one uninterrupted phase called ``name``.
         data: The set.
         plan: Of the training.
-        passes: Epochs, rising; the last one ends the training or a part of it.
+        ends: Epochs, rising.
         fit: The training loop.
         name: Of the phases.
+        subset: bool (N,), rows to train on; all by default.
 
-    Returns:
-        The histories of the parts, and log-losses float64 (len(passes), N).
+    Yields:
+        The epoch, and the history of the part that ended with it.
     """
-    histories, logs, first = [], [], 0
-    for last in passes:
+    for first, last in itertools.pairwise((0, *ends)):
         phase = Phase(f"{name} {last}", plan, first=first, last=last, part_of=name)
-        histories.append(fit(model, data, phase))
-        logs.append(log_losses(model, data, fit.runtime))
-        first = last
-    return histories, np.stack(logs)
+        yield last, fit(model, data, phase, subset=subset)
 
 
 def log_losses(model: nn.Module, data: ImageSet, runtime: Runtime) -> NDArray[np.float64]:
@@ -126,9 +130,10 @@ def observe(data: ImageSet, encoder: Encoder | None, *, fit: Fit, seeds: Seeds) 
     """
     model = detector_for(data)(seeds.child("detector").generator("init"))
     plan = detector_plan(len(data))
-    histories, trajectories = train_watched(
-        model, data, plan, tuple(range(1, plan.epochs + 1)), fit=fit, name="detector"
-    )
+    histories, logs = [], []
+    for _, history in train_in_parts(model, data, plan, range(1, plan.epochs + 1), fit=fit, name="detector"):
+        histories.append(history)
+        logs.append(log_losses(model, data, fit.runtime))
     held_out = histories[0].held_out
     trained = np.ones(len(data), dtype=bool) if held_out is None else ~held_out
     if encoder is None:
@@ -136,13 +141,11 @@ def observe(data: ImageSet, encoder: Encoder | None, *, fit: Fit, seeds: Seeds) 
     else:
         features = encode(encoder, data, fit.runtime)
     witness = "none" if encoder is None else encoder.name
-    return Seen(data, model, fit.runtime, trajectories, features, witness, trained), histories
+    return Seen(data, model, fit.runtime, np.stack(logs), features, witness, trained), histories
 
 
 def own_features(model: nn.Module, data: ImageSet, runtime: Runtime) -> NDArray[np.float32]:
     """Return the network's penultimate features, float32 (N, D)."""
-    from antibackdoor.isolation import Network, penultimate
-
     network = Network(model, data, runtime)
     found: NDArray[np.float32] = network.measure([penultimate(network)])[0].numpy()
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -10,14 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from antibackdoor.defences.witnesses.observe import Seen
+from antibackdoor.isolation.mixture import two_gaussians
 
-__all__ = ["SMALLEST_CLASS", "SMALLEST_PART", "Part", "Views", "parts_of", "two_gaussians", "views_of"]
+__all__ = ["SMALLEST_CLASS", "SMALLEST_PART", "Part", "Views", "parts_of", "views_of"]
 
 Floats = NDArray[np.float64]
 
 # Fewer images describe no two Gaussians in eight dimensions; a part of fewer is no group.
 SMALLEST_CLASS, SMALLEST_PART = 40, 10
-# Principal components: of the encoder's features in all, of each view in a class (FINDINGS: 4 and up to 10).
+# Principal components: of the encoder's features in all, of each view in a class.
 _FEATURES, _OF_VIEW = 48, 4
 # Shrinkage of the within-class covariance towards a multiple of the identity.
 _SHRINKAGE = 0.1
@@ -32,7 +32,6 @@ class Views:
         label: The class.
         rows: int64 (n,), its images.
         fitted: bool (n,), those that mixtures are fitted to.
-        speed: float64 (n,), mean standardised log-loss; below 0 was learned faster than the class.
         points: By name of the view, float64 (n, d), each column of unit variance.
         white: float64 (n, 48), features whitened by the within-class covariance of the other classes.
         between: float64 (48, d), orthonormal directions in which the other classes differ, in that space.
@@ -41,7 +40,6 @@ class Views:
     label: int
     rows: NDArray[np.int64]
     fitted: NDArray[np.bool_]
-    speed: Floats
     points: dict[str, Floats]
     white: Floats = field(repr=False)
     between: Floats = field(repr=False)
@@ -89,33 +87,20 @@ def views_of(seen: Seen) -> Iterator[Views]:
         learning = _unit(_principal(losses, _OF_VIEW, fitted), fitted)
         looks = _unit(_principal(white, _OF_VIEW, fitted), fitted)
         points = {"learning": learning, "features": looks, "both": np.hstack([learning, looks])}
-        yield Views(int(label), rows, fitted, losses.mean(1), points, white, between)
+        yield Views(int(label), rows, fitted, points, white, between)
 
 
 def parts_of(views: Views) -> list[Part]:
     """Return both parts of every view, but for those that hold too few images."""
     found = []
     for view, points in views.points.items():
-        shares, delta_bic = two_gaussians(points, views.fitted)
+        mixture, delta_bic = two_gaussians(points[views.fitted], restarts=3)
+        shares = mixture.predict_proba(points)
         for side in (0, 1):
             part = Part(views, view, shares[:, side], delta_bic)
             if min(part.members.sum(), (~part.members).sum()) >= SMALLEST_PART:
                 found.append(part)
     return found
-
-
-def two_gaussians(points: Floats, fitted: NDArray[np.bool_]) -> tuple[Floats, float]:
-    """Return responsibilities of two Gaussians, float64 (n, 2), and their gain over one in BIC an image."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.mixture import GaussianMixture
-
-    own = points[fitted]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        one = GaussianMixture(1, reg_covar=1e-3).fit(own)
-        two = GaussianMixture(2, reg_covar=1e-3, n_init=3, random_state=0).fit(own)
-    shares: Floats = two.predict_proba(points)
-    return shares, float(one.bic(own) - two.bic(own)) / len(own)
 
 
 def _standard(logs: Floats, fitted: NDArray[np.bool_]) -> Floats:
