@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from end_to_end import FAST, invoke, write_npz
 from torch import Tensor, nn
 
 from antibackdoor.models import BuildModel, builder_from
@@ -124,3 +125,12 @@ def make_trajectories(
 def trajectories() -> Callable[..., Tensor]:
     """Makes losses of whole trainings; see ``make_trajectories``."""
     return make_trajectories
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, to be copied and not changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = invoke("train", write_npz(folder / "d.npz", 8), "--out", folder / "run", *FAST, "--quiet")
+    assert done.code == 0, done
+    return folder / "run"

@@ -16,17 +16,9 @@ from antibackdoor.errors import RunExistsError, StorageError
 from antibackdoor.files import atomic_write_bytes, locked, pack_tensors, unpack_tensors
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("verify")
-    done = invoke("train", write_npz(folder / "d.npz", 8), "--out", folder / "run", *FAST, "--quiet")
-    assert done.code == 0, done
-    return folder / "run"
-
-
 @pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(finished, tmp_path / "run")
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(finished_run, tmp_path / "run")
 
 
 def refused(done: Finished, *named: str) -> None:

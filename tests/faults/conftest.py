@@ -1,4 +1,4 @@
-"""What the tests of faults share: tiny data, a process to kill, a finished run to damage."""
+"""What the tests of faults share: tiny data, a process to kill."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from end_to_end import FAST, invoke, write_npz
 from killing import Command, Mortal, mortal, write_inputs
 
 
@@ -15,11 +14,3 @@ def killable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Mortal,
     folder = tmp_path_factory.mktemp("faults")
     with mortal(folder) as run:
         yield run, write_inputs(folder), folder
-
-
-@pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("finished")
-    done = invoke("train", write_npz(folder / "d.npz", 8), "--out", folder / "run", *FAST, "--quiet")
-    assert done.code == 0, done
-    return folder / "run"
