@@ -32,10 +32,10 @@ class Null:
         return max(-math.expm1(-math.exp(min(-x, 700.0))), 1e-300)
 
 
-# By statistic of ``evidence.STATISTICS``; and of the sum of -log p over them, which are not independent. From 100 of the
-# 104 classes of 12 clean development runs; the command prints the same for all 104 to within .002 (.02 for the sum). The
-# largest sum of a clean class was 10.5; poisoned classes whose trigger the detector had learned to 97 % and more had
-# 16.6 to 26.6 where they were alone, and 10.1 beside another attack.
+# By statistic of ``evidence.STATISTICS``; and of the sum of -log p over them, which are not independent. From 100 of
+# the 104 classes of 12 clean development runs; the command prints the same for all 104 to within .002 (.02 for the
+# sum). The largest sum of a clean class was 10.5; poisoned classes whose trigger the detector had learned to 97 % and
+# more had 16.6 to 26.6 where they were alone, and 10.1 beside another attack.
 NULLS = {
     "transfer": Null(0.008, 0.081),
     "mixing": Null(0.102, 0.065),
