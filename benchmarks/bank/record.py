@@ -47,7 +47,7 @@ HERE = Path(__file__).parent
 SIDES = {"imagenette": 32, "gtsrb": 32}
 TEST_IMAGES = 1000
 # Epochs of the two trainings, and after which of the ordinary one a forward pass is made.
-ORDINARY, PLAIN = 20, 10
+ORDINARY, PLAIN = 20, 20
 PARTS = ("detector", "ordinary")
 PASSES = (1, 2, 3, 4, 6, 8, 10, 13, 16, 20)
 
@@ -228,7 +228,7 @@ def record(run: dict, loaded: Loaded, kind: str, features: np.ndarray | None = N
         stream = "init"
     else:
         plan = TrainPlan(epochs=PLAIN, batch_size=batch, augment=())
-        passes, keep, stream = tuple(range(1, PLAIN + 1)), (PLAIN,), "plain init"
+        passes, keep, stream = tuple(range(1, PLAIN + 1)), (PLAIN // 2, PLAIN), "plain init"
     recorder = Recorder(fit, data, build_model(seeds.generator(stream)), plan, "plain" if kind == "detector" else kind)
     recorder.run(passes, keep)
     seconds = dict(recorder.seconds)
