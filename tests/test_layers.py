@@ -16,11 +16,11 @@ import antibackdoor
 ROOT = Path(antibackdoor.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 LAYERS = (
-    {"errors", "files", "seeds", "plugins", "registry", "types", "config", "progress"},
+    {"csvs", "errors", "files", "seeds", "plugins", "registry", "types", "config", "progress"},
     {"ops"},
     {"data", "models", "training"},
     {"attacks", "isolation", "defences"},
-    {"claiming", "evaluation", "storage", "stored", "verifying"},
+    {"claiming", "decisions", "evaluation", "storage", "stored", "verifying"},
     {"pipeline", "benchmark", "report", "api"},
 )
 # Anything else at the top level is a command, which may import everything.
