@@ -524,9 +524,17 @@ def _not_an_npz(root: Path) -> Path:
     return root / "d.npz"
 
 
-def _csv(root: Path) -> Path:
-    (root / "d.csv").write_text("a,b\n")
-    return root / "d.csv"
+def _zip(root: Path) -> Path:
+    (root / "d.zip").write_bytes(b"PK")
+    return root / "d.zip"
+
+
+def _csv(text: str) -> Callable[[Path], Path]:
+    def make(root: Path) -> Path:
+        (root / "d.csv").write_text(text)
+        return root / "d.csv"
+
+    return make
 
 
 DATA: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
@@ -550,9 +558,23 @@ DATA: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "float images": (_npz(images=np.zeros((6, 12, 12), np.float32)), ("d.npz", "uint8")),
     "images of 4 pixels": (_npz(images=np.zeros((6, 4, 4), np.uint8)), ("d.npz", "4x4")),
     "a damaged .npz": (_not_an_npz, ("d.npz",)),
-    "another kind of file": (_csv, ("d.csv", ".npz")),
+    "another kind of file": (_zip, ("d.zip", ".npz")),
+    "a table without the columns": (_csv("a,b\n"), ("d.csv", "column 'path'")),
+    "a table of files that are not there": (_csv("path,label\na.png,x\n"), ("d.csv", "line 2", "No such file")),
     "a hub name without a name": (lambda root: "hub:", ("hub:",)),
 }
+
+
+def test_a_table_of_paths_keeps_its_ids(folder: Path, tmp_path: Path) -> None:
+    files = sorted(folder.rglob("*.png"))
+    rows = [f"no {i},{file},{file.parent.name}\n" for i, file in enumerate(files)]
+    (tmp_path / "photos.csv").write_text("id,path,label\n" + "".join(rows))
+    assert invoke("scan", tmp_path / "photos.csv", "--out", tmp_path / "run", *FAST).code == 0
+    listed = {row["id"]: row["label"] for row in rows_of(tmp_path / "run" / "suspects.csv")[1]}
+    assert listed == {f"no {i}": file.parent.name for i, file in enumerate(files)}
+    attack = ("--attack", "badnets", "--rate", 0.1, "--target", "cat")
+    assert invoke("poison", tmp_path / "photos.csv", "--out", tmp_path / "poisoned", *attack).code == 0
+    assert len(list((tmp_path / "poisoned" / "train").rglob("*.png"))) == len(files)
 
 
 @pytest.mark.parametrize("case", DATA)

@@ -70,8 +70,9 @@ def train(
     """Train on data that may be poisoned; the whole of ``antibackdoor train``.
 
     Args:
-        data: A folder or .npz by path, "embedded", "hub:NAME", an :class:`ImageSet`, a map-style torch Dataset of
-            (image, label), or a pair (images uint8 (N, H, W[, C]) or a tensor (N, C, H, W), labels int (N,)).
+        data: A folder, a table of paths and labels or a .npz by path, "embedded", "hub:NAME", an :class:`ImageSet`, a
+            map-style torch Dataset of (image, label), or a pair (images uint8 (N, H, W[, C]) or a tensor
+            (N, C, H, W), labels int (N,)).
         test: Clean test images, in any of these forms; without them a tenth of ``data`` is held out.
         model: A name, a network (copied, its weights drawn anew), or a factory of networks, from float (N, C, H, W) in
             [0, 1] to logits (N, K).

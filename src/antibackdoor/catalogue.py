@@ -20,7 +20,7 @@ from antibackdoor.training import Runtime
 
 __all__ = ["FAMILIES", "describe", "diagnose"]
 
-_EXTRAS = {"timm": "models", "datasets": "hub", "ray": "ray"}
+_EXTRAS = {"timm": "models", "datasets": "hub", "pyarrow": "tables", "ray": "ray"}
 
 
 def _registered(registry: Registry[object]) -> list[tuple[str, str]]:
@@ -39,6 +39,7 @@ def _datasets() -> list[tuple[str, str]]:
     return [
         ("embedded", "Fashion-MNIST's 10,000 test images, 8,000 to train and 2,000 to test, shipped with the package"),
         ("FOLDER", "one subfolder a class, or train/ and test/ with one subfolder a class each"),
+        ("FILE.csv", "a table with the columns path and label, perhaps id and split; .parquet too (docs/data.md)"),
         ("FILE.npz", "images uint8 (N, H, W[, C]), labels int (N,), perhaps test_images, test_labels, classes"),
         ("hub:NAME", "a data set of the Hugging Face hub (pip install 'antibackdoor[hub]')"),
     ]

@@ -48,7 +48,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-DATA = "A folder with one subfolder a class (or train/ and test/), a .npz, 'embedded', or 'hub:NAME'."
+DATA = (
+    "A folder with one subfolder a class (or train/ and test/), a table of paths and labels (.csv, .parquet), a .npz, "
+    "'embedded', or 'hub:NAME'."
+)
 Data = Annotated[str, typer.Argument(metavar="DATA", help=DATA)]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the files of the run.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A finished run folder.")]
@@ -149,7 +152,7 @@ def train(
     defence: Defence = None,
     sensitivity: Sensitivity = None,
     model: Model = None,
-    test: Annotated[str | None, typer.Option("--test", help="Clean test images: a folder or a .npz.")] = None,
+    test: Annotated[str | None, typer.Option("--test", help="Clean test images: a folder, a table or a .npz.")] = None,
     epochs: Epochs = None,
     image_size: ImageSize = None,
     seed: OptionalSeed = None,

@@ -108,6 +108,8 @@ def refuse_out(out: Path, source: str | None, *, overwrite: bool) -> None:
         for part in ((out / name).resolve() for name in _PARTS):
             if part == read or read in part.parents or part in read.parents:
                 raise RunExistsError(f"{out} would be written over the images of {source}; give another --out")
+    elif source is not None and any((out / name).resolve() in Path(source).resolve().parents for name in _PARTS):
+        raise RunExistsError(f"{out} would be written over {source}; give another --out")
     if out.exists() and not overwrite and any(path.name != _PARTIAL for path in out.iterdir()):
         raise RunExistsError(f"{out} is not empty; give --overwrite to replace the set in it, or another --out")
     if any((out / part).exists() for part in _PARTS) and not _holds_our_set(out):

@@ -15,7 +15,8 @@ from antibackdoor import storage
 from antibackdoor.data.arrays import with_classes
 from antibackdoor.data.cache import default_cache_dir
 from antibackdoor.data.decode import BadImageError, decode, quiet
-from antibackdoor.data.folder import EXTENSIONS, FolderReader
+from antibackdoor.data.folder import EXTENSIONS, scan
+from antibackdoor.data.reader import Reader
 from antibackdoor.errors import DataError
 from antibackdoor.evaluation import evaluate
 from antibackdoor.progress import SILENT, Progress
@@ -144,10 +145,10 @@ def evaluate_run(
     model, classes = storage.load_model(run, record), _classes(record)
     runtime = Runtime.create(device)
     runtime.place(model)
-    reader = FolderReader(None, False, default_cache_dir(), progress)
+    reader = Reader(None, False, default_cache_dir(), progress)
 
     def read(folder: Path) -> ImageSet:
-        return with_classes(reader.read(folder, name=str(folder), shape=_shape(record)), classes)
+        return with_classes(reader.read(scan(folder), name=str(folder), shape=_shape(record)), classes)
 
     truth = None
     if triggered is not None and target is not None:

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from antibackdoor.data.folder import FolderReader
+from antibackdoor.data.reader import Reader
 from antibackdoor.data.sources import Loaded, load
 from antibackdoor.progress import Silent
 
@@ -63,5 +63,5 @@ def read(cache_dir: Path, said: Recorder) -> Callable[..., Loaded]:
 
 
 @pytest.fixture
-def reader(cache_dir: Path, said: Recorder) -> FolderReader:
-    return FolderReader(None, False, cache_dir, said)
+def reader(cache_dir: Path, said: Recorder) -> Reader:
+    return Reader(None, False, cache_dir, said)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from antibackdoor.data import cache, folder
+from antibackdoor.data import cache, reader
 from antibackdoor.data.cache import default_cache_dir
 from antibackdoor.errors import ConfigError, DataError, StorageError
 from antibackdoor.progress import SILENT
@@ -21,8 +21,8 @@ def no_decoding(monkeypatch):
         def fail(*args, **kwargs):
             raise AssertionError("decoded although the cache holds it")
 
-        monkeypatch.setattr(folder, "decode", fail)
-        monkeypatch.setattr(folder, "inspect", fail)
+        monkeypatch.setattr(reader, "decode", fail)
+        monkeypatch.setattr(reader, "inspect", fail)
 
     return activate
 
@@ -133,7 +133,7 @@ def test_a_failing_decode_leaves_nothing_behind(two_classes, read, cache_dir, mo
     def fail(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(folder, "decode", fail)
+    monkeypatch.setattr(reader, "decode", fail)
     with pytest.raises(KeyboardInterrupt):
         read(two_classes)
     assert list(cache_dir.iterdir()) == []

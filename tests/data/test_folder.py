@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from antibackdoor.data import folder
-from antibackdoor.data.folder import FolderReader, scan
+from antibackdoor.data.folder import scan
+from antibackdoor.data.reader import Reader
 from antibackdoor.errors import ConfigError, DataError
 
 
@@ -177,7 +178,7 @@ def test_no_such_folder(tmp_path, read):
 
 def test_a_file_that_is_no_npz(tmp_path, read):
     (tmp_path / "x.zip").write_bytes(b"")
-    with pytest.raises(DataError, match=r"a file, but not a \.npz"):
+    with pytest.raises(DataError, match=r"a file, but not a \.npz or a table"):
         read(tmp_path / "x.zip")
 
 
@@ -292,8 +293,8 @@ def test_pillow_warnings_do_not_leak(two_classes, read):
         read(two_classes)
 
 
-def test_many_files_keep_their_order(tmp_path, noise, reader: FolderReader):
+def test_many_files_keep_their_order(tmp_path, noise, reader: Reader):
     for i in range(150):
         save(tmp_path / "d" / "ab"[i % 2] / f"{i:03d}.png", np.full((8, 8), i, np.uint8))
-    data = reader.read(tmp_path / "d", name="d")
+    data = reader.read(scan(tmp_path / "d"), name="d")
     assert [int(image[0, 0, 0]) for image in data.images] == [int(name[2:5]) for name in data.ids]

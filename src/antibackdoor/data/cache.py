@@ -27,6 +27,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from antibackdoor.data.opening import open_regular
 from antibackdoor.data.parallel import map_chunks
 from antibackdoor.errors import ConfigError, StorageError
 from antibackdoor.progress import Progress
@@ -82,7 +83,7 @@ def content_key(root: Path, files: Sequence[str], settings: str, progress: Progr
 
     def digest(file: str) -> bytes:
         try:
-            with open(os.path.join(root, file), "rb") as stream:
+            with open_regular(os.path.join(root, file)) as stream:
                 return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=32)).digest()
         except OSError:
             return UNREADABLE  # the decoder will say what is wrong with it

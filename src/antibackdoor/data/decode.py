@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from antibackdoor.data.opening import open_regular
 from antibackdoor.errors import DataError
 
 __all__ = ["GREY_MODES", "BadImageError", "Header", "decode", "inspect", "pixels", "quiet", "resize"]
@@ -71,7 +72,7 @@ def inspect(path: Path) -> Header:
         BadImageError: Not an image in a known format, or more than 100 megapixels.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
             _check_size(image)
             width, height = image.size
             if _orientation(image) >= FIRST_SIDEWAYS:
@@ -97,7 +98,7 @@ def decode(path: Path, *, channels: int, height: int, width: int) -> NDArray[np.
         BadImageError: The file cannot be decoded, is truncated or has more than 100 megapixels.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
             _check_size(image)
             sideways = _orientation(image) >= FIRST_SIDEWAYS
             # A JPEG can be decoded at a half, a quarter or an eighth; twice the wanted size leaves the resize

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import TypeVar
 
 __all__ = ["map_chunks"]
@@ -16,12 +17,12 @@ R = TypeVar("R")
 MAX_THREADS = 16
 
 
-def map_chunks(function: Callable[[T], R], items: Sequence[T], *, chunk: int = 32) -> Iterator[list[R]]:
+def map_chunks(function: Callable[[T], R], items: Iterable[T], *, chunk: int = 32) -> Iterator[list[R]]:
     """Apply ``function`` to every item in a pool of threads.
 
     Args:
         function: Called once an item; what it raises ends the whole and cancels what has not begun.
-        items: The inputs.
+        items: The inputs; taken as they are needed, never many at a time.
         chunk: Items a task; at most two tasks a thread are under way or waiting to be taken.
 
     Yields:
@@ -35,8 +36,9 @@ def map_chunks(function: Callable[[T], R], items: Sequence[T], *, chunk: int = 3
     pool = ThreadPoolExecutor(threads, thread_name_prefix="antibackdoor-read")
     waiting: deque[Future[list[R]]] = deque()
     try:
-        for start in range(0, len(items), chunk):
-            waiting.append(pool.submit(run, items[start : start + chunk]))
+        source = iter(items)
+        while part := list(islice(source, chunk)):
+            waiting.append(pool.submit(run, part))
             if len(waiting) >= 2 * threads:
                 yield waiting.popleft().result()
         while waiting:

@@ -1,4 +1,4 @@
-"""From what a user names (a folder, a .npz, ``embedded``, ``hub:NAME``) to image sets."""
+"""From what a user names (a folder, a manifest, a .npz, ``embedded``, ``hub:NAME``) to image sets."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from antibackdoor.data.arrays import fit_shape, from_arrays, load_npz, with_clas
 from antibackdoor.data.cache import default_cache_dir
 from antibackdoor.data.dataset import from_dataset
 from antibackdoor.data.embedded import load_embedded
-from antibackdoor.data.folder import FolderReader, holds_class_folders
+from antibackdoor.data.folder import holds_class_folders, scan
 from antibackdoor.data.hub import load_hub
+from antibackdoor.data.manifest import SUFFIXES, load_manifest
+from antibackdoor.data.reader import Reader
 from antibackdoor.errors import ConfigError, DataError
 from antibackdoor.progress import SILENT, Progress
 from antibackdoor.types import ImageSet
 
 __all__ = ["Loaded", "from_arrays", "from_dataset", "load", "load_beside", "subsample"]
 
-EMBEDDED, HUB, NPZ = "embedded", "hub:", ".npz"
+EMBEDDED, HUB = "embedded", "hub:"
+FOLDER, TABLE, NPZ = "folder", "table", ".npz"
 SMALLEST, LARGEST = 8, 1024
 
 
@@ -49,10 +52,12 @@ def load(
 
     Args:
         source: A folder with one subfolder a class; a folder with ``train/`` and perhaps ``test/``, each with
-            one subfolder a class; a .npz (see :func:`antibackdoor.data.arrays.load_npz`); the word
-            ``embedded``; or ``hub:NAME``. Classes are numbered in sorted order of their names.
-        test: A folder with one subfolder a class, or a .npz, to use as the test set in place of the source's
-            own.
+            one subfolder a class; a table of paths and labels, .csv or .parquet (see
+            :func:`antibackdoor.data.manifest.load_manifest`); a .npz (see
+            :func:`antibackdoor.data.arrays.load_npz`); the word ``embedded``; or ``hub:NAME``. Classes are
+            numbered in sorted order of their names.
+        test: A folder with one subfolder a class, a table of paths and labels, or a .npz, to use as the test
+            set in place of the source's own.
         image_size: Side in pixels, 8 to 1024, of the square that images are resized to, aspect not kept. None
             keeps the size where all have one (128x128 above 256 pixels); for folders with mixed sizes it
             takes that of 32, 48, 64, 96 and 128 which is nearest to the median of the shorter sides, and says
@@ -75,7 +80,7 @@ def load(
     """
     if image_size is not None and not SMALLEST <= image_size <= LARGEST:
         raise ConfigError(f"image_size: {image_size} is outside {SMALLEST} to {LARGEST} pixels")
-    reader = FolderReader(image_size, skip_bad, cache_dir or default_cache_dir(), progress)
+    reader = Reader(image_size, skip_bad, cache_dir or default_cache_dir(), progress)
     train, own_test = _load_source(source, reader, with_test=test is None)
     chosen = own_test if test is None else _load_test(Path(test), train, reader)
     if chosen is None:
@@ -94,7 +99,7 @@ def load_beside(
     """Load more images of the classes of a training set, brought to its shape and its numbers.
 
     Args:
-        path: A folder with one subfolder a class, or a .npz.
+        path: A folder with one subfolder a class, a table of paths and labels, or a .npz.
         train: The training set.
         skip_bad: See :func:`load`.
         cache_dir: See :func:`load`.
@@ -104,7 +109,7 @@ def load_beside(
         DataError: Nothing there, images or labels that cannot be used, or classes that the training set lacks.
         StorageError: The cache cannot be written.
     """
-    reader = FolderReader(None, skip_bad, cache_dir or default_cache_dir(), progress)
+    reader = Reader(None, skip_bad, cache_dir or default_cache_dir(), progress)
     return fit_shape(with_classes(_load_test(Path(path), train, reader), train.classes), train.shape, progress)
 
 
@@ -149,46 +154,59 @@ def _shares(sizes: torch.Tensor, count: int) -> torch.Tensor:
     return shares
 
 
-def _load_source(source: str | Path, reader: FolderReader, *, with_test: bool) -> tuple[ImageSet, ImageSet | None]:
+def _load_source(source: str | Path, reader: Reader, *, with_test: bool) -> tuple[ImageSet, ImageSet | None]:
     if source == EMBEDDED:
         return _resized(load_embedded(), reader)
     if isinstance(source, str) and source.startswith(HUB):
         return load_hub(source.removeprefix(HUB), image_size=reader.image_size, progress=reader.progress)
     path = Path(source)
-    if _is_npz(path):
+    kind = _kind(path)
+    if kind == NPZ:
         return _resized(load_npz(path, training=True), reader)
+    if kind == TABLE:
+        splits = load_manifest(path, reader.progress, skip_bad=reader.skip_bad)
+        train = reader.read(splits.train, name=str(source))
+        if splits.test is None or not with_test:
+            return train, None
+        return train, reader.read(splits.test, name=splits.test.where, shape=train.shape)
     if not holds_class_folders(path / "train"):
-        return reader.read(path, name=str(source)), None
-    train = reader.read(path / "train", name=f"{source}/train", prefix="train/")
+        return reader.read(scan(path), name=str(source)), None
+    train = reader.read(scan(path / "train", "train/"), name=f"{source}/train")
     if not with_test or not (path / "test").is_dir():
         return train, None
     if not holds_class_folders(path / "test"):
         reader.progress.say(f"{path / 'test'} is not used: it has no class folders")
         return train, None
-    return train, reader.read(path / "test", name=f"{source}/test", prefix="test/", shape=train.shape)
+    return train, reader.read(scan(path / "test", "test/"), name=f"{source}/test", shape=train.shape)
 
 
-def _load_test(path: Path, train: ImageSet, reader: FolderReader) -> ImageSet:
-    if _is_npz(path):
+def _load_test(path: Path, train: ImageSet, reader: Reader) -> ImageSet:
+    kind = _kind(path)
+    if kind == NPZ:
         return load_npz(path, training=False)[0]
-    return reader.read(path, name=str(path), shape=train.shape)
+    if kind == TABLE:
+        listing = load_manifest(path, reader.progress, skip_bad=reader.skip_bad, whole=True).train
+    else:
+        listing = scan(path)
+    return reader.read(listing, name=str(path), shape=train.shape)
 
 
-def _is_npz(path: Path) -> bool:
-    """Tell a .npz (True) from a folder (False); anything else is an error."""
+def _kind(path: Path) -> str:
+    """Tell a folder, a table and a .npz; anything else is an error."""
     if path.is_dir():
-        return False
+        return FOLDER
+    expected = f"a folder with one subfolder a class, a table of paths and labels ({', '.join(SUFFIXES)}) or a {NPZ}"
     if not path.exists():
-        raise DataError(
-            f"{path}: no such folder or file. Expected a folder with one subfolder a class, a .npz file, "
-            f"{EMBEDDED!r} or '{HUB}NAME'"
-        )
-    if path.suffix.lower() != NPZ:
-        raise DataError(f"{path}: a file, but not a {NPZ}. Expected a folder with one subfolder a class, or a {NPZ}")
-    return True
+        raise DataError(f"{path}: no such folder or file. Expected {expected}, {EMBEDDED!r} or '{HUB}NAME'")
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES:
+        return TABLE
+    if suffix != NPZ:
+        raise DataError(f"{path}: a file, but not a {NPZ} or a table. Expected {expected}")
+    return NPZ
 
 
-def _resized(sets: tuple[ImageSet, ImageSet | None], reader: FolderReader) -> tuple[ImageSet, ImageSet | None]:
+def _resized(sets: tuple[ImageSet, ImageSet | None], reader: Reader) -> tuple[ImageSet, ImageSet | None]:
     train, test = sets
     side = reader.image_size
     if side is None:

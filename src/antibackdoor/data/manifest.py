@@ -1,0 +1,237 @@
+"""A table of paths and labels: CSV, or parquet, one image a row."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import stat
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from antibackdoor.data.listing import Listing, class_names
+from antibackdoor.data.splits import TEST, TRAIN, first_named
+from antibackdoor.data.tables import PARQUET, Table, parquet_table
+from antibackdoor.errors import DataError
+from antibackdoor.progress import Progress
+
+__all__ = ["SUFFIXES", "Splits", "load_manifest"]
+
+SUFFIXES = (".csv", ".tsv", PARQUET)
+DELIMITERS = ",;\t"
+NEEDED, OPTIONAL = ("path", "label"), ("id", "split")
+# What the columns are called elsewhere, to tell the user which one to rename.
+ALSO_CALLED = {
+    "path": ("file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img", "name"),
+    "label": ("class", "class_name", "category", "target", "y", "labels"),
+}
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+WHOLE = re.compile(r"[+-]?\d+")
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """What a source holds, by the part.
+
+    Attributes:
+        train: The images to train on.
+        test: The images to measure on, or None.
+    """
+
+    train: Listing
+    test: Listing | None
+
+
+def load_manifest(path: Path, progress: Progress, *, skip_bad: bool = False, whole: bool = False) -> Splits:
+    """Read a table with the columns ``path`` and ``label``, and perhaps ``id`` and ``split``.
+
+    Args:
+        path: A .csv (UTF-8 with a header; commas, semicolons or tabs), .tsv or .parquet (needs pyarrow). Paths are
+            below the folder of the table, or absolute. Labels are names or whole numbers. An image is called by its
+            ``id``, or by its path as it stands there. Rows whose ``split`` is train are trained on; of test, val,
+            valid, validation and dev the first that there is gives the test set. Other columns are not read.
+        progress: Told what is not used.
+        skip_bad: A path that leads to no file is left to the reader of the images, which skips it; otherwise it is an
+            error.
+        whole: The table is a test set: its test rows, or all where it has no such rows, are in ``train``.
+
+    Returns:
+        The images in the order of the table. Classes are numbered by size where all labels are whole numbers, else in
+        the order of their names.
+
+    Raises:
+        DataError: No such columns, no rows, no label, labels that are fractions or negative, two rows with one id, a
+            path without a file, or a table that cannot be read.
+    """
+    table = parquet_table(path, (*NEEDED, *OPTIONAL)) if path.suffix.lower() == PARQUET else _csv_table(path)
+    for column in NEEDED:
+        if column not in table.columns:
+            raise _no_column(path, column, table.names)
+    if not table.rows:
+        raise DataError(f"{path}: no rows; expected one image a row below the header")
+    labels = _checked_labels(path, table)
+    ids = _checked_ids(path, table)
+    if not skip_bad:
+        _check_files(path, table)
+
+    def listing(rows: Sequence[int], where: str) -> Listing:
+        names = class_names(labels[row] for row in rows)
+        number = {name: i for i, name in enumerate(names)}
+        return Listing(
+            where=where,
+            root=path.parent,
+            files=tuple(table.columns["path"][row] for row in rows),
+            classes=names,
+            labels=tuple(number[labels[row]] for row in rows),
+            ids=tuple(ids[row] for row in rows),
+        )
+
+    return _split(path, table, listing, progress, whole=whole)
+
+
+def _split(
+    path: Path, table: Table, listing: Callable[[Sequence[int], str], Listing], progress: Progress, *, whole: bool
+) -> Splits:
+    if "split" not in table.columns:
+        return Splits(listing(range(table.rows), str(path)), None)
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(table.columns["split"]):
+        rows.setdefault(name.strip().casefold(), []).append(row)
+    held_out = first_named(TEST, rows)
+    if whole:
+        return Splits(listing(rows[held_out] if held_out else range(table.rows), str(path)), None)
+    own = first_named(TRAIN, rows)
+    if own is None:
+        raise DataError(f"{path}: no row with the split 'train'; the column split has {_shown(rows)}")
+    if unused := [name for name in rows if name not in {own, held_out}]:
+        count = sum(len(rows[name]) for name in unused)
+        progress.say(f"{path}: {count:,} of {table.rows:,} rows are not used, of the split {_shown(unused)}")
+    test = None if held_out is None else listing(rows[held_out], f"{path} ({held_out})")
+    return Splits(listing(rows[own], str(path)), test)
+
+
+def _csv_table(path: Path) -> Table:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            first = file.readline()
+            file.seek(0)
+            reader = csv.reader(file, delimiter=_delimiter(first), strict=True)
+            names = [name.strip().casefold() for name in next(reader, [])]
+            wanted = {name: names.index(name) for name in (*NEEDED, *OPTIONAL) if name in names}
+            for name in wanted:
+                if names.count(name) > 1:
+                    raise DataError(f"{path}: two columns are called {name!r}")
+            columns: dict[str, list[str]] = {name: [] for name in wanted}
+            lines: list[int] = []
+            for row in reader:
+                if not row:
+                    continue
+                if len(row) != len(names):
+                    raise DataError(
+                        f"{path}, line {reader.line_num}: {len(row)} fields, but the header has {len(names)}; fields "
+                        "that hold the delimiter need quotes"
+                    )
+                lines.append(reader.line_num)
+                for name, place in wanted.items():
+                    columns[name].append(row[place])
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    except csv.Error as error:
+        raise DataError(f"{path}: cannot be read as CSV: {error}") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return Table(tuple(names), columns, len(lines), lambda row: f"line {lines[row]}")
+
+
+def _delimiter(header: str) -> str:
+    """Return what parts the columns that are needed, or a comma where nothing does."""
+    for mark in DELIMITERS:
+        if set(NEEDED) <= {name.strip().strip('"').casefold() for name in header.split(mark)}:
+            return mark
+    return DELIMITERS[0]
+
+
+def _no_column(path: Path, column: str, names: Sequence[str]) -> DataError:
+    near = next((name for name in ALSO_CALLED[column] if name in names), None)
+    hint = f" Rename {near!r} if it is meant." if near else ""
+    has = f"it has {_shown(names)}" if any(names) else "it is empty"
+    return DataError(f"{path}: no column {column!r}; {has}. Expected the columns path and label.{hint}")
+
+
+def _checked_labels(path: Path, table: Table) -> list[str]:
+    labels = [label.strip() for label in table.columns["label"]]
+    names = set(labels)
+    if "" in names:
+        raise DataError(f"{path}, {table.place(labels.index(''))}: no label")
+    if all(map(_is_number, names)):
+        fraction = next((label for label in labels if not WHOLE.fullmatch(label)), None)
+        if fraction is not None:
+            row = labels.index(fraction)
+            raise DataError(
+                f"{path}, {table.place(row)}: label {fraction} is not a whole number; labels are class names, or "
+                "whole numbers from 0"
+            )
+        negative = next((label for label in labels if label.startswith("-")), None)
+        if negative is not None:
+            place = table.place(labels.index(negative))
+            raise DataError(f"{path}, {place}: label {negative} is negative; classes are counted from 0")
+    return labels
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _checked_ids(path: Path, table: Table) -> list[str]:
+    own = "id" in table.columns
+    ids = table.columns["id" if own else "path"]
+    seen: dict[str, int] = {}
+    for row, name in enumerate(ids):
+        if not name:
+            raise DataError(f"{path}, {table.place(row)}: no {'id' if own else 'path'}")
+        if (before := seen.setdefault(name, row)) != row:
+            what = "id" if own else "path"
+            hint = "" if own else "; a column id tells them apart"
+            raise DataError(
+                f"{path}, {table.place(row)}: the {what} {name!r} is that of {table.place(before)} too{hint}"
+            )
+    return ids
+
+
+def _check_files(path: Path, table: Table) -> None:
+    """Raise DataError if a path leads to no file; address and emptiness first, as their reason is another."""
+    missing: list[tuple[int, str]] = []
+    for row, name in enumerate(table.columns["path"]):
+        if ADDRESS.match(name):
+            raise DataError(
+                f"{path}, {table.place(row)}: {name} is an address; images are read from files, so download them first"
+            )
+        if reason := _not_a_file(os.path.join(path.parent, name)):
+            missing.append((row, reason))
+    if missing:
+        row, reason = missing[0]
+        more = f" ({len(missing):,} of {table.rows:,} paths lead to no file)" if len(missing) > 1 else ""
+        raise DataError(
+            f"{path}, {table.place(row)}: {table.columns['path'][row]!r}: {reason}{more}. Paths are below "
+            f"{path.parent.absolute()}, the folder of the table, or absolute; --skip-bad leaves such rows out"
+        )
+
+
+def _not_a_file(path: str) -> str | None:
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        return error.strerror or str(error)
+    except ValueError as error:  # a NUL character
+        return str(error)
+    return None if stat.S_ISREG(mode) else "not a file"
+
+
+def _shown(names: Sequence[str] | dict[str, list[int]]) -> str:
+    listed = [repr(name) for name in names]
+    return ", ".join(listed[:10]) + (f" and {len(listed) - 10} more" if len(listed) > 10 else "")
