@@ -20,8 +20,8 @@ LAYERS = (
     {"ops"},
     {"data", "models", "training"},
     {"attacks", "isolation", "defences"},
-    {"claiming", "decisions", "evaluation", "storage", "stored", "verifying"},
-    {"pipeline", "benchmark", "report", "api"},
+    {"claiming", "content", "decisions", "evaluation", "storage", "stored", "verifying"},
+    {"pipeline", "benchmark", "report", "api", "formats"},
 )
 # Anything else at the top level is a command, which may import everything.
 COMMANDS = len(LAYERS)

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from antibackdoor import cli_formats
 from antibackdoor.cli_bench import bench
+from antibackdoor.cli_formats import FailOn, FailOns, Formats
 from antibackdoor.cli_verify import verify
 from antibackdoor.errors import AntiBackdoorError, ConfigError
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
-EXIT_OURS, EXIT_USER, EXIT_SUSPECTS, EXIT_INTERRUPTED = 1, 2, 3, 130
+EXIT_OURS, EXIT_USER, EXIT_FOUND, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 # What typer raises when the command line itself is wrong; it keeps a click of its own, so click's class is another.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -180,17 +182,17 @@ def train(
         "device": device,
     }
     parsed = _config(config, values, settings)
-    result = run(parsed, out=out, resume=resume, overwrite=overwrite, progress=_progress(quiet))
-    _finish(out, result.record)
+    run(parsed, out=out, resume=resume, overwrite=overwrite, progress=_progress(quiet))
+    cli_formats.emit(out, cli_formats.requests(None))
 
 
 @app.command()
 def scan(
     data: Data,
     out: Out,
-    fail_on_suspects: Annotated[
-        bool, typer.Option("--fail-on-suspects", help="Exit with 3 if any image is flagged.")
-    ] = False,
+    format_: Formats = None,
+    fail_on: FailOns = None,
+    fail_on_suspects: Annotated[bool, typer.Option("--fail-on-suspects", help="Short for --fail-on suspects.")] = False,
     defence: Defence = None,
     sensitivity: Sensitivity = None,
     model: Model = None,
@@ -220,10 +222,12 @@ def scan(
         "device": device,
     }
     parsed = _config(config, values, settings)
-    result = run(parsed, out=out, scan_only=True, resume=resume, overwrite=overwrite, progress=_progress(quiet))
-    _finish(out, result.record)
-    if fail_on_suspects and result.record.metrics.n_flagged:
-        raise typer.Exit(EXIT_SUSPECTS)
+    asked = cli_formats.requests(format_)
+    progress = _progress(quiet, beside=cli_formats.documents(asked))
+    result = run(parsed, out=out, scan_only=True, resume=resume, overwrite=overwrite, progress=progress)
+    cli_formats.emit(out, asked)
+    if cli_formats.found(result.record, [*(fail_on or ()), *([FailOn.SUSPECTS] if fail_on_suspects else ())]):
+        raise typer.Exit(EXIT_FOUND)
 
 
 @app.command()
@@ -319,11 +323,14 @@ app.command()(verify)
 
 
 @app.command()
-def report(run: RunFolder) -> None:
-    """Write the report of a finished run again."""
+def report(run: RunFolder, format_: Formats = None) -> None:
+    """Write the report of a finished run again; with --format, give its result out in a format of ``scan``."""
     from antibackdoor.report import write
 
-    typer.echo(f"report: {write(run)}")
+    if format_:
+        cli_formats.emit(run, cli_formats.requests(format_))
+    else:
+        typer.echo(f"report: {write(run)}")
 
 
 @app.command("list")
@@ -366,28 +373,15 @@ def _config(path: Path | None, values: Mapping[str, object], settings: Sequence[
     return RunConfig.parse(apply_settings(merged, settings or ()))
 
 
-def _progress(quiet: bool) -> ConsoleProgress:
+def _progress(quiet: bool, *, beside: bool = False) -> ConsoleProgress:
     from antibackdoor.console import ConsoleProgress
 
-    return ConsoleProgress(quiet=quiet or os.environ.get("RANK", "0") != "0")
+    return ConsoleProgress(quiet=quiet or os.environ.get("RANK", "0") != "0", beside=beside)
 
 
 def _names(record: RunRecord) -> list[object]:
     names = record.data.get("classes")
     return list(names) if isinstance(names, list) else []
-
-
-def _finish(out: Path, record: RunRecord) -> None:
-    if os.environ.get("RANK", "0") != "0":
-        return
-    _print_metrics(record.metrics)
-    flagged, total = record.metrics.n_flagged, record.metrics.n_train
-    typer.echo(f"flagged: {flagged:,} of {total:,} training images")
-    typer.echo(f"verdict: {record.verdict}")
-    for sentence in record.evidence:
-        typer.echo(f"  {sentence}")
-    typer.echo(f"suspects: {out / 'suspects.csv'}")
-    typer.echo(f"report: {out / 'report.html'}")
 
 
 def _print_metrics(metrics: Metrics) -> None:

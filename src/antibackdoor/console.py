@@ -1,6 +1,7 @@
 """How the command shows work: bars on a terminal, plain lines elsewhere.
 
-It goes to standard output, so that standard error holds nothing but what goes wrong.
+It goes to standard output, so that standard error holds nothing but what goes wrong; beside a document, which has
+standard output for itself, it goes to standard error.
 """
 
 from __future__ import annotations
@@ -59,10 +60,11 @@ class ConsoleProgress:
 
     Args:
         quiet: Show nothing but what goes wrong.
+        beside: Show it on standard error, since standard output holds a document.
     """
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self._console = Console(quiet=quiet)
+    def __init__(self, *, quiet: bool = False, beside: bool = False) -> None:
+        self._console = Console(quiet=quiet, stderr=beside)
 
     @contextmanager
     def bar(self, title: str, total: int, unit: str) -> Iterator[Bar]:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from antibackdoor.content import content_hashes
 from antibackdoor.errors import StorageError
 from antibackdoor.files import (
     CHECKSUMS,
@@ -127,6 +128,7 @@ def _history_arrays(
         "scores": isolation.scores.float().numpy(),
         "flagged": isolation.flagged.numpy(),
         "ids": _pack(data.ids),
+        "content": content_hashes(data.images),
     }
     if truth is not None:
         arrays |= {"poison": truth.poison.numpy(), "cover": truth.cover.numpy()}
@@ -191,6 +193,7 @@ def load_run(run: Path) -> StoredRun:
             cover=arrays.get("cover"),
             gallery_index=pictures["index"],
             gallery=pictures["images"],
+            content=arrays.get("content"),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise StorageError(f"{run} is damaged or of another version: {error}") from None

@@ -41,6 +41,7 @@ class StoredRun:
             the truth is not known.
         gallery_index: int64 (G,), rows of the images to show, most suspect first.
         gallery: uint8 (G, H, W, C), their pixels; C is 1 or 3.
+        content: uint8 (N, 32), SHA-256 of the pixels of every image; None in runs of before they were kept.
 
     Raises:
         StorageError: The parts do not fit together, as from a damaged or mixed-up run folder.
@@ -58,6 +59,7 @@ class StoredRun:
     cover: NDArray[np.bool_] | None
     gallery_index: NDArray[np.int64]
     gallery: NDArray[np.uint8]
+    content: NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
         rows = len(self.ids)
@@ -65,6 +67,8 @@ class StoredRun:
             values = getattr(self, name)
             if values is not None and values.shape != (rows,):
                 raise StorageError(f"report: {name} has shape {values.shape}, expected ({rows},) as there are ids")
+        if self.content is not None and self.content.shape != (rows, 32):
+            raise StorageError(f"report: content has shape {self.content.shape}, expected ({rows}, 32), one hash an id")
         if self.losses.shape != (len(self.phases), rows):
             expected = (len(self.phases), rows)
             raise StorageError(f"report: losses has shape {self.losses.shape}, expected {expected} (epochs, images)")

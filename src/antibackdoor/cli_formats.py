@@ -1,0 +1,125 @@
+"""The options ``--format`` and ``--fail-on``: in which formats a result is given out, and when a pipeline stops."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from antibackdoor.errors import ConfigError, UnknownNameError
+
+if TYPE_CHECKING:
+    from antibackdoor.types import RunRecord
+
+__all__ = ["FailOn", "FailOns", "Formats", "Request", "documents", "emit", "found", "requests"]
+
+NAMES = ("text", "json", "sarif", "junit", "github")
+
+
+class FailOn(StrEnum):
+    """What makes a scan end with exit code 3."""
+
+    POISONED = "poisoned"
+    UNDECIDED = "undecided"
+    SUSPECTS = "suspects"
+
+
+Formats = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--format",
+        metavar="NAME[=FILE]",
+        help=f"{', '.join(NAMES[:-1])} or {NAMES[-1]}, to standard output or to FILE; repeatable. See "
+        "docs/pipelines.md. [default: text]",
+    ),
+]
+FailOns = Annotated[
+    list[FailOn] | None,
+    typer.Option(
+        "--fail-on",
+        help="Exit with 3 if the verdict is poisoned; if it is poisoned or undecided; if any image is flagged. "
+        "Repeatable.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One format that was asked for.
+
+    Attributes:
+        name: The format.
+        file: Where it goes; None for standard output.
+    """
+
+    name: str
+    file: Path | None
+
+
+def requests(given: Sequence[str] | None) -> tuple[Request, ...]:
+    """Return what ``--format`` asks for; text goes to standard output where nothing else does.
+
+    Raises:
+        UnknownNameError: There is no such format.
+        ConfigError: Two formats would share standard output, or a file; or a file has no name.
+    """
+    found: list[Request] = []
+    for text in given or ():
+        name, equals, file = text.partition("=")
+        if name not in NAMES:
+            raise UnknownNameError("format", name, NAMES)
+        if equals and not file:
+            raise ConfigError(f"--format {text}: the name of the file is missing")
+        found.append(Request(name, Path(file) if equals else None))
+    if sum(request.file is None for request in found) > 1:
+        raise ConfigError(
+            "--format: one alone can go to standard output; give the others a file, as in sarif=scan.sarif"
+        )
+    files = [request.file for request in found if request.file is not None]
+    if len(set(files)) < len(files):
+        raise ConfigError("--format: two formats cannot share a file")
+    if len(files) == len(found):
+        found.append(Request("text", None))
+    return tuple(found)
+
+
+def documents(asked: Sequence[Request]) -> bool:
+    """Say whether standard output is to hold a document and nothing else."""
+    return any(request.file is None and request.name != "text" for request in asked)
+
+
+def emit(run: Path, asked: Sequence[Request]) -> None:
+    """Give a finished run out, in every format asked for; the first process alone does.
+
+    Raises:
+        StorageError: A file cannot be read or written.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return
+    from antibackdoor.formats import github, read, render
+    from antibackdoor.storage import write_text
+
+    findings = read(run)
+    for request in asked:
+        text = render(findings, request.name)
+        if request.file is None:
+            typer.echo(text, nl=False)
+        else:
+            write_text(request.file, text)
+        if request.name == "github":
+            github.append_summary(findings)
+
+
+def found(record: RunRecord, fail_on: Sequence[FailOn] | None) -> bool:
+    """Say whether what ``--fail-on`` names was found."""
+    met = {
+        FailOn.POISONED: record.verdict == "poisoned",
+        FailOn.UNDECIDED: record.verdict != "no sign of poison",
+        FailOn.SUSPECTS: bool(record.metrics.n_flagged),
+    }
+    return any(met[level] for level in fail_on or ())
