@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FailOn", "FailOns", "Formats", "Request", "documents", "emit", "found", "requests"]
 
-NAMES = ("text", "json", "sarif", "junit", "github")
+NAMES = ("text", "json", "sarif", "junit", "github", "intoto")
 
 
 class FailOn(StrEnum):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 import json
 import re
@@ -13,12 +15,15 @@ from typing import Any
 from urllib.parse import unquote
 
 import jsonschema
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from antibackdoor import cli_formats
+from antibackdoor.content import content_hashes, set_digest
 from antibackdoor.errors import StorageError, UnknownNameError
 from antibackdoor.formats import FORMATS, github, render, sarif
 from antibackdoor.formats.escaping import address, visible
@@ -163,6 +168,8 @@ def test_copies_of_an_image_are_told_by_their_number(make: Make) -> None:
         ("../photos", "dog/004.png", "DATA"),
         ("set.npz", "set.npz", None),
         ("/home/me/set.npz", "dog/004.png", "DATA"),
+        ("sets/table.csv", "sets/dog/004.png", None),
+        ("/home/me/table.parquet", "dog/004.png", "DATA"),
         ("embedded", "embedded", None),
         ("hub:cifar10", "dog/004.png", None),
     ],
@@ -244,6 +251,72 @@ def test_a_long_summary_stays_below_what_github_takes(make: Make) -> None:
     text = github.summary(make(classes=classes, per_class=2, flagged=range(1000)))
     assert len(text.encode()) < 1024 * 1024
     assert "and 400 more" in text
+
+
+@pytest.mark.parametrize(
+    ("verdict", "flagged", "result", "warned", "failed"),
+    [
+        ("poisoned", (1, 4), "FAILED", [], ["set", "class dog"]),
+        ("undecided", (), "WARNED", ["set"], []),
+        ("undecided", (1,), "WARNED", ["set", "class dog"], []),
+        ("no sign of poison", (1,), "WARNED", ["class dog"], []),
+        ("no sign of poison", (), "PASSED", [], []),
+    ],
+)
+def test_the_statement_says_which_tests_a_set_went_through(
+    make: Make, verdict: str, flagged: tuple[int, ...], result: str, warned: list[str], failed: list[str]
+) -> None:
+    statement = json.loads(render(make(verdict=verdict, flagged=flagged), "intoto"))
+    assert set(statement) == {"_type", "subject", "predicateType", "predicate"}
+    assert statement["_type"] == "https://in-toto.io/Statement/v1"
+    assert statement["predicateType"] == "https://in-toto.io/attestation/test-result/v0.1"
+    predicate = statement["predicate"]
+    assert (predicate["result"], predicate["warnedTests"], predicate["failedTests"]) == (result, warned, failed)
+    every = {*predicate["passedTests"], *warned, *failed}
+    assert every == {"set", "class cat", "class dog", "class owl"}
+
+
+def test_the_statement_names_the_set_by_content_and_what_it_was_tested_with(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SERVER_URL", "REPOSITORY", "RUN_ID"):
+        monkeypatch.delenv(f"GITHUB_{name}", raising=False)
+    findings = make()
+    statement = json.loads(render(findings, "intoto"))
+    (subject,) = statement["subject"]
+    assert subject == {"name": "photos", "digest": {"sha256": json.loads(render(findings, "json"))["set"]}}
+    code, defence, everything = statement["predicate"]["configuration"]
+    assert code["uri"] == "pkg:pypi/antibackdoor@0.1.0"
+    assert code["annotations"]["versions"]["antibackdoor code"] == "0123456789ab"
+    assert defence["name"] == "defence filter"
+    for part, values in ((defence, findings.run.record.config["defence"]), (everything, findings.run.record.config)):
+        content = base64.b64decode(part["content"])
+        assert json.loads(content) == values
+        assert hashlib.sha256(content).hexdigest() == part["digest"]["sha256"]
+    assert "url" not in statement["predicate"]
+    for name, value in (("SERVER_URL", "https://github.com"), ("REPOSITORY", "a/b"), ("RUN_ID", "7")):
+        monkeypatch.setenv(f"GITHUB_{name}", value)
+    assert json.loads(render(findings, "intoto"))["predicate"]["url"] == "https://github.com/a/b/actions/runs/7"
+
+
+def test_a_run_without_content_has_no_statement(make: Make) -> None:
+    with pytest.raises(StorageError, match="scan the set again"):
+        render(make(content=False), "intoto")
+
+
+def test_the_digest_of_a_set_goes_by_images_and_labels_alone() -> None:
+    images = torch.randint(0, 256, (4, 3, 5, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    hashes = content_hashes(images)
+    assert bytes(hashes[2]).hex() == hashlib.sha256(b"3x5x6\n" + images[2].numpy().tobytes()).hexdigest()
+    assert content_hashes(images[:0]).shape == (0, 32)
+    labels = ["a", "a", "b", "b"]
+    digest = set_digest(hashes, labels)
+    lines = sorted(f"{bytes(row).hex()}  {label}\n".encode() for row, label in zip(hashes, labels, strict=True))
+    assert digest == hashlib.sha256(b"".join(lines)).hexdigest()
+    assert digest == set_digest(hashes[::-1], labels[::-1])
+    assert digest != set_digest(hashes, ["a", "b", "a", "b"])
+    assert digest != set_digest(hashes[:3], labels[:3])
+    assert not np.array_equal(content_hashes(images.view(4, 3, 6, 5)), hashes)
 
 
 def check_names(findings: Findings) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from antibackdoor.errors import UnknownNameError
-from antibackdoor.formats import github, json_, junit, sarif, text
+from antibackdoor.formats import github, intoto, json_, junit, sarif, text
 from antibackdoor.formats.findings import Findings
 from antibackdoor.storage import load_run
 
@@ -20,6 +20,7 @@ FORMATS: Mapping[str, Callable[[Findings], str]] = MappingProxyType(
         "sarif": sarif.render,
         "junit": junit.render,
         "github": github.render,
+        "intoto": intoto.render,
     }
 )
 
@@ -42,6 +43,7 @@ def render(findings: Findings, name: str) -> str:
 
     Raises:
         UnknownNameError: There is no such format.
+        StorageError: The run lacks what the format needs.
     """
     if name not in FORMATS:
         raise UnknownNameError("format", name, FORMATS)
