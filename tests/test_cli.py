@@ -243,8 +243,11 @@ def test_scan_without_suspects_does_not_fail(npz: Path, tmp_path: Path) -> None:
 
 def test_poison_writes_what_train_reads(planted: Path, tmp_path: Path) -> None:
     columns, truth = rows_of(planted / "train" / "manifest.csv")
-    assert columns == ["id", "label", "original_label", "poisoned", "cover"]
+    assert columns == ["id", "label", "original_label", "poisoned", "cover", "source"]
     assert len(truth) == 60
+    clean = planted.parent / "clean"
+    assert {row["source"] for row in truth} == {f"train/{name}" for name in files_below(clean / "train")}
+    assert all(row["id"] == row["source"] for row in truth if row["label"] == row["original_label"])
     bad = [row for row in truth if row["poisoned"] == "1"]
     assert len(bad) == 12
     assert all(row["label"] == "dog" and row["original_label"] != "dog" for row in bad)

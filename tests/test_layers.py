@@ -20,8 +20,11 @@ LAYERS = (
     {"ops"},
     {"data", "models", "training"},
     {"attacks", "isolation", "defences"},
-    {"claiming", "content", "decisions", "evaluation", "storage", "stored", "verifying"},
-    {"pipeline", "benchmark", "report", "api", "formats"},
+    {
+        *("claiming", "content", "decisions", "evaluation", "exporting", "imagelist", "naming", "storage", "stored"),
+        "verifying",
+    },
+    {"pipeline", "benchmark", "cleaned", "report", "api", "formats"},
 )
 # Anything else at the top level is a command, which may import everything.
 COMMANDS = len(LAYERS)

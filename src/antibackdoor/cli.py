@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from antibackdoor import cli_formats
 from antibackdoor.cli_bench import bench
+from antibackdoor.cli_export import export
 from antibackdoor.cli_formats import FailOn, FailOns, Formats
 from antibackdoor.cli_verify import verify
 from antibackdoor.errors import AntiBackdoorError, ConfigError
@@ -318,6 +319,7 @@ def evaluate(
     _print_metrics(metrics)
 
 
+app.command()(export)
 app.command()(bench)
 app.command()(verify)
 

@@ -31,10 +31,9 @@ def read_back(cell: str) -> str:
 
 
 def lines_of(rows: Iterable[Sequence[object]], *, delimiter: str = ",") -> str:
-    """Return rows as CSV with a line feed after each; text goes through :func:`as_text`, numbers do not."""
+    """Return rows as CSV, each with a line feed after it; names of others have to go through :func:`as_text` before."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n", delimiter=delimiter)
-    writer.writerows([as_text(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
+    csv.writer(text, lineterminator="\n", delimiter=delimiter).writerows(rows)
     return text.getvalue()
 
 

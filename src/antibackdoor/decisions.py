@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
-from antibackdoor.csvs import lines_of, read_back
+from antibackdoor.csvs import as_text, lines_of, read_back
 from antibackdoor.errors import DataError, StorageError, UnknownNameError
 from antibackdoor.files import atomic_write_bytes, locked
 
@@ -193,7 +193,7 @@ def _like(name: str, ids: Sequence[str]) -> list[str]:
 
 
 def _cells(one: Decision, columns: Sequence[str]) -> list[str]:
-    return [getattr(one, name) if name in COLUMNS else "" for name in columns]
+    return [as_text(getattr(one, name)) if name in COLUMNS else "" for name in columns]
 
 
 def _encode(text: str) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import errno
 import os
 import shutil
@@ -11,15 +10,18 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
-from antibackdoor.errors import DataError, RunExistsError, StorageError
+from antibackdoor.csvs import as_text, lines_of
+from antibackdoor.errors import RunExistsError, StorageError
+from antibackdoor.naming import check_folder_names, names_below
 from antibackdoor.progress import SILENT, Bar, Progress
 from antibackdoor.types import ImageSet, PoisonedSet
 
-__all__ = ["export_poisoned", "refuse_out"]
+__all__ = ["export_poisoned", "refuse_out", "write_png"]
 
 _PARTS, _PARTIAL = ("train", "triggered_test"), ".partial"
-_MANIFEST, _COLUMNS = "manifest.csv", ("id", "label", "original_label", "poisoned", "cover")
+_MANIFEST, _COLUMNS = "manifest.csv", ("id", "label", "original_label", "poisoned", "cover", "source")
 
 
 def export_poisoned(
@@ -32,8 +34,9 @@ def export_poisoned(
 ) -> None:
     """Write ``out/train/<class>/*.png``, ``out/train/manifest.csv`` and ``out/triggered_test/<original class>/*.png``.
 
-    The manifest has the columns ``id,label,original_label,poisoned,cover``; id is the path below ``out``, as it stands
-    in a run's suspects.csv.
+    The manifest has the columns ``id,label,original_label,poisoned,cover,source``; id is the path below ``out``, as it
+    stands in a run's suspects.csv, source is the id in the set that was poisoned. Files keep the names that they have
+    there; see :func:`antibackdoor.naming.names_below`.
 
     Args:
         out: A folder that does not exist yet, or is empty.
@@ -47,20 +50,19 @@ def export_poisoned(
         StorageError: It cannot be written; nothing is left behind.
     """
     refuse_out(out, None, overwrite=overwrite)
-    for name in train.observed.classes:
-        if not name or name.startswith(".") or set(name) & set("/\\\0"):
-            raise DataError(f"class {name!r} cannot be written as a folder; rename it")
+    check_folder_names(train.observed.classes)
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     partial = out / _PARTIAL
     total = len(train.observed) + (len(triggered.observed) if triggered else 0)
     try:
         shutil.rmtree(partial, ignore_errors=True)
         with progress.bar("writing", total, "images") as bar:
-            names = _write_images(partial / "train", train.observed, train.observed.labels.tolist(), bar)
+            original, labels = train.original_labels.tolist(), train.observed.labels.tolist()
+            names = _write_images(partial / "train", train.observed, original, labels, bar)
             _write_manifest(partial / "train" / _MANIFEST, train, names)
             if triggered is not None:
                 original = triggered.original_labels.tolist()
-                _write_images(partial / "triggered_test", triggered.observed, original, bar)
+                _write_images(partial / "triggered_test", triggered.observed, original, original, bar)
         _exchange(out, partial)
     except OSError as error:
         full = " (the disk is full)" if error.errno == errno.ENOSPC else ""
@@ -122,37 +124,43 @@ def refuse_out(out: Path, source: str | None, *, overwrite: bool) -> None:
 def _holds_our_set(out: Path) -> bool:
     try:
         with (out / "train" / _MANIFEST).open(encoding="utf-8") as file:
-            return file.readline().rstrip("\n") == ",".join(_COLUMNS)
+            return file.readline().rstrip("\n") in (",".join(_COLUMNS), ",".join(_COLUMNS[:-1]))
     except (OSError, UnicodeDecodeError):
         return False
 
 
-def _write_images(root: Path, data: ImageSet, labels: list[int], bar: Bar) -> list[str]:
-    names = []
-    for label in sorted(set(labels)):
-        (root / data.classes[label]).mkdir(parents=True, exist_ok=True)
-    for row, label in enumerate(labels):
-        name = f"{data.classes[label]}/{row:06d}.png"
-        pixels = data.images[row].numpy()
-        picture = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-        picture.save(root / name)
-        names.append(f"{root.name}/{name}")
+def _write_images(root: Path, data: ImageSet, original: list[int], labels: list[int], bar: Bar) -> list[str]:
+    own, placed = ([data.classes[label] for label in those] for those in (original, labels))
+    names = names_below(data.ids, own, placed, suffix=".png")
+    for name in sorted(set(placed)):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    for row, name in enumerate(names):
+        write_png(root / name, data.images[row])
         bar.advance()
-    return names
+    return [f"{root.name}/{name}" for name in names]
+
+
+def write_png(path: Path, image: Tensor) -> None:
+    """Write one image, uint8 (C, H, W), as a PNG file; its folder is made if it is not there."""
+    pixels = image.numpy()
+    picture = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
 
 
 def _write_manifest(path: Path, train: PoisonedSet, names: list[str]) -> None:
-    classes = train.observed.classes
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_COLUMNS)
-        rows = zip(
-            names,
-            train.observed.labels.tolist(),
-            train.original_labels.tolist(),
-            train.poison.tolist(),
-            train.cover.tolist(),
-            strict=True,
-        )
-        for name, label, original, poisoned, cover in rows:
-            writer.writerow([name, classes[label], classes[original], int(poisoned), int(cover)])
+    classes = [as_text(name) for name in train.observed.classes]
+    columns = zip(
+        names,
+        train.observed.labels.tolist(),
+        train.original_labels.tolist(),
+        train.poison.tolist(),
+        train.cover.tolist(),
+        train.observed.ids,
+        strict=True,
+    )
+    rows = [
+        (as_text(name), classes[label], classes[original], int(poisoned), int(cover), as_text(source))
+        for name, label, original, poisoned, cover, source in columns
+    ]
+    path.write_text(lines_of([_COLUMNS, *rows]), encoding="utf-8", errors="backslashreplace", newline="")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ import torch
 from torch import nn
 
 from antibackdoor import storage
+from antibackdoor.csvs import as_text, lines_of
 from antibackdoor.data.arrays import with_classes
 from antibackdoor.data.cache import default_cache_dir
 from antibackdoor.data.decode import BadImageError, decode, quiet
@@ -110,12 +109,8 @@ def predict(
 
 def predictions_csv(predictions: Sequence[Prediction]) -> str:
     """Return the predictions as CSV with the columns ``path,predicted,probability``."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "predicted", "probability"])
-    for item in predictions:
-        writer.writerow([item.path, item.predicted, f"{item.probability:.6f}"])
-    return text.getvalue()
+    rows = [(as_text(item.path), as_text(item.predicted), f"{item.probability:.6f}") for item in predictions]
+    return lines_of([("path", "predicted", "probability"), *rows])
 
 
 def evaluate_run(

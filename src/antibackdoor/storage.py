@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import io
 import json
@@ -17,6 +16,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from antibackdoor.content import content_hashes
+from antibackdoor.csvs import as_text, lines_of
 from antibackdoor.errors import StorageError
 from antibackdoor.files import (
     CHECKSUMS,
@@ -129,6 +129,7 @@ def _history_arrays(
         "flagged": isolation.flagged.numpy(),
         "ids": _pack(data.ids),
         "content": content_hashes(data.images),
+        "doubtful": np.array(isolation.doubtful, dtype=np.int64),
     }
     if truth is not None:
         arrays |= {"poison": truth.poison.numpy(), "cover": truth.cover.numpy()}
@@ -136,13 +137,12 @@ def _history_arrays(
 
 
 def _suspects(data: ImageSet, isolation: Isolation, order: Tensor) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["rank", "id", "label", "score", "flagged"])
     labels, flagged, scores = data.labels.tolist(), isolation.flagged.tolist(), isolation.scores.tolist()
+    rows: list[tuple[object, ...]] = [("rank", "id", "label", "score", "flagged")]
     for rank, row in enumerate(order.tolist(), 1):
-        writer.writerow([rank, data.ids[row], data.classes[labels[row]], f"{scores[row]:.6g}", int(flagged[row])])
-    return text.getvalue()
+        name, label = as_text(data.ids[row]), as_text(data.classes[labels[row]])
+        rows.append((rank, name, label, f"{scores[row]:.6g}", int(flagged[row])))
+    return lines_of(rows)
 
 
 def read_record(run: Path) -> RunRecord:
@@ -194,6 +194,7 @@ def load_run(run: Path) -> StoredRun:
             gallery_index=pictures["index"],
             gallery=pictures["images"],
             content=arrays.get("content"),
+            doubtful=tuple(arrays["doubtful"].tolist()) if "doubtful" in arrays else (),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise StorageError(f"{run} is damaged or of another version: {error}") from None

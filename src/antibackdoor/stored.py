@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -13,9 +14,36 @@ from antibackdoor.errors import StorageError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from antibackdoor.types import RunRecord
+    from antibackdoor.types import RunRecord, Verdict
 
-__all__ = ["StoredRun"]
+__all__ = ["StoredRun", "class_verdicts"]
+
+
+def class_verdicts(
+    labels: NDArray[np.int64],
+    flagged: NDArray[np.bool_],
+    num_classes: int,
+    verdict: Verdict | None,
+    doubtful: Sequence[int] = (),
+) -> list[Verdict]:
+    """Return what the verdict on a set says of each of its K classes.
+
+    Args:
+        labels: int64 (N,), each in 0..K-1.
+        flagged: bool (N,).
+        num_classes: K.
+        verdict: On the whole set; None where nothing was judged.
+        doubtful: Labels of classes that are not above suspicion.
+
+    Returns:
+        "poisoned" for a class that holds flagged images of a poisoned set; "undecided" where the class is not above
+        suspicion, and for all classes of an undecided set if none is named as such; else "no sign of poison".
+    """
+    held = np.bincount(labels[flagged], minlength=num_classes) > 0
+    of_held: Verdict = "poisoned" if verdict == "poisoned" else "undecided"
+    judged = verdict in ("poisoned", "no sign of poison") or bool(doubtful)
+    of_rest: Verdict = "no sign of poison" if judged else "undecided"
+    return [of_held if held[k] else "undecided" if k in doubtful else of_rest for k in range(num_classes)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +70,7 @@ class StoredRun:
         gallery_index: int64 (G,), rows of the images to show, most suspect first.
         gallery: uint8 (G, H, W, C), their pixels; C is 1 or 3.
         content: uint8 (N, 32), SHA-256 of the pixels of every image; None in runs of before they were kept.
+        doubtful: Labels of the classes that are not above suspicion, though no image of them is flagged.
 
     Raises:
         StorageError: The parts do not fit together, as from a damaged or mixed-up run folder.
@@ -60,6 +89,7 @@ class StoredRun:
     gallery_index: NDArray[np.int64]
     gallery: NDArray[np.uint8]
     content: NDArray[np.uint8] | None = None
+    doubtful: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         rows = len(self.ids)
@@ -74,6 +104,7 @@ class StoredRun:
             raise StorageError(f"report: losses has shape {self.losses.shape}, expected {expected} (epochs, images)")
         self._check_range("labels", self.labels, len(self.classes))
         self._check_range("gallery_index", self.gallery_index, rows)
+        self._check_range("doubtful", np.array(self.doubtful, dtype=np.int64), len(self.classes))
         shape = self.gallery.shape
         if self.gallery_index.ndim != 1 or len(shape) != 4 or shape[0] != len(self.gallery_index):
             raise StorageError(
@@ -91,6 +122,11 @@ class StoredRun:
     def covered(self) -> NDArray[np.bool_]:
         """Bool (N,), ``cover`` with None read as no cover images."""
         return np.zeros(len(self.ids), dtype=np.bool_) if self.cover is None else self.cover
+
+    @cached_property
+    def class_verdicts(self) -> list[Verdict]:
+        """K words; see :func:`class_verdicts`."""
+        return class_verdicts(self.labels, self.flagged, len(self.classes), self.record.verdict, self.doubtful)
 
     @cached_property
     def scored(self) -> NDArray[np.bool_]:

@@ -123,12 +123,14 @@ class Isolation:
         flagged: bool (N,).
         verdict: What the defence says about the whole set.
         evidence: The reasons in words, one sentence each.
+        doubtful: Labels of the classes that are not above suspicion, though no image of them is flagged.
     """
 
     scores: Tensor
     flagged: Tensor
     verdict: Verdict
     evidence: tuple[str, ...] = ()
+    doubtful: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from antibackdoor.csvs import read_back
 from antibackdoor.data.listing import Listing, class_names
 from antibackdoor.data.splits import TEST, TRAIN, first_named
 from antibackdoor.data.tables import PARQUET, Table, parquet_table
@@ -134,7 +135,7 @@ def _csv_table(path: Path) -> Table:
                     )
                 lines.append(reader.line_num)
                 for name, place in wanted.items():
-                    columns[name].append(row[place])
+                    columns[name].append(read_back(row[place]))
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
     except csv.Error as error:

@@ -82,7 +82,8 @@ def verdict_of(
             f"{alarm.in_words(top)})."
         )
     verdict: Verdict = "poisoned" if poisoned else "undecided" if doubtful or blind else "no sign of poison"
-    return Isolation(scores, flagged, verdict, (*sentences, *words))
+    unsure = [label for label in range(data.num_classes) if label not in poisoned] if blind else doubtful
+    return Isolation(scores, flagged, verdict, (*sentences, *words), tuple(unsure))
 
 
 def _accuser(cuts: Sequence[AnyCut], flagged: Tensor, alarm: Alarm) -> AnyCut:

@@ -1,0 +1,287 @@
+"""What a run leaves of a set: the cleaned images and the quarantine as folders, or the list alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, TypeAlias, get_args
+
+from antibackdoor.config import RunConfig
+from antibackdoor.csvs import as_text, lines_of
+from antibackdoor.data.files_of import files_of
+from antibackdoor.data.opening import printable
+from antibackdoor.decisions import Decision, check_decisions, read_decisions
+from antibackdoor.errors import ConfigError, DataError, RunExistsError, StorageError
+from antibackdoor.exporting import write_png
+from antibackdoor.files import atomic_write_bytes, writing
+from antibackdoor.imagelist import COLUMNS, ImageList
+from antibackdoor.naming import check_folder_names, names_below
+from antibackdoor.pipeline import digest, limited, load_data
+from antibackdoor.progress import SILENT, Progress
+from antibackdoor.seeds import Seeds
+from antibackdoor.storage import CONFIG, load_run, read_json, write_json, write_text
+from antibackdoor.stored import StoredRun
+from antibackdoor.types import ImageSet
+
+__all__ = ["CLEAN", "FORMATS", "LIST", "QUARANTINE", "TABLE", "Format", "export", "list_images"]
+
+Format: TypeAlias = Literal["folder", "csv", "parquet", "json"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+CLEAN, QUARANTINE, LIST, TABLE = "clean", "quarantine", "images.csv", "clean.csv"
+_GIVEN, _PARTIAL = "(given in Python", ".partial"
+
+
+def list_images(run: StoredRun, decisions: Sequence[Decision] = (), *, where: Path = Path("decisions")) -> ImageList:
+    """Return the images of a run with what the defence and a person said of them; ``file`` is empty.
+
+    Args:
+        run: The run.
+        decisions: What a person decided, one an image; goes before what the defence flagged.
+        where: The file of the decisions, for messages.
+
+    Raises:
+        DataError: A decision on an image or a class that the run does not have.
+    """
+    labels = [run.classes[label] for label in run.labels.tolist()]
+    check_decisions(decisions, run.ids, labels, where)
+    made = {one.id: one for one in decisions}
+    suspect, decided = run.flagged.tolist(), [""] * len(labels)
+    verdicts = [run.class_verdicts[label] for label in run.labels.tolist()]
+    for row, name in enumerate(run.ids):
+        one = made.get(name)
+        if one is None:
+            continue
+        decided[row] = one.decision
+        if one.decision != "unsure":
+            suspect[row] = one.decision == "drop"
+        if one.decision == "relabel":
+            labels[row] = one.label
+    return ImageList(run.ids, [""] * len(labels), labels, run.scores.tolist(), suspect, verdicts, decided)
+
+
+def export(
+    run: Path,
+    out: Path,
+    to: Format = "folder",
+    *,
+    source: str | None = None,
+    decisions: Path | None = None,
+    copy: bool = False,
+    overwrite: bool = False,
+    progress: Progress = SILENT,
+) -> ImageList:
+    """Write what a run leaves of its set.
+
+    "folder" writes ``out/clean`` and ``out/quarantine``, in each of which an image of a folder lies under its id, the
+    list ``out/images.csv``, and ``out/clean.csv``, by which the cleaned set is read under the ids of the source; the
+    other formats write the list alone. Images that are no files are written as PNG files, as
+    the run saw them.
+
+    Args:
+        run: A finished run folder.
+        out: A folder for "folder", otherwise a file.
+        to: One of ``FORMATS``.
+        source: Where the images are now; as the run was told by default.
+        decisions: File of what a person decided, which goes before what the defence flagged.
+        copy: Copy the files instead of linking to them.
+        overwrite: Replace what an export before left there.
+        progress: Shows the work.
+
+    Returns:
+        The list. Its files are paths below ``out``, or, of a list alone, those of the source.
+
+    Raises:
+        StorageError: No finished run, a source that is not there, or a file that cannot be written.
+        DataError: A source that is not what the run looked at, or decisions that do not belong to it.
+        ConfigError: The run has no source of files, or a package is missing.
+        RunExistsError: ``out`` holds something.
+    """
+    stored = load_run(run)
+    made = [] if decisions is None else read_decisions(decisions)
+    images = list_images(stored, made, where=decisions or Path())
+    given = source or _source_of(stored)
+    _refuse(out, to, None if given is None else Path(given), overwrite=overwrite)
+    files = None if given is None else _files(run, stored, given)
+    if to != "folder":
+        if files is not None:
+            images = replace(images, file=[printable(str(files[name])) for name in images.id])
+        _write_list(out, to, images, stored)
+        return images
+    if given is None:
+        raise ConfigError(
+            f"{run} was given its images in Python, so there are no files to hand on; --data says where the same "
+            "images lie, or take another format than folder"
+        )
+    if stored.record.config.get("attack") is not None:
+        raise ConfigError(f"{run} planted an attack in memory; `antibackdoor poison` writes such a set as files")
+    data = _same_images(run, stored, given, progress)
+    return _write_folder(out, images, stored, data, files, copy=copy, progress=progress)
+
+
+def _source_of(stored: StoredRun) -> str | None:
+    """Return what the run was told to read; None where it was given its images in Python."""
+    data = stored.record.config.get("data")
+    given = str(data.get("source")) if isinstance(data, Mapping) else ""
+    return None if given.startswith(_GIVEN) else given
+
+
+def _files(run: Path, stored: StoredRun, given: str) -> dict[str, Path] | None:
+    """Return the file of each image by its id, None where the images are no files."""
+    named = given == "embedded" or given.startswith("hub:")
+    if not named and not Path(given).exists():
+        raise StorageError(
+            f"{run} was made of the images in {given}, which is not there (or not seen from this folder); --data says "
+            "where they are now"
+        )
+    files = None if named else files_of(given)
+    if files is None:
+        return None
+    gone = [name for name in stored.ids if name not in files]
+    if gone:
+        raise DataError(
+            f"{given}: {len(gone):,} of {len(stored.ids):,} images that {run} looked at are not there, first "
+            f"{gone[0]!r}; scan the set again, or say with --data where it is"
+        )
+    return files
+
+
+def _same_images(run: Path, stored: StoredRun, given: str, progress: Progress) -> ImageSet:
+    """Read the source again and compare: what was not looked at must not be handed on as clean."""
+    section = stored.record.config["data"]
+    values = {**stored.record.config, "data": {**section, "source": given, "test": None}}  # type: ignore[dict-item]
+    config = RunConfig.parse(values)
+    data = limited(load_data(config.data, progress), config.data, Seeds(config.seed)).train
+    seen = read_json(run / CONFIG).get("data content") if (run / CONFIG).is_file() else None
+    other = data.ids != stored.ids and [name.rsplit("/", 1)[-1] for name in data.ids] != [
+        name.rsplit("/", 1)[-1] for name in stored.ids
+    ]
+    if other or (seen is not None and digest(data) != seen):
+        what = "holds other images than" if other else "holds other pixels or labels than"
+        raise DataError(f"{given} {what} {run} looked at; scan it again before it is handed on as clean")
+    return data
+
+
+def _refuse(out: Path, to: Format, source: Path | None, *, overwrite: bool) -> None:
+    if to != "folder":
+        if out.is_dir():
+            raise StorageError(f"{out} is a folder; --to {to} writes one file")
+        if out.exists() and not overwrite:
+            raise RunExistsError(f"{out} is there already; give --overwrite to replace it, or another name")
+        return
+    if out.exists() and not out.is_dir():
+        raise StorageError(f"{out} is a file; --to folder writes a folder")
+    if source is not None and source.is_dir():
+        read, written = source.resolve(), out.resolve()
+        if written == read or read in written.parents or written in read.parents:
+            raise RunExistsError(f"{out} would be written over or into the images of {source}; give another folder")
+    held = [path.name for path in out.iterdir() if path.name != _PARTIAL] if out.exists() else []
+    if held and not overwrite:
+        raise RunExistsError(f"{out} is not empty; give --overwrite to replace the export in it, or another folder")
+    if held and not (set(held) <= {CLEAN, QUARANTINE, LIST, TABLE} and _is_our_list(out / LIST)):
+        raise RunExistsError(f"{out} holds more than an export of ours, so --overwrite leaves it; give another folder")
+
+
+def _is_our_list(path: Path) -> bool:
+    with contextlib.suppress(OSError, UnicodeDecodeError), path.open(encoding="utf-8") as file:
+        return file.readline().rstrip("\n") == ",".join(COLUMNS)
+    return False
+
+
+def _write_list(out: Path, to: Format, images: ImageList, stored: StoredRun) -> None:
+    if to == "csv":
+        write_text(out, images.csv())
+    elif to == "parquet":
+        atomic_write_bytes(out, images.parquet())
+    else:
+        write_json(
+            out, {"verdict": stored.record.verdict, "data": stored.record.data.get("name"), "images": images.rows()}
+        )
+
+
+def _write_folder(
+    out: Path,
+    images: ImageList,
+    stored: StoredRun,
+    data: ImageSet,
+    files: Mapping[str, Path] | None,
+    *,
+    copy: bool,
+    progress: Progress,
+) -> ImageList:
+    check_folder_names(stored.classes)
+    own = [stored.classes[label] for label in stored.labels.tolist()]
+    ids = images.id if files is None else [_ended(name, files[name].suffix) for name in images.id]
+    names = names_below(ids, own, images.label, suffix=None if files else ".png", split=True)
+    placed = [f"{QUARANTINE if left else CLEAN}/{name}" for name, left in zip(names, images.suspect, strict=True)]
+    listed = replace(images, file=placed)
+    partial = out / _PARTIAL
+    with writing(out):
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            for name in (CLEAN, QUARANTINE):
+                (partial / name).mkdir(parents=True)
+            place = _Placer(copy, progress)
+            with progress.bar("writing", len(placed), "images") as bar:
+                for row, name in enumerate(placed):
+                    if files is None:
+                        write_png(partial / name, data.images[row])
+                    else:
+                        place(files[images.id[row]], partial / name)
+                    bar.advance()
+            write_text(partial / LIST, listed.csv())
+            write_text(partial / TABLE, _table(listed))
+            _exchange(out, partial)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return listed
+
+
+def _ended(name: str, ending: str) -> str:
+    """Return a name of an image, with the ending of its file if it has another."""
+    return name if name.lower().endswith(ending.lower()) else name + ending
+
+
+def _table(images: ImageList) -> str:
+    """Return the cleaned set as a table of paths and labels, which is read under the ids of the source."""
+    rows = zip(images.file, images.label, images.id, images.suspect, strict=True)
+    kept = [(as_text(file), as_text(label), as_text(name)) for file, label, name, left_out in rows if not left_out]
+    return lines_of([("path", "label", "id"), *kept])
+
+
+def _exchange(out: Path, partial: Path) -> None:
+    """Move the old folders out and the new ones in; the list is there all the while, by which an export is known."""
+    old = partial / "old"
+    old.mkdir()
+    for name in (CLEAN, QUARANTINE):
+        if (out / name).exists():
+            os.replace(out / name, old / name)
+    for name in (LIST, TABLE, QUARANTINE, CLEAN):
+        os.replace(partial / name, out / name)
+
+
+class _Placer:
+    """Puts a file in another place: by a hard link, where that cannot be by a symbolic one; or as a copy."""
+
+    def __init__(self, copy: bool, progress: Progress) -> None:
+        self._copy, self._hard, self._progress = copy, True, progress
+
+    def __call__(self, source: Path, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        real = Path(os.path.realpath(source))
+        if self._copy:
+            shutil.copyfile(real, target)
+            return
+        if self._hard:
+            try:
+                os.link(real, target)
+                return
+            except OSError:  # another disk, a file of somebody else, or a system without links
+                self._hard = False
+                self._progress.say(
+                    "hard links cannot be made there; symbolic ones are, so leave the images where they are"
+                )
+        os.symlink(real, target)

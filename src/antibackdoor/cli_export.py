@@ -1,0 +1,63 @@
+"""The command ``export``: what a run leaves of its set, handed on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from antibackdoor.errors import UnknownNameError
+
+__all__ = ["export"]
+
+
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run folder.")],
+    dest: Annotated[Path, typer.Argument(metavar="DEST", help="Folder to write, or the file of a list.")],
+    to: Annotated[
+        str, typer.Option("--to", help="folder: cleaned images, quarantine and list; csv, parquet, json: the list.")
+    ] = "folder",
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="DATA", help="Where the images are now, if they were moved.")
+    ] = None,
+    decisions: Annotated[
+        Path | None, typer.Option("--decisions", help="CSV file of what a person decided; see docs/decisions.md.")
+    ] = None,
+    copy: Annotated[bool, typer.Option("--copy", help="Copy the files; by default they are linked to.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export that is there.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print results only.")] = False,
+) -> None:
+    """Write the cleaned set, the quarantine and the list of a run, for what comes next."""
+    from antibackdoor.cleaned import CLEAN, FORMATS, LIST, QUARANTINE
+    from antibackdoor.cleaned import export as write
+    from antibackdoor.console import ConsoleProgress
+    from antibackdoor.storage import read_record
+
+    if to not in FORMATS:
+        raise UnknownNameError("format", to, FORMATS)
+    images = write(
+        run,
+        dest,
+        to,
+        source=data,
+        decisions=decisions,
+        copy=copy,
+        overwrite=overwrite,
+        progress=ConsoleProgress(quiet=quiet),
+    )
+    left_out = sum(images.suspect)
+    record = read_record(run)
+    typer.echo(f"verdict: {record.verdict}")
+    if to == "folder":
+        typer.echo(f"cleaned set: {len(images) - left_out:,} images: {dest / CLEAN}")
+        typer.echo(f"quarantine: {left_out:,} images: {dest / QUARANTINE}")
+    typer.echo(
+        f"list: {len(images):,} images, {left_out:,} of them suspects: {dest / LIST if to == 'folder' else dest}"
+    )
+    stays = {label for label, left in zip(images.label, images.suspect, strict=True) if not left}
+    if gone := sorted(set(images.label) - stays):
+        typer.echo(f"no image of {', '.join(map(repr, gone))} is left in the cleaned set")
+    skipped = record.data.get("skipped")
+    if isinstance(skipped, list) and skipped:
+        typer.echo(f"{len(skipped):,} files that the run could not read are in neither, first {skipped[0]!r}")
