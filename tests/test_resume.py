@@ -26,7 +26,13 @@ METHODS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             *("--set", "defence.unlearn_epochs=30", "--set", "defence.share=0.1", "--set", "defence.anchors=4"),
         ),
     ),
-    "abl-paper": (("isolate", "joint"), ("--defence", "abl-paper", "--epochs", "24", "--set", "defence.turning=0.5")),
+    "abl-paper": (
+        ("isolate", "joint"),
+        (
+            *("--defence", "abl-paper", "--set", "defence.epochs=24", "--set", "defence.turning_epoch=12"),
+            *("--set", "defence.milestones=[20]", "--set", "defence.batch_size=16", "--set", "defence.cap=2.0"),
+        ),
+    ),
     "filter": (
         ("look", "retrain 1"),
         ("--defence", "filter", "--epochs", "24", "--sensitivity", "1000", "--set", "defence.rounds=1"),

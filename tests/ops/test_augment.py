@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from antibackdoor.ops.augment import AUGMENTATIONS, augment, crop, cutout, flip
+from antibackdoor.ops.augment import AUGMENTATIONS, augment, crop, cutout, cutout_2px, flip
 
 SHAPES = [(6, 3, 28, 28), (6, 1, 32, 48), (6, 3, 64, 64), (1, 1, 8, 8)]
 
@@ -96,6 +96,20 @@ def test_cutout_blackens_one_rectangle(height, width):
         assert side_x // 2 <= wide <= side_x
         full += tall == side_y and wide == side_x
     assert full > 100
+
+
+def test_the_cutout_of_the_released_code():
+    """``Cutout(1, 3)``: from centre - 3 // 2 up to centre + 3 // 2, that one left out, cut off at the edges."""
+    images = noise((200, 3, 6, 5)).clamp(min=1)
+    generator = seeded(3)
+    rows, columns = (torch.randint(side, (200,), generator=generator).tolist() for side in (6, 5))
+    wanted = images.clone()
+    for image, row, column in zip(wanted, rows, columns, strict=True):
+        for y in range(max(0, row - 3 // 2), min(6, row + 3 // 2)):
+            for x in range(max(0, column - 3 // 2), min(5, column + 3 // 2)):
+                image[:, y, x] = 0
+    assert torch.equal(cutout_2px(images, seeded(3)), wanted)
+    assert {int((image == 0).sum()) // 3 for image in wanted} == {1, 2, 4}
 
 
 def test_augment_applies_in_order():

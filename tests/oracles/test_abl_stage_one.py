@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from antibackdoor.defences import AblPaper, AblReleased
+from antibackdoor.defences import AblReleased
 from antibackdoor.ops.objectives import flood, lga
 from antibackdoor.seeds import Seeds
 from antibackdoor.training import Phase, Trainer, TrainPlan
@@ -112,20 +112,18 @@ def test_the_loop_does_what_the_transcription_does(setting, reduction):
         assert np.allclose(got, wanted, atol=1e-4)
 
 
-@pytest.mark.parametrize(("defence", "reduction"), [(AblPaper(), "sample"), (AblReleased(), "batch")])
-def test_the_defences_use_the_rule_they_are_named_for(setting, defence, reduction):
+@pytest.mark.parametrize("reduction", OBJECTIVES)
+def test_the_defence_uses_the_rule_it_is_told(setting, reduction):
     data, model, trainer, _, orders, images = setting
-    plan = PLAN.but(epochs=4 if isinstance(defence, AblReleased) else 20)
-    if isinstance(defence, AblReleased):
-        defence = AblReleased(isolation_epochs=4, isolation_lr=PLAN.lr, signal="loss", gamma=GAMMA)
-    else:
-        defence = AblPaper(isolation_lr=PLAN.lr, gamma=GAMMA)
+    defence = AblReleased(
+        isolation_epochs=4, isolation_lr=PLAN.lr, signal="loss", gamma=GAMMA, reduction=reduction, share=0.01
+    )
     weights, losses = transcribed(weights_of(model), images, data.labels.tolist(), orders, reduction)
-    outcome = defence.scan(data, build_model=lambda generator: model, fit=trainer, plan=plan, seeds=Seeds(11))
+    outcome = defence.scan(data, build_model=lambda generator: model, fit=trainer, plan=PLAN, seeds=Seeds(11))
     assert np.allclose(outcome.histories[0].losses, losses, atol=1e-4)
     for got, wanted in zip(weights_of(model), weights, strict=True):
         assert np.allclose(got, wanted, atol=1e-4)
-    # The paper's cut: the lowest loss of the last epoch.
+    # The rule of the signal "loss": the lowest loss of the last epoch.
     assert outcome.isolation.flagged.nonzero().flatten().tolist() == [int(losses[-1].argmin())]
 
 

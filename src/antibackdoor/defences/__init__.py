@@ -1,6 +1,7 @@
 """Defences, one file each. To add one: its file, and its line in ``DEFENCES``."""
 
-from antibackdoor.defences.abl import AblPaper, AblReleased
+from antibackdoor.defences.abl import AblReleased
+from antibackdoor.defences.abl_published import AblBackdoorBench, AblCode, AblPaper
 from antibackdoor.defences.activation_clustering import ActivationClustering
 from antibackdoor.defences.base import Defence, RatedDefence, RepairDefence
 from antibackdoor.defences.cbd import Cbd
@@ -15,6 +16,8 @@ from antibackdoor.registry import Registry
 
 __all__ = [
     "DEFENCES",
+    "AblBackdoorBench",
+    "AblCode",
     "AblPaper",
     "AblReleased",
     "ActivationClustering",
@@ -35,6 +38,8 @@ DEFENCES: Registry[Defence] = Registry(
     "defence",
     {
         "abl": AblReleased,
+        "abl-backdoorbench": AblBackdoorBench,
+        "abl-code": AblCode,
         "abl-paper": AblPaper,
         "activation-clustering": ActivationClustering,
         "cbd": Cbd,

@@ -27,7 +27,7 @@ from antibackdoor.seeds import Seeds
 from antibackdoor.training import Fit, Objective, Phase, Step, TrainPlan
 from antibackdoor.types import History, ImageSet, Isolation, Outcome
 
-__all__ = ["AblPaper", "AblReleased"]
+__all__ = ["AblReleased"]
 
 
 @dataclass(frozen=True)
@@ -180,39 +180,3 @@ class AblReleased(_Abl):
         )
         phase = Phase("unlearn", ascent, freeze_norm=True, clip_norm=1.0, stop_on_nonfinite=True)
         return fit(model, data, phase, objective=self._forgetting(isolated, data), subset=subset)
-
-
-@dataclass(frozen=True)
-class AblPaper(_Abl):
-    """ABL as the paper states it: per-image local gradient ascent until the turning epoch, then one joint objective.
-
-    The joint objective is ``E_rest[loss] - E_isolated[loss]`` (the paper's L_GGA) for all epochs that are left.
-
-    Attributes:
-        turning: Share of the plan's epochs before the turning epoch; the paper's 20 of 100.
-
-    Source:
-        Li et al., NeurIPS 2021, section 3.2; ascent is bounded by ``cap``, which the paper does not have.
-    """
-
-    reduction: Literal["batch", "sample"] = "sample"
-    signal: str = "loss"
-    forget: Literal["ascent", "complement"] = "ascent"
-    turning: float = 0.2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.turning < 1:
-            raise ConfigError(f"turning: must be above 0 and below 1, got {self.turning}")
-
-    def _stage_one_epochs(self, plan: TrainPlan) -> int:
-        return max(1, round(self.turning * plan.epochs))
-
-    def run(self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds) -> Outcome:
-        """Isolate at the turning epoch, then train on the joint objective."""
-        model = build_model(seeds.generator("init"))
-        isolation, stage_one = self._isolate(model, data, fit, plan)
-        left = max(1, plan.epochs - self._stage_one_epochs(plan))
-        phase = Phase("joint", plan.but(epochs=left), stop_on_nonfinite=True)
-        objective = self._forgetting(isolation.flagged, data)
-        return Outcome(model, isolation, (stage_one, fit(model, data, phase, objective=objective)))

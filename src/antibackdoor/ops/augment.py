@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["AUGMENTATIONS", "AugmentName", "augment", "crop", "cutout", "flip"]
+__all__ = ["AUGMENTATIONS", "AugmentName", "augment", "crop", "cutout", "cutout_2px", "flip"]
 
-AugmentName = Literal["crop", "cutout", "flip"]
+AugmentName = Literal["crop", "cutout", "cutout-2px", "flip"]
 
 
 def _integers(high: int, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
@@ -69,11 +69,31 @@ def cutout(images: Tensor, generator: torch.Generator) -> Tensor:
         (N, C, H, W).
 
     Source:
-        DeVries and Taylor, Improved Regularization of Convolutional Neural Networks with Cutout, 2017. ABL's released
-        code cuts nine-pixel squares from 32; ours is eight.
+        DeVries and Taylor, Improved Regularization of Convolutional Neural Networks with Cutout, 2017.
     """
+    _, _, height, width = images.shape
+    return _blacken(images, max(1, height // 8), max(1, width // 8), generator)
+
+
+def cutout_2px(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Blacken 2 x 2 pixels of each image; one row or column of them where the centre is on the upper or left edge.
+
+    Args:
+        images: (N, C, H, W).
+        generator: Source of the places.
+
+    Returns:
+        (N, C, H, W).
+
+    Source:
+        What ``Cutout(1, 3)`` of ABL's released code does: one hole of side 3, which halves to 1 pixel on each side.
+    """
+    return _blacken(images, 1, 1, generator)
+
+
+def _blacken(images: Tensor, half_y: int, half_x: int, generator: torch.Generator) -> Tensor:
+    """Blacken rows centre - half_y up to centre + half_y, that one left out, and columns alike."""
     count, _, height, width = images.shape
-    half_y, half_x = max(1, height // 8), max(1, width // 8)
     centre_y = _integers(height, count, generator, images.device)
     centre_x = _integers(width, count, generator, images.device)
     rows = torch.arange(height, device=images.device)[None, :] - centre_y[:, None]
@@ -87,6 +107,7 @@ def cutout(images: Tensor, generator: torch.Generator) -> Tensor:
 AUGMENTATIONS: dict[AugmentName, Callable[[Tensor, torch.Generator], Tensor]] = {
     "crop": crop,
     "cutout": cutout,
+    "cutout-2px": cutout_2px,
     "flip": flip,
 }
 

@@ -236,7 +236,9 @@ class Trainer:
         before = self._unfinished.pop(phase.part_of, None) if phase.part_of and phase.first else None
         if before is not None and before.param_groups[0]["params"][0] is parameters[0]:
             return before
-        return torch.optim.SGD(parameters, lr=plan.lr, momentum=plan.momentum, weight_decay=plan.weight_decay)
+        return torch.optim.SGD(
+            parameters, lr=plan.lr, momentum=plan.momentum, weight_decay=plan.weight_decay, nesterov=plan.nesterov
+        )
 
     def _leave(self, phase: Phase, optimizer: torch.optim.Optimizer) -> None:
         if phase.part_of and phase.continued:
@@ -271,7 +273,8 @@ class _EpochWorker:
         self._phase = phase
         self._objective = objective
         self._epoch = epoch
-        self._shuffle = trainer.stream("shuffle", phase, epoch).generator("all")
+        order = epoch if phase.reshuffle else 0
+        self._shuffle = trainer.stream("shuffle", phase, order).generator("all")
         self._augment = trainer.stream("augment", phase, epoch).generator(
             f"rank {self._runtime.rank}", self._runtime.device
         )

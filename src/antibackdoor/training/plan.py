@@ -22,11 +22,12 @@ class TrainPlan:
         epochs: Passes over the images.
         batch_size: Images in one update, over all processes together.
         lr: Peak learning rate.
-        momentum: Of SGD, without Nesterov's correction.
+        momentum: Of SGD.
         weight_decay: L2 penalty on every parameter.
         schedule: "multistep" divides the rate by ten after half and after three quarters of the updates; "cosine"
             falls to zero; "onecycle" rises over the first quarter and falls linearly to zero; "constant" stays.
         augment: Names of ``ops.augment``, applied in order.
+        nesterov: SGD with Nesterov's correction; it needs a momentum above 0.
     """
 
     epochs: int = 20
@@ -36,6 +37,7 @@ class TrainPlan:
     weight_decay: float = 5e-4
     schedule: Schedule = "onecycle"
     augment: tuple[AugmentName, ...] = ("crop", "flip")
+    nesterov: bool = False
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -48,6 +50,8 @@ class TrainPlan:
             raise ConfigError(f"momentum: must be in 0..1, below 1, got {self.momentum}")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise ConfigError(f"weight_decay: must be finite and at least 0, got {self.weight_decay}")
+        if self.nesterov and not self.momentum:
+            raise ConfigError("nesterov: needs a momentum above 0, got 0")
         unknown = [name for name in self.augment if name not in AUGMENTATIONS]
         if unknown:
             raise ConfigError(f"augment: unknown {unknown[0]!r}; known: {', '.join(AUGMENTATIONS)}")
@@ -82,6 +86,7 @@ class Phase:
         part_of: Name of the training that this phase is a part of, or None. Its parts, run one after the other on one
             network, give the same bits as a single phase of that name: they share its random streams, and a later
             part takes over the momentum.
+        reshuffle: Draw a new order of the images for every epoch; else the first epoch's order is that of all.
     """
 
     name: str
@@ -92,6 +97,7 @@ class Phase:
     first: int = 0
     last: int | None = None
     part_of: str | None = None
+    reshuffle: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.first < self.end <= self.plan.epochs:
