@@ -171,7 +171,7 @@ def test_titles_say_how_many_seeds_are_behind_a_figure_and_what_bars_are(grid: G
     [
         ([{"gamma": 0.1}, {"gamma": 0.5}], "precision-by-gamma"),
         ([{"isolation_epochs": 5}, {"isolation_epochs": 10}], "precision-by-turning-epoch"),
-        ([{"turning": 0.1}, {"turning": 0.5}], "precision-by-turning-epoch"),
+        ([{"turning_epoch": 2}, {"turning_epoch": 10}], "precision-by-turning-epoch"),
         ([{"share": share} for share in (0.01, 0.05, 0.1, 0.2)], "isolation-share"),
     ],
 )
@@ -179,7 +179,7 @@ def test_what_a_grid_varies_is_drawn(grid: Grid, tmp_path: Path, params: list[di
     sweeps = {"precision-by-gamma", "precision-by-turning-epoch", "isolation-share"}
     records = grid(attacks=("badnets",), defences=("none", "abl"), seeds=(0,), params=params)
     assert names(records, tmp_path) & sweeps == {figure}
-    steps = {"turning": ["2", "10"], "share": ["1", "5", "10", "20"]}  # 2 and 10 of the 20 epochs planned
+    steps = {"turning": ["2", "10"], "share": ["1", "5", "10", "20"]}
     field = next(iter(params[0]))
     expected = steps.get(field, [f"{own[field]:g}" for own in params])
     shown = texts(tmp_path, figure)

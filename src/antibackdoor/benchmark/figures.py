@@ -356,12 +356,9 @@ def _setting_of(field: str) -> Value:
 
 
 def _turning_epoch(cell: Run) -> float | None:
-    """Return the number of epochs before the isolation: given as such, or as a share of the plan's."""
-    epochs, share = _setting_of("isolation_epochs")(cell), _setting_of("turning")(cell)
-    planned = cell.section("train").get("epochs")
-    if epochs is None and share is not None and isinstance(planned, int):
-        return max(1, round(share * planned))
-    return epochs
+    """Return the number of epochs before the isolation."""
+    epochs = _setting_of("isolation_epochs")(cell)
+    return _setting_of("turning_epoch")(cell) if epochs is None else epochs
 
 
 def _swept(
@@ -403,7 +400,7 @@ def _by_gamma(part: _Part) -> Iterator[Drawing]:
 
 
 def _by_turning_epoch(part: _Part) -> Iterator[Drawing]:
-    metrics, fields = (("precision", "Isolation precision, %"),), ["isolation_epochs", "turning"]
+    metrics, fields = (("precision", "Isolation precision, %"),), ["isolation_epochs", "turning_epoch"]
     yield from _swept(part, "precision-by-turning-epoch", _turning_epoch, fields, metrics, "Turning epoch", False)
 
 
