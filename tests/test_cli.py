@@ -464,9 +464,10 @@ def _flat_folder(root: Path) -> Path:
     return write_folder(root / "d") / "cat"
 
 
-def _empty_class(root: Path) -> Path:
+def _class_of_notes(root: Path) -> Path:
     data = write_folder(root / "d")
     (data / "zebra").mkdir()
+    (data / "zebra" / "notes.txt").write_text("no image")
     return data
 
 
@@ -545,7 +546,7 @@ DATA: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "no images": (_no_images, ("/d", "no images")),
     "empty folder": (_empty_folder, ("/d", "no images")),
     "images without class folders": (_flat_folder, ("/d/cat", "one subfolder a class")),
-    "an empty class": (_empty_class, ("zebra",)),
+    "a class without images": (_class_of_notes, ("zebra", "not read", ".txt 1")),
     "one class only": (lambda root: write_folder(root / "d", classes=["cat"]), ("only one class", "cat")),
     "a class with one image": (_one_image, ("dog", "one image")),
     "a truncated image": (_truncated, ("dog/007.png", "truncated", "--skip-bad")),
@@ -566,6 +567,26 @@ DATA: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "a table of files that are not there": (_csv("path,label\na.png,x\n"), ("d.csv", "line 2", "No such file")),
     "a hub name without a name": (lambda root: "hub:", ("hub:",)),
 }
+
+
+def test_grey_of_twelve_bits_is_predicted_as_it_was_trained(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for k in range(8):
+        values = generator.integers(0, 4096, (12, 12)).astype(np.uint16)
+        values[0, 0] = 4095
+        (tmp_path / "d" / "ab"[k % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values).save(tmp_path / "d" / "ab"[k % 2] / f"{k}.png")
+    done = invoke("train", tmp_path / "d", "--out", tmp_path / "run", *FAST)
+    assert done.code == 0
+    assert "12 bits, so 4,095 is white" in done.out
+    assert run_json(tmp_path / "run")["data"]["white"] == 4095
+    (tmp_path / "new").mkdir()
+    Image.fromarray(values).save(tmp_path / "new" / "16.png")
+    Image.fromarray(((values.astype(int) * 255 + 2047) // 4095).astype(np.uint8)).save(tmp_path / "new" / "8.png")
+    assert invoke("predict", tmp_path / "run", tmp_path / "new", "--out", tmp_path / "p.csv").code == 0
+    first, second = rows_of(tmp_path / "p.csv")[1]
+    assert (first["predicted"], first["probability"]) == (second["predicted"], second["probability"])
+    assert invoke("evaluate", tmp_path / "run", "--clean", tmp_path / "d").code == 0
 
 
 def test_a_table_of_paths_keeps_its_ids(folder: Path, tmp_path: Path) -> None:

@@ -407,6 +407,7 @@ def _describe(data: ImageSet, test: ImageSet | None, held_out: Tensor | None) ->
         "channels": channels,
         "height": height,
         "width": width,
+        "white": data.white,
         "skipped": list(data.skipped),
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,8 +14,9 @@ from antibackdoor import storage
 from antibackdoor.csvs import as_text, lines_of
 from antibackdoor.data.arrays import with_classes
 from antibackdoor.data.cache import default_cache_dir
-from antibackdoor.data.decode import BadImageError, decode, quiet
-from antibackdoor.data.folder import EXTENSIONS, scan
+from antibackdoor.data.decode import WHITE, BadImageError, decode, quiet
+from antibackdoor.data.folder import scan
+from antibackdoor.data.formats import EXTENSIONS
 from antibackdoor.data.reader import Reader
 from antibackdoor.errors import DataError
 from antibackdoor.evaluation import evaluate
@@ -85,6 +87,7 @@ def predict(
     record = storage.read_record(run)
     model, classes = storage.load_model(run, record), _classes(record)
     channels, height, width = _shape(record)
+    read = partial(decode, channels=channels, height=height, width=width, white=_white(record))
     runtime = Runtime.create(device)
     runtime.place(model)
     files = find_images(paths)
@@ -95,7 +98,7 @@ def predict(
             images, names = [], []
             for file in files[start : start + _CHUNK]:
                 try:
-                    images.append(torch.from_numpy(decode(file, channels=channels, height=height, width=width)))
+                    images.append(torch.from_numpy(read(file)))
                     names.append(str(file))
                 except BadImageError as error:
                     unreadable.append(f"{file}: {error}")
@@ -141,9 +144,11 @@ def evaluate_run(
     runtime = Runtime.create(device)
     runtime.place(model)
     reader = Reader(None, False, default_cache_dir(), progress)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    seen = ImageSet(torch.zeros((0, *_shape(record)), dtype=torch.uint8), nothing, classes, (), white=_white(record))
 
     def read(folder: Path) -> ImageSet:
-        return with_classes(reader.read(scan(folder), name=str(folder), shape=_shape(record)), classes)
+        return with_classes(reader.read(scan(folder, say=progress.say), name=str(folder), like=seen), classes)
 
     truth = None
     if triggered is not None and target is not None:
@@ -176,3 +181,7 @@ def _classes(record: RunRecord) -> tuple[str, ...]:
 
 def _shape(record: RunRecord) -> tuple[int, int, int]:
     return int(record.data["channels"]), int(record.data["height"]), int(record.data["width"])  # type: ignore[arg-type]
+
+
+def _white(record: RunRecord) -> int:
+    return int(record.data.get("white", WHITE))  # type: ignore[arg-type]  # runs of before have none

@@ -40,6 +40,7 @@ class ImageSet:
         ids: N names, unique; for a folder the path of the image below it.
         name: What to call the set in messages.
         skipped: Files that were left out because they could not be read.
+        white: The value that became 255, in files with 16 bits of grey.
     """
 
     images: Tensor
@@ -48,6 +49,7 @@ class ImageSet:
     ids: tuple[str, ...]
     name: str = "arrays"
     skipped: tuple[str, ...] = ()
+    white: int = 65535
 
     def __len__(self) -> int:
         return int(self.images.shape[0])

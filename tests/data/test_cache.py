@@ -180,7 +180,7 @@ def test_a_cache_that_cannot_be_made(two_classes, tmp_path, read):
 
 
 def test_another_process_may_be_first(cache_dir):
-    meta = cache.Meta((2, 1, 1, 2), (0, 1), ("a", "b"), ("x", "y"), ())
+    meta = cache.Meta((2, 1, 1, 2), (0, 1), ("a", "b"), ("x", "y"), (), 65535)
 
     def write(stream):
         stream.write(b"\1\2\3\4")
@@ -199,7 +199,7 @@ def test_another_process_may_be_first(cache_dir):
 
 
 def test_the_mapping_is_private(cache_dir):
-    meta = cache.Meta((1, 1, 1, 2), (0,), ("a",), ("x",), ())
+    meta = cache.Meta((1, 1, 1, 2), (0,), ("a",), ("x",), (), 65535)
     cache.store(cache_dir, "key", 2, lambda stream: stream.write(b"\1\2") and meta)
     images = cache.fetch(cache_dir, "key")[1]
     images.fill_(9)
@@ -229,7 +229,7 @@ def test_default_place(monkeypatch, tmp_path):
     assert default_cache_dir() == tmp_path / "own"
 
 
-META = cache.Meta((1, 1, 1, 1000), (0,), ("a",), ("x",), ())
+META = cache.Meta((1, 1, 1, 1000), (0,), ("a",), ("x",), (), 65535)
 KEYS = ["a" * 64, "b" * 64, "c" * 64]
 HOUR, KIB = 3600, 2**-20  # KIB: a KiB in GiB
 

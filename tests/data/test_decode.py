@@ -25,7 +25,7 @@ def test_lossless_rgb_is_kept_exactly(tmp_path, noise, name):
     values = noise(HEIGHT, WIDTH, 3)
     Image.fromarray(values).save(tmp_path / name)
     np.testing.assert_array_equal(rgb(tmp_path / name), values)
-    assert inspect(tmp_path / name) == (WIDTH, HEIGHT, False)
+    assert inspect(tmp_path / name) == (WIDTH, HEIGHT, False, False)
 
 
 def test_lossless_webp_is_kept_exactly(tmp_path, noise):
@@ -116,7 +116,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     turn = module.TURNS.get(orientation)
     upright = np.asarray(stored if turn is None else stored.transpose(turn))
     height, width = upright.shape[:2]
-    assert inspect(tmp_path / "a.jpg") == (width, height, False)
+    assert inspect(tmp_path / "a.jpg") == (width, height, False, False)
     shown = decode(tmp_path / "a.jpg", channels=3, height=height, width=width).transpose(1, 2, 0)
     np.testing.assert_array_equal(shown > 127, upright > 127)
 
@@ -135,7 +135,7 @@ def test_orientation_six_is_a_quarter_turn_clockwise(tmp_path):
 def test_damaged_exif_leaves_the_image_upright(tmp_path, noise):
     Image.fromarray(noise(HEIGHT, WIDTH, 3)).save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff junk")
     with quiet():
-        assert inspect(tmp_path / "a.jpg") == (WIDTH, HEIGHT, False)
+        assert inspect(tmp_path / "a.jpg") == (WIDTH, HEIGHT, False, False)
         assert rgb(tmp_path / "a.jpg").shape == (HEIGHT, WIDTH, 3)
 
 
@@ -198,7 +198,7 @@ def test_too_many_pixels_are_refused_from_the_header(tmp_path, side):
 
 
 def test_other_formats_are_not_opened(tmp_path, noise):
-    Image.fromarray(noise(HEIGHT, WIDTH, 3)).save(tmp_path / "real.tiff")
-    (tmp_path / "real.tiff").rename(tmp_path / "a.png")
+    Image.fromarray(noise(HEIGHT, WIDTH, 3)).save(tmp_path / "real.tga")
+    (tmp_path / "real.tga").rename(tmp_path / "a.png")
     with pytest.raises(BadImageError, match="not an image"):
         inspect(tmp_path / "a.png")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from antibackdoor.data import folder
+from antibackdoor.data import walk
 from antibackdoor.data.folder import scan
 from antibackdoor.data.reader import Reader
 from antibackdoor.errors import ConfigError, DataError
@@ -71,6 +71,43 @@ def test_train_and_test_folders(two_classes, noise, read):
     assert loaded.test.classes == ("cat", "dog")
     assert loaded.test.labels.tolist() == [1]
     assert loaded.test.images.shape == (1, 3, 12, 10)
+
+
+@pytest.mark.parametrize("name", ["test", "val", "valid", "validation", "dev", "Val"])
+def test_what_a_test_folder_may_be_called(two_classes, noise, read, name, said):
+    base = two_classes.parent / "split"
+    base.mkdir()
+    two_classes.rename(base / "Train")
+    save(base / name / "dog" / "t.png", noise(12, 10, 3))
+    loaded = read(base)
+    assert loaded.train.ids[0] == "Train/cat/0.png"
+    assert loaded.test is not None
+    assert loaded.test.ids == (f"{name}/dog/t.png",)
+    assert said.lines == []
+
+
+def test_parts_that_are_not_used_are_named(two_classes, noise, read, said):
+    base = two_classes.parent / "split"
+    base.mkdir()
+    two_classes.rename(base / "train")
+    for name in ("val", "test", "extra"):
+        save(base / name / "dog" / "t.png", noise(12, 10, 3))
+    loaded = read(base)
+    assert loaded.test is not None
+    assert loaded.test.ids == ("test/dog/t.png",)
+    assert said.lines == [
+        f"{base / 'extra'} is not used: train/ is",
+        f"{base / 'val'} is not used: test/ is",
+    ]
+
+
+def test_parts_without_one_to_train_on(two_classes, noise, read):
+    base = two_classes.parent / "split"
+    base.mkdir()
+    two_classes.rename(base / "test")
+    save(base / "val" / "dog" / "t.png", noise(12, 10, 3))
+    with pytest.raises(DataError, match="split: test/ and val/, but no train/ to train on"):
+        read(base)
 
 
 def test_a_class_may_be_called_train(two_classes, read):
@@ -184,7 +221,8 @@ def test_a_file_that_is_no_npz(tmp_path, read):
 
 def test_no_images(tmp_path, read):
     (tmp_path / "d" / "a").mkdir(parents=True)
-    with pytest.raises(DataError, match="no images found.*bmp, jpeg, jpg, pgm, png, ppm, webp"):
+    message = r"no images found \(class folders without files: a\).*bmp, gif, .*jpeg, jpg, pgm, png, ppm, tif"
+    with pytest.raises(DataError, match=message):
         read(tmp_path / "d")
 
 
@@ -194,10 +232,34 @@ def test_images_without_class_folders(tmp_path, noise, read):
         read(tmp_path / "d")
 
 
-def test_an_empty_class(two_classes, read):
+def test_an_empty_class_is_left_out_with_a_word(two_classes, read, said):
     (two_classes / "fox").mkdir()
-    with pytest.raises(DataError, match="class folder 'fox' holds no images"):
+    (two_classes / "bat" / "deep").mkdir(parents=True)
+    assert read(two_classes).train.classes == ("cat", "dog")
+    assert said.lines == [f"{two_classes}: left out: class folders without files: bat, fox"]
+
+
+def test_a_class_of_files_that_are_not_read(two_classes, read):
+    (two_classes / "fox").mkdir()
+    for name in ("a.txt", "b.TXT", "c"):
+        (two_classes / "fox" / name).write_bytes(b"x")
+    message = r"class folder 'fox' holds no images but 3 files of types that are not read \(\.txt 2, no extension 1\)"
+    with pytest.raises(DataError, match=message):
         read(two_classes)
+
+
+def test_what_is_left_out_is_named_and_counted(two_classes, read, said, noise):
+    for name in ("notes.txt", "clip.mp4", "a.txt", ".hidden.png", ".DS_Store", "Thumbs.db", "clip.xyz"):
+        (two_classes / "cat" / name).write_bytes(b"x")
+    save(two_classes / "__MACOSX" / "cat" / "x.png", noise(10, 10))
+    save(two_classes / "cat" / "__MACOSX" / "x.png", noise(10, 10))
+    os.mkfifo(two_classes / "dog" / "pipe.png")
+    (two_classes / "readme").write_bytes(b"x")
+    assert len(read(two_classes).train) == 6
+    assert said.lines == [
+        f"{two_classes}: left out: 5 files of types that are not read (.txt 2, no extension 1, .mp4 1, .xyz 1); "
+        "1 hidden files or folders; 1 pipes or devices; .DS_Store, Thumbs.db, __MACOSX"
+    ]
 
 
 def test_one_class(tmp_path, noise, read):
@@ -216,7 +278,7 @@ def test_a_folder_that_cannot_be_listed(two_classes, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr(folder.os, "scandir", refuse)
+    monkeypatch.setattr(walk.os, "scandir", refuse)
     with pytest.raises(DataError, match="cannot read the folder .*: Permission denied"):
         scan(two_classes)
 

@@ -34,7 +34,7 @@ from antibackdoor.progress import Progress
 
 __all__ = ["Meta", "content_key", "default_cache_dir", "fetch", "store"]
 
-FORMAT = 1
+FORMAT = 2
 IMAGES, META = "images.u8", "meta.json"
 BUILDING = ".building-"
 KEY = re.compile("[0-9a-f]{64}")
@@ -54,6 +54,7 @@ class Meta:
         classes: K names.
         ids: N names.
         skipped: Files left out.
+        white: The value that became 255, in files with 16 bits of grey.
     """
 
     shape: tuple[int, int, int, int]
@@ -61,6 +62,7 @@ class Meta:
     classes: tuple[str, ...]
     ids: tuple[str, ...]
     skipped: tuple[str, ...]
+    white: int
 
 
 def default_cache_dir() -> Path:
@@ -225,6 +227,9 @@ def _parse(content: dict[str, object]) -> Meta:
             raise TypeError(name)
         return tuple(values)
 
+    white = content["white"]
+    if type(white) is not int or white < 1:
+        raise TypeError("white")
     count, channels, height, width = integers("shape")
     meta = Meta(
         shape=(count, channels, height, width),
@@ -232,6 +237,7 @@ def _parse(content: dict[str, object]) -> Meta:
         classes=strings("classes"),
         ids=strings("ids"),
         skipped=strings("skipped"),
+        white=white,
     )
     complete = len(meta.labels) == len(meta.ids) == count and max(meta.labels) < len(meta.classes)
     if content["format"] != FORMAT or prod(meta.shape) == 0 or not complete:

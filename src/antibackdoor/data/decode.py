@@ -16,15 +16,26 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from antibackdoor.data.formats import FORMATS
 from antibackdoor.data.opening import open_regular
 from antibackdoor.errors import DataError
 
-__all__ = ["GREY_MODES", "BadImageError", "Header", "decode", "inspect", "pixels", "quiet", "resize"]
+__all__ = [
+    "GREY_MODES",
+    "WHITE",
+    "BadImageError",
+    "Header",
+    "brightest",
+    "decode",
+    "inspect",
+    "pixels",
+    "quiet",
+    "resize",
+]
 
+WIDE = "I"  # Pillow holds 16-bit grey in modes that begin so
+WHITE = 65535
 GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"})
-# By content, whatever the extension says. Formats outside this list have decoders that few have tried to
-# break.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "WEBP")
 MAX_PIXELS = 100_000_000
 ORIENTATION_TAG = 0x0112
 ORIENTATION_SOURCES = frozenset({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"})
@@ -46,11 +57,15 @@ class BadImageError(DataError):
 
 
 class Header(NamedTuple):
-    """What a file says of itself before it is decoded: its size once upright, and whether it is grey."""
+    """What a file says of itself before it is decoded.
+
+    Its size in pixels once upright, whether it is grey, and whether it is grey of more than 8 bits.
+    """
 
     width: int
     height: int
     grey: bool
+    wide: bool
 
 
 @contextmanager
@@ -77,12 +92,26 @@ def inspect(path: Path) -> Header:
             width, height = image.size
             if _orientation(image) >= FIRST_SIDEWAYS:
                 width, height = height, width
-            return Header(width, height, image.mode in GREY_MODES)
+            return Header(width, height, image.mode in GREY_MODES, image.mode.startswith(WIDE))
     except Exception as error:
         raise _bad(error) from error
 
 
-def decode(path: Path, *, channels: int, height: int, width: int) -> NDArray[np.uint8]:
+def brightest(path: Path) -> int:
+    """Return the highest value of an image of more than 8 bits of grey; 0 for any other.
+
+    Raises:
+        BadImageError: See :func:`decode`.
+    """
+    try:
+        with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
+            _check_size(image)
+            return int(np.asarray(image).max()) if image.mode.startswith(WIDE) else 0
+    except Exception as error:
+        raise _bad(error) from error
+
+
+def decode(path: Path, *, channels: int, height: int, width: int, white: int = WHITE) -> NDArray[np.uint8]:
     """Decode an image file, turn it upright and resize it.
 
     Args:
@@ -90,6 +119,7 @@ def decode(path: Path, *, channels: int, height: int, width: int) -> NDArray[np.
         channels: 1 for grey, 3 for RGB; colour is brought to grey by luma, grey to RGB by repetition.
         height: Of the result, in pixels; the aspect is not kept.
         width: Of the result, in pixels.
+        white: The value that becomes 255 where grey has more than 8 bits; higher ones do as well.
 
     Returns:
         uint8 (channels, height, width).
@@ -107,18 +137,18 @@ def decode(path: Path, *, channels: int, height: int, width: int) -> NDArray[np.
             image.load()
             turn = TURNS.get(_orientation(image))
             upright = image if turn is None else image.transpose(turn)
-            return pixels(upright, channels=channels, height=height, width=width)
+            return pixels(upright, channels=channels, height=height, width=width, white=white)
     except Exception as error:
         raise _bad(error) from error
 
 
-def pixels(image: Image.Image, *, channels: int, height: int, width: int) -> NDArray[np.uint8]:
-    """Bring a Pillow image of any mode to uint8 (channels, height, width).
+def pixels(image: Image.Image, *, channels: int, height: int, width: int, white: int = WHITE) -> NDArray[np.uint8]:
+    """Bring a Pillow image of any mode to uint8 (channels, height, width); ``white`` as in :func:`decode`.
 
     Raises:
         DataError: A mode that has no range to scale from (floating point).
     """
-    plain = resize(_convert(image, "L" if channels == 1 else "RGB"), height=height, width=width)
+    plain = resize(_convert(image, "L" if channels == 1 else "RGB", white), height=height, width=width)
     values = np.array(plain)  # a copy: torch warns of memory that it may not write to
     return values[None] if values.ndim == 2 else np.ascontiguousarray(values.transpose(2, 0, 1))
 
@@ -130,17 +160,16 @@ def resize(image: Image.Image, *, height: int, width: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BILINEAR)
 
 
-def _convert(image: Image.Image, mode: str) -> Image.Image:
+def _convert(image: Image.Image, mode: str, white: int) -> Image.Image:
     if image.mode == "F":
         raise DataError("its pixels are floating point, which have no fixed range")
-    if image.mode.startswith("I"):
-        # Pillow holds 16-bit grey in these modes, and its own conversion would clip at 255.
-        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
-        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    if image.mode.startswith(WIDE):  # Pillow's own conversion would clip at 255
+        wide = np.asarray(image).astype(np.int64).clip(0, white)
+        image = Image.fromarray(((wide * 255 + white // 2) // white).astype(np.uint8))
     elif image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        white.alpha_composite(image.convert("RGBA"))
-        image = white.convert("RGB")
+        paper = Image.new("RGBA", image.size, "white")
+        paper.alpha_composite(image.convert("RGBA"))
+        image = paper.convert("RGB")
     return image if image.mode == mode else image.convert(mode)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from antibackdoor.data.folder import holds_class_folders, scan
+from antibackdoor.data.folder import parts_of, scan
 from antibackdoor.data.listing import Listing
 from antibackdoor.data.manifest import SUFFIXES, load_manifest
 from antibackdoor.progress import SILENT
@@ -33,7 +33,8 @@ def files_of(source: str | Path) -> dict[str, Path] | None:
 
 def _listed(path: Path) -> Listing | None:
     if path.is_dir():
-        return scan(path / "train", "train/") if holds_class_folders(path / "train") else scan(path)
+        train = parts_of(path, SILENT.say).train
+        return scan(path) if train is None else scan(path / train, f"{train}/")
     if path.suffix.lower() in SUFFIXES:
         return load_manifest(path, SILENT, skip_bad=True).train
     return None

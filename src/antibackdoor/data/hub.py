@@ -11,6 +11,7 @@ from PIL import Image
 
 from antibackdoor.data.arrays import check_trainable, number_labels, with_classes
 from antibackdoor.data.decode import GREY_MODES, pixels
+from antibackdoor.data.splits import TEST, first_named
 from antibackdoor.errors import DataError
 from antibackdoor.progress import Progress
 from antibackdoor.types import ImageSet
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     import datasets
 
 __all__ = ["load_hub"]
-
-TEST_SPLITS = ("test", "validation", "valid", "val")
 
 
 def load_hub(name: str, *, image_size: int | None, progress: Progress) -> tuple[ImageSet, ImageSet | None]:
@@ -33,8 +32,8 @@ def load_hub(name: str, *, image_size: int | None, progress: Progress) -> tuple[
         progress: Shows the decoding.
 
     Returns:
-        The training set, classes sorted by name, and the test set: the first of the splits test, validation,
-        valid and val that there is.
+        The training set, classes sorted by name, and the test set: the first of the splits test, val, valid,
+        validation and dev that there is.
 
     Raises:
         DataError: ``datasets`` is not installed, the set cannot be had, or it is not one of labelled images.
@@ -54,7 +53,7 @@ def load_hub(name: str, *, image_size: int | None, progress: Progress) -> tuple[
     columns = _columns(splits["train"].features, name, progress)
     train = _read(splits["train"], *columns, f"hub:{name}", image_size, None, progress)
     check_trainable(train.name, train.classes, train.labels)
-    held_out = next((split for split in TEST_SPLITS if split in splits), None)
+    held_out = first_named(TEST, splits)
     if held_out is None:
         return train, None
     return train, _read(splits[held_out], *columns, f"hub:{name}/{held_out}", image_size, train.shape, progress)

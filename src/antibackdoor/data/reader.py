@@ -10,11 +10,13 @@ from math import prod
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from antibackdoor.data import cache
 from antibackdoor.data.arrays import MIN_SIDE, check_trainable
-from antibackdoor.data.decode import BadImageError, Header, decode, inspect, quiet
+from antibackdoor.data.decode import WHITE, BadImageError, Header, brightest, decode, inspect, quiet
 from antibackdoor.data.listing import Listing
 from antibackdoor.data.parallel import map_chunks
 from antibackdoor.errors import DataError, StorageError
@@ -48,14 +50,14 @@ class Reader:
     cache_dir: Path
     progress: Progress
 
-    def read(self, listing: Listing, *, name: str, shape: Shape | None = None) -> ImageSet:
+    def read(self, listing: Listing, *, name: str, like: ImageSet | None = None) -> ImageSet:
         """Read the images of a listing, from the cache where it holds the same ones.
 
         Args:
             listing: The images.
             name: What to call the set.
-            shape: C, H, W to bring a test set to; None for a training set, which chooses its own and must
-                hold two classes with two images each.
+            like: The set whose shape and white a test set is brought to; None for a training set, which chooses
+                its own and must hold two classes with two images each.
 
         Returns:
             The set; its images are mapped from a file.
@@ -64,14 +66,15 @@ class Reader:
             DataError: A bad image without ``skip_bad``, or too few images left.
             StorageError: The cache cannot be written.
         """
-        if shape is None:
+        if like is None:
             check_trainable(listing.where, listing.classes, torch.tensor(listing.labels))
         named = (listing.classes, listing.labels, listing.ids)
-        settings = repr((named, self.image_size, shape, self.skip_bad))
+        wanted = None if like is None else (like.shape, like.white)
+        settings = repr((named, self.image_size, wanted, self.skip_bad))
         key = cache.content_key(listing.root, listing.files, settings, self.progress)
         entry = cache.fetch(self.cache_dir, key)
         if entry is None:
-            self._build(listing, key, shape)
+            self._build(listing, key, like)
             entry = cache.fetch(self.cache_dir, key)
             if entry is None:
                 raise StorageError(f"{self.cache_dir / key}: the entry just written cannot be read back")
@@ -80,22 +83,33 @@ class Reader:
             self.progress.say(f"{count:,} images of {width}x{height} taken from the cache ({self.cache_dir / key})")
         meta, images = entry
         labels = torch.tensor(meta.labels)
-        if shape is None:
+        if like is None:
             check_trainable(listing.where, meta.classes, labels)
-        return ImageSet(images, labels, meta.classes, meta.ids, name, meta.skipped)
+        return ImageSet(images, labels, meta.classes, meta.ids, name, meta.skipped, meta.white)
 
-    def _build(self, listing: Listing, key: str, shape: Shape | None) -> None:
+    def _build(self, listing: Listing, key: str, like: ImageSet | None) -> None:
         with quiet():
             headers = dict(self._each("looking at image sizes", listing, range(len(listing)), inspect, chunk=32))
             _require_any(headers, listing)
-            target = shape or self._choose_shape(listing.where, list(headers.values()))
-            write = partial(self._write, listing, tuple(headers), target)
-            cache.store(self.cache_dir, key, len(headers) * prod(target), write)
+            if like is None:
+                shape = self._choose_shape(listing.where, list(headers.values()))
+                white = self._choose_white(listing, [row for row, header in headers.items() if header.wide])
+            else:
+                shape, white = like.shape, like.white
+            read = partial(decode, channels=shape[0], height=shape[1], width=shape[2], white=white)
+            write = partial(self._write, listing, tuple(headers), read, shape, white)
+            cache.store(self.cache_dir, key, len(headers) * prod(shape), write)
 
-    def _write(self, listing: Listing, rows: Sequence[int], shape: Shape, stream: BinaryIO) -> cache.Meta:
+    def _write(
+        self,
+        listing: Listing,
+        rows: Sequence[int],
+        read: Callable[[Path], NDArray[np.uint8]],
+        shape: Shape,
+        white: int,
+        stream: BinaryIO,
+    ) -> cache.Meta:
         """Decode ``rows`` in order into ``stream``; one chunk a thread is in memory at a time."""
-        channels, height, width = shape
-        read = partial(decode, channels=channels, height=height, width=width)
         chunk = max(1, min(32, CHUNK_BYTES // prod(shape)))
         kept = []
         for row, image in self._each("reading images", listing, rows, read, chunk=chunk):
@@ -110,6 +124,7 @@ class Reader:
             classes=listing.classes,
             ids=tuple(listing.ids[row] for row in kept),
             skipped=tuple(listing.ids[row] for row in sorted(left_out)),
+            white=white,
         )
 
     def _each(
@@ -165,6 +180,21 @@ class Reader:
             return channels, height, width
         self.progress.say(f"{given}; all are resized to {side}x{side}; --image-size N changes it")
         return channels, side, side
+
+    def _choose_white(self, listing: Listing, wide: Sequence[int]) -> int:
+        """Return the value that becomes 255 where grey has more than 8 bits: that of the fewest bits that hold all."""
+        if not wide:
+            return WHITE
+        found = self._each("looking at the range of 16-bit images", listing, wide, brightest, chunk=8)
+        highest = max((value for _, value in found), default=0)
+        bits = max(8, highest.bit_length())
+        white: int = 2**bits - 1
+        if white != WHITE:
+            self.progress.say(
+                f"{len(wide):,} images of more than 8 bits hold values up to {highest:,}: {bits} bits, so {white:,} is "
+                "white"
+            )
+        return white
 
 
 def _require_any(kept: Collection[int], listing: Listing) -> None:

@@ -11,7 +11,7 @@ from antibackdoor.data.arrays import fit_shape, from_arrays, load_npz, with_clas
 from antibackdoor.data.cache import default_cache_dir
 from antibackdoor.data.dataset import from_dataset
 from antibackdoor.data.embedded import load_embedded
-from antibackdoor.data.folder import holds_class_folders, scan
+from antibackdoor.data.folder import parts_of, scan
 from antibackdoor.data.hub import load_hub
 from antibackdoor.data.manifest import SUFFIXES, load_manifest
 from antibackdoor.data.reader import Reader
@@ -51,9 +51,9 @@ def load(
     """Load images and labels.
 
     Args:
-        source: A folder with one subfolder a class; a folder with ``train/`` and perhaps ``test/``, each with
-            one subfolder a class; a table of paths and labels, .csv or .parquet (see
-            :func:`antibackdoor.data.manifest.load_manifest`); a .npz (see
+        source: A folder with one subfolder a class; a folder with ``train/`` and perhaps ``test/`` (or ``val/``,
+            ``valid/``, ``validation/``, ``dev/``), each with one subfolder a class; a table of paths and labels,
+            .csv or .parquet (see :func:`antibackdoor.data.manifest.load_manifest`); a .npz (see
             :func:`antibackdoor.data.arrays.load_npz`); the word ``embedded``; or ``hub:NAME``. Classes are
             numbered in sorted order of their names.
         test: A folder with one subfolder a class, a table of paths and labels, or a .npz, to use as the test
@@ -168,16 +168,16 @@ def _load_source(source: str | Path, reader: Reader, *, with_test: bool) -> tupl
         train = reader.read(splits.train, name=str(source))
         if splits.test is None or not with_test:
             return train, None
-        return train, reader.read(splits.test, name=splits.test.where, shape=train.shape)
-    if not holds_class_folders(path / "train"):
-        return reader.read(scan(path), name=str(source)), None
-    train = reader.read(scan(path / "train", "train/"), name=f"{source}/train")
-    if not with_test or not (path / "test").is_dir():
+        return train, reader.read(splits.test, name=splits.test.where, like=train)
+    say = reader.progress.say
+    parts = parts_of(path, say if with_test else SILENT.say)
+    if parts.train is None:
+        return reader.read(scan(path, say=say), name=str(source)), None
+    train = reader.read(scan(path / parts.train, f"{parts.train}/", say), name=f"{source}/{parts.train}")
+    if not with_test or parts.test is None:
         return train, None
-    if not holds_class_folders(path / "test"):
-        reader.progress.say(f"{path / 'test'} is not used: it has no class folders")
-        return train, None
-    return train, reader.read(scan(path / "test", "test/"), name=f"{source}/test", shape=train.shape)
+    listing = scan(path / parts.test, f"{parts.test}/", say)
+    return train, reader.read(listing, name=f"{source}/{parts.test}", like=train)
 
 
 def _load_test(path: Path, train: ImageSet, reader: Reader) -> ImageSet:
@@ -187,8 +187,8 @@ def _load_test(path: Path, train: ImageSet, reader: Reader) -> ImageSet:
     if kind == TABLE:
         listing = load_manifest(path, reader.progress, skip_bad=reader.skip_bad, whole=True).train
     else:
-        listing = scan(path)
-    return reader.read(listing, name=str(path), shape=train.shape)
+        listing = scan(path, say=reader.progress.say)
+    return reader.read(listing, name=str(path), like=train)
 
 
 def _kind(path: Path) -> str:
