@@ -10,7 +10,7 @@ Attributes = dict[str, str | None]
 class Page(HTMLParser):
     """The tags of a page, and the texts outside its title, scripts and styles; ``open`` lists what was never closed."""
 
-    VOID = frozenset({"meta", "input", "br", "img", "wbr"})
+    VOID = frozenset({"meta", "input", "br", "img", "link", "wbr"})
 
     def __init__(self, page: str) -> None:
         super().__init__()

@@ -16,6 +16,7 @@ from antibackdoor import cli_formats
 from antibackdoor.cli_bench import bench
 from antibackdoor.cli_export import export
 from antibackdoor.cli_formats import FailOn, FailOns, Formats
+from antibackdoor.cli_review import review
 from antibackdoor.cli_verify import verify
 from antibackdoor.errors import AntiBackdoorError, ConfigError
 
@@ -321,6 +322,7 @@ def evaluate(
 
 app.command()(export)
 app.command()(bench)
+app.command()(review)
 app.command()(verify)
 
 
