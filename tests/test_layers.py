@@ -24,7 +24,7 @@ LAYERS = (
         *("claiming", "content", "decisions", "evaluation", "exporting", "imagelist", "naming", "storage", "stored"),
         "verifying",
     },
-    {"pipeline", "benchmark", "cleaned", "report", "review", "api", "formats"},
+    {"pipeline", "benchmark", "cleaned", "comparing", "report", "review", "api", "formats"},
 )
 # Anything else at the top level is a command, which may import everything.
 COMMANDS = len(LAYERS)

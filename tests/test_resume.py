@@ -130,8 +130,11 @@ def test_resuming_a_finished_run_gives_the_same_files(npz: Path, tmp_path: Path)
     run = tmp_path / "run"
     assert invoke(*_short(npz, run)).code == 0
     before = {name: (run / name).read_bytes() for name in ("model.safetensors", "suspects.csv")}
-    done = invoke(*_short(npz, run, "--resume"))
+    arguments = [argument for argument in _short(npz, run, "--resume") if argument != "--quiet"]
+    done = invoke(*arguments)
     assert done.code == 0, done
+    assert f"{run}: this run is finished; nothing is trained again" in done.out
+    assert "epoch" not in done.out
     assert {name: (run / name).read_bytes() for name in before} == before
 
 

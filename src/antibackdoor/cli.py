@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from antibackdoor import cli_formats
 from antibackdoor.cli_bench import bench
+from antibackdoor.cli_compare import compare
 from antibackdoor.cli_export import export
 from antibackdoor.cli_formats import FailOn, FailOns, Formats
 from antibackdoor.cli_review import review
@@ -324,6 +325,7 @@ app.command()(export)
 app.command()(bench)
 app.command()(review)
 app.command()(verify)
+app.command()(compare)
 
 
 @app.command()

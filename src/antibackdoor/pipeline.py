@@ -153,7 +153,10 @@ def _run(
             settings["plugins"] = dict(foreign)
         if given.trusted is not None:
             settings["trusted content"] = digest(given.trusted)
+        finished = resume and (out / storage.RECORD).exists()
         checkpoints = _claim(out, held, settings, runtime, resume=resume, overwrite=overwrite)
+        if finished:
+            progress.say(f"{out}: this run is finished; nothing is trained again, its files are written anew")
     trainer = Trainer(runtime, seeds, held_out=held_out, checkpoints=checkpoints, progress=progress)
     method = given.defence.scan if scan_only else given.defence.run
     try:

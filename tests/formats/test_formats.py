@@ -181,6 +181,10 @@ def test_addresses_are_relative_and_give_no_folder_of_the_machine_away(
     place = run["results"][1]["locations"][0]["physicalLocation"]["artifactLocation"]
     assert (place["uri"], place.get("uriBaseId")) == (uri, base)
     assert "/home/me" not in json.dumps(run)
+    ids = [f"{source}/{row:05d}" for row in range(15)]  # as those of a .npz
+    named = make(source=source, name=source, ids=ids)
+    for text in (json.dumps(log_of(named)), render(named, "github"), github.summary(named)):
+        assert "home" not in text
 
 
 def test_many_suspects_share_results_below_the_limit(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,7 +41,7 @@ class Findings:
     @cached_property
     def name(self) -> str:
         """What the set is called, in one line."""
-        return visible(str(self.run.record.data.get("name") or self.source or "data"))
+        return visible(self.short(str(self.run.record.data.get("name") or self.source or "data")))
 
     @property
     def source(self) -> str:
@@ -72,6 +72,13 @@ class Findings:
         """The files that were left out because they could not be read."""
         names = self.run.record.data.get("skipped")
         return [str(name) for name in names] if isinstance(names, list) else []
+
+    def short(self, text: str) -> str:
+        """Return a name that may begin with what was given as DATA, without the folders of the machine before it."""
+        path = PurePath(self.source)
+        if text.startswith(self.source) and (path.is_absolute() or ".." in path.parts):
+            return (path.name or "data") + text[len(self.source.rstrip("/")) :]
+        return text
 
     def class_name(self, row: int) -> str:
         """Return the name of the class that an image has in the set."""

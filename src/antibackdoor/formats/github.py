@@ -40,7 +40,8 @@ def summary(findings: Findings) -> str:
             lines.append(f"| and {len(held) - _CLASSES:,} more | | |")
         lines += ["", "| most suspect images | class |", "|---|---|"]
         lines += [
-            f"| {_code(run.ids[row])} | {_code(findings.class_name(row))} |" for row in findings.flagged[:_SUSPECTS]
+            f"| {_code(findings.short(run.ids[row]))} | {_code(findings.class_name(row))} |"
+            for row in findings.flagged[:_SUSPECTS]
         ]
     return "\n".join([*lines, "", ""])
 

@@ -75,7 +75,10 @@ def _rule(rule: Rule) -> dict[str, Json]:
 
 def _notifications(findings: Findings) -> list[Json]:
     return [
-        {"level": "warning", "message": {"text": f"Left out, since it cannot be read: {sarif_text(name)}"}}
+        {
+            "level": "warning",
+            "message": {"text": f"Left out, since it cannot be read: {sarif_text(findings.short(name))}"},
+        }
         for name in findings.skipped[:100]
     ]
 
@@ -99,7 +102,7 @@ def _of_images(findings: Findings) -> Iterator[dict[str, Json]]:
         seen[print_] += 1
         name = findings.run.classes[label]
         if len(rows) == 1:
-            text = f"{findings.run.ids[rows[0]]} is suspected to carry a backdoor; its class is {name}."
+            text = f"{findings.short(findings.run.ids[rows[0]])} is suspected to carry a backdoor; its class is {name}."
         else:
             text = f"{len(rows):,} images of class {name} are suspected to carry a backdoor."
         score = float(findings.run.scores[rows[0]])
@@ -143,7 +146,7 @@ def _result(
 
 
 def _location(findings: Findings, row: int) -> dict[str, Json]:
-    id_ = findings.run.ids[row]
+    id_ = findings.short(findings.run.ids[row])
     return {
         "physicalLocation": _physical(findings, id_),
         "logicalLocations": [{"name": visible(id_)}],
