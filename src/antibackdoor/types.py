@@ -106,6 +106,7 @@ class History:
         seconds: float (E,), wall-clock time of each epoch.
         stopped: Why the phase ended before its last epoch, or None.
         held_out: bool (N,), images whose losses come from a forward pass; None where there are none.
+        updates: Steps of the optimiser, over all epochs; 0 where nobody counted.
     """
 
     phase: str
@@ -114,6 +115,7 @@ class History:
     seconds: NDArray[np.float64]
     stopped: str | None = None
     held_out: NDArray[np.bool_] | None = None
+    updates: int = 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,7 +24,7 @@ from antibackdoor.types import ImageSet, Metrics, PoisonedSet
 
 FIELDS = {
     *("format", "key", "cell", "config", "status", "error", "metrics", "control", "verdict", "evidence", "seconds"),
-    *("train_seconds", "versions", "device", "curves", "data"),
+    *("train_seconds", "updates", "versions", "device", "curves", "data"),
 }
 
 
@@ -86,6 +86,7 @@ def test_the_record_of_a_cell_is_that_of_the_run(grid, shelf):
     assert attacked["train_seconds"] == pytest.approx(
         sum(attacked["seconds"][h.phase] for h in plain.outcome.histories), abs=0.01
     )
+    assert attacked["updates"] == sum(history.updates for history in plain.outcome.histories) > 0
     curves = attacked["curves"]
     assert (curves["phase"], len(curves["loss_clean"])) == ("isolate", 1)
     assert curves["loss_poison"][0] == pytest.approx(

@@ -13,7 +13,8 @@ import pytest
 from antibackdoor.benchmark.published import PUBLISHED
 from antibackdoor.benchmark.reading import read
 from antibackdoor.benchmark.summary import stat_of, summarise
-from antibackdoor.benchmark.tables import percent, write_tables
+from antibackdoor.benchmark.tables import write_tables
+from antibackdoor.benchmark.wording import percent
 from antibackdoor.errors import StorageError
 
 Record = dict[str, Any]
@@ -22,8 +23,9 @@ Grid = Callable[..., list[Record]]
 
 
 def rows_of(text: str) -> list[list[str]]:
-    """The rows of a Markdown table, head first."""
-    lines = [line for line in text.splitlines() if line.startswith("|") and not line.startswith("|---")]
+    """The rows of the first Markdown table, head first."""
+    tables = [block for block in text.split("\n\n") if block.startswith("|")]
+    lines = [line for line in tables[0].splitlines() if not line.startswith("|---")]
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
 
 
@@ -252,17 +254,59 @@ def test_latex_is_balanced_and_every_line_has_every_column(record: Make, grid: G
     assert depth == 0
     assert bare.count("$") == 2 * bare.count(r"$\pm$")
     assert "±" not in text
-    assert re.findall(r"\\begin\{(\w+)\}", bare) == ["document", *["table", "tabular"] * 2]
+    # Of each data set: clean accuracy and attack success, then robust accuracy and defence effectiveness.
+    assert re.findall(r"\\begin\{(\w+)\}", bare) == ["document", *["table", "tabular"] * 4]
     assert sorted(re.findall(r"\\begin\{(\w+)\}", bare)) == sorted(re.findall(r"\\end\{(\w+)\}", bare))
     # A table's lines: control, four defences, two columns each, after three; the published column is in all or in none.
     columns = [len(spec) for spec in re.findall(r"\\begin\{tabular\}\{(\w+)\}", text)]
-    assert columns == [3 + 2 * 5 + 1] * 2
-    body = [line for line in bare.splitlines() if line.count("&") > 2]
-    multicolumn = [line.count("&") + line.count(r"\multicolumn") for line in body]
-    assert {count + 1 for count in multicolumn} == {columns[0]}
+    assert columns == [3 + 2 * 5 + 1, 3 + 2 * 5] * 2
+    for spec, part in zip(columns, bare.split(r"\begin{tabular}")[1:], strict=True):
+        body = [line for line in part.splitlines() if line.count("&") > 2]
+        multicolumn = [line.count("&") + line.count(r"\multicolumn") for line in body]
+        assert {count + 1 for count in multicolumn} == {spec}
     # Nothing is left that TeX would read as a comment or a command of its own.
     assert [line for line in bare.splitlines() if "%" in line.removesuffix("{%")] == []
     assert r"odd\_\{50\%\}\textbackslash{}\#\textasciicircum{}\textasciitilde{}\$\textless{}|\textgreater{} & " in text
+
+
+def test_robust_accuracy_effectiveness_and_what_figures_are_over(record: Make, tmp_path: Path) -> None:
+    counts = {"n_test": 1000, "n_triggered": 900}
+    records = [record(ca=0.9, asr=1.0, ra=0.0, **counts), record(defence="abl", ca=0.8, asr=0.2, ra=0.7, **counts)]
+    records[1]["updates"] = 27146
+    write_tables(records, tmp_path)
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    _, side, basis = (block.splitlines() for block in text.split("\n\n") if block.startswith("|"))
+    # DER: (0.8 - 0.1 + 1) / 2.
+    assert side[2] == "| cifar10 | wrn-16-1 | badnets | 10 % | 1 | 92.0 / – | 0.0 / – | **70.0 / 85.0** |"
+    assert basis[0].endswith(
+        "| training images | poison | test images | triggered | updates of none | updates of abl |"
+    )
+    assert basis[2] == "| cifar10 | wrn-16-1 | badnets | 10 % | 5,000 | 500 | 1,000 | 900 | – | 27,146 |"
+    line = lines(records, tmp_path)["badnets", "abl"]
+    assert (line["n_test"], line["n_triggered"], line["updates"]) == ("1000", "900", "27146")
+    assert float(line["der"]) == pytest.approx(0.85)
+    assert "& RA & DER " in (tmp_path / "table.tex").read_text(encoding="utf-8")
+
+
+def test_what_a_grid_lacks_of_the_protocol_is_said(grid: Grid, record: Make, tmp_path: Path) -> None:
+    full = grid(attacks=("badnets",), defences=("none", "abl"))
+    for number, entry in enumerate(full):
+        entry["config"]["attack"]["target"] = number % 2
+        entry["updates"] = 100
+    assert summarise(full).departures == ()
+    short = [entry for entry in full if entry["cell"]["seed"] == 0]
+    for entry in short:
+        entry["config"]["attack"]["target"] = 4
+    short[1]["updates"] = 250
+    said = summarise([*short, record(attack="sig", defence="abl")]).departures
+    assert [sentence.partition(": ")[2] for sentence in said] == [
+        "3 of 3 entries have fewer than 3 seeds.",
+        "all attacks aim at one class (4), and what is found may be about that class.",
+        "1 of 2 rows have no undefended network, so no DER.",
+        "longer than undefended training, in updates: abl (2.5 times); the control is as short as that training.",
+    ]
+    write_tables(short, tmp_path)
+    assert "docs/protocol.md" in (tmp_path / "table.md").read_text(encoding="utf-8")
 
 
 def test_files_are_returned_and_the_same_records_give_the_same_files(grid: Grid, tmp_path: Path) -> None:

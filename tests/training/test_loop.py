@@ -88,6 +88,7 @@ def test_every_image_is_seen_and_scored_once_an_epoch(trainer, model, data, plan
     history = trainer.fit(model, data, Phase("train", plan.but(epochs=1)), objective=watching)
     assert watching.rows == list(range(70))
     assert history.losses.shape == (1, 70)
+    assert history.updates == len(split_batches(70, plan.batch_size))
     assert history.losses.dtype == np.float32
     assert np.isfinite(history.losses).all()
     assert (history.losses > 0).all()

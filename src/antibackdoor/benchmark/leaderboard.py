@@ -80,7 +80,7 @@ def render_leaderboard(records: Sequence[Mapping[str, object]]) -> str:
             (f"{c.setting.data}, {c.setting.model}, {c.setting.title}, {c.defence}, seed {c.seed}", c.error)
             for c in summary.failures
         ],
-        rules=(*summary.made, *RULES),
+        rules=(*summary.made, *summary.departures, *RULES),
         devices=Counter(_device(record.get("device")) for record in done).most_common(),
         versions=_versions(done),
     )

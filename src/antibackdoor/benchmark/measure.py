@@ -112,7 +112,9 @@ def failed(cell: Cell, kind: str, message: str, where: Sequence[str] = ()) -> Re
         **_head(cell),
         "status": "failed",
         "error": {"type": kind, "message": " ".join(message.split()) or "no message", "where": list(where)},
-        **dict.fromkeys(("metrics", "control", "verdict", "train_seconds", "versions", "device", "curves", "data")),
+        **dict.fromkeys(
+            ("metrics", "control", "verdict", "train_seconds", "updates", "versions", "device", "curves", "data")
+        ),
         "evidence": [],
         "seconds": {},
     }
@@ -192,6 +194,7 @@ def _measure(cell: Cell, drawn: _Drawn, shelf: Shelf) -> Record:
         "evidence": list(record.evidence),
         "seconds": dict(record.seconds),
         "train_seconds": round(sum(float(history.seconds.sum()) for history in result.outcome.histories), 3),
+        "updates": sum(history.updates for history in result.outcome.histories),
         "versions": dict(record.versions),
         "device": record.device,
         "curves": _curves(result),

@@ -50,9 +50,9 @@ _BENCH_NONE: Mapping[str, tuple[tuple[float, float] | None, ...]] = {
     "trojan": ((93.4, 100), (93.8, 100), (93.6, 100), (93.7, 99.9), (94.1, 98.1), (98.6, 100), (98.2, 100)),
 }
 PUBLISHED = (
-    Published("cifar10", "wrn-16-1", "badnets", 0.1, "abl", 0.8611, 0.0304, _ABL.format("")),
+    Published("cifar10", "wrn-16-1", "badnets", 0.1, "abl-code", 0.8611, 0.0304, _ABL.format("")),
     Published("cifar10", "wrn-16-1", "badnets", 0.1, "none", 0.9324, 1.0, _ABL.format(", with augmentation")),
-    Published("cifar10", "wrn-16-1", "badnets", 0.1, "abl", 0.9180, 0.0016, _ABL.format(", with augmentation")),
+    Published("cifar10", "wrn-16-1", "badnets", 0.1, "abl-code", 0.9180, 0.0016, _ABL.format(", with augmentation")),
     Published("cifar10", "wrn-16-1", "badnets", 0.1, "none", 0.8565, 1.0, _NAD),
     Published("cifar10", "wrn-16-1", "badnets", 0.1, "nad", 0.8212, 0.0357, _NAD),
     *(

@@ -12,9 +12,11 @@ from antibackdoor.benchmark.folder import CELL_FORMAT
 from antibackdoor.errors import StorageError
 from antibackdoor.ops.metrics import defence_effectiveness
 
-__all__ = ["MEASURED", "Run", "Setting", "mapping", "read"]
+__all__ = ["COUNTS", "MEASURED", "Run", "Setting", "mapping", "read"]
 
 MEASURED = ("ca", "ca_target", "asr", "excess", "ra", "der", "precision", "recall", "fpr", "auroc", "auprc")
+# What figures are shares of, and how long the training was.
+COUNTS = ("n_train", "n_poison", "n_test", "n_triggered", "updates")
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ class Run:
         seed: The run's seed.
         error: Why it failed; None if it did not.
         figures: What was measured, each a finite number: metrics by name, "control_ca" and the like, "excess" (attack
-            success above the control's), "seconds" of training; with its undefended partner also "der" and "cost".
+            success above the control's), "seconds" and "updates" of training, images by "n_test" and the like; with its
+            undefended partner also "der" and "cost".
         given: What the defence was given beyond the training data, in a word or two each.
         notes: The sentences of its evidence that say so.
         verdict: What it said about the set.
@@ -119,7 +122,8 @@ def _parse(record: Mapping[str, object]) -> Run:
     if record.get("format") != CELL_FORMAT or not {"data", "attack", "defence", "model", "seed"} <= cell.keys():
         found = record.get("format")
         raise StorageError(f"expected a record of format {CELL_FORMAT!r}, got {found!r}; run the grid again")
-    figures = {name: _number(mapping(record.get("metrics")).get(name)) for name in MEASURED}
+    figures = {name: _number(mapping(record.get("metrics")).get(name)) for name in (*MEASURED, *COUNTS)}
+    figures["updates"] = _number(record.get("updates"))
     control = mapping(record.get("control"))
     figures |= {f"control_{name}": _number(control.get(name)) for name in ("ca", "asr", "ra")}
     figures["seconds"] = _number(record.get("train_seconds"))

@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from antibackdoor.benchmark.protocol import departures
 from antibackdoor.benchmark.provenance import how_made
-from antibackdoor.benchmark.reading import MEASURED, Run, Setting, read
+from antibackdoor.benchmark.reading import COUNTS, MEASURED, Run, Setting, read
 
 __all__ = ["FIGURES", "RULES", "Entry", "Stat", "Summary", "stat_of", "summarise"]
 
@@ -81,6 +82,7 @@ class Summary:
         notes: The sentences that say so.
         failures: Cells that failed, with their errors.
         made: How the cells were made, in sentences; see ``benchmark.provenance``.
+        departures: What they lack of the protocol of comparison, in sentences; see ``benchmark.protocol``.
     """
 
     settings: tuple[Setting, ...]
@@ -92,6 +94,7 @@ class Summary:
     notes: Mapping[str, tuple[str, ...]]
     failures: tuple[Run, ...]
     made: tuple[str, ...] = ()
+    departures: tuple[str, ...] = ()
 
     def heading(self, defence: str) -> str:
         """Return the label of a defence with what it was given: "nad [5 % trusted]"."""
@@ -131,6 +134,7 @@ def summarise(records: Sequence[Mapping[str, object]]) -> Summary:
         notes={d: sentences[:_SENTENCES] for d, sentences in notes.items() if sentences},
         failures=tuple(cell for cell in cells if cell.error is not None),
         made=tuple(how_made(cells)),
+        departures=tuple(departures(cells)),
     )
 
 
@@ -165,7 +169,7 @@ def _ordered(cells: Sequence[Run]) -> tuple[Setting, ...]:
 
 def _entry(group: Sequence[Run]) -> Entry:
     done = sorted((cell for cell in group if cell.error is None), key=lambda cell: cell.seed)
-    stats = {name: stat_of([c.figures[name] for c in done if name in c.figures]) for name in FIGURES}
+    stats = {name: stat_of([c.figures[name] for c in done if name in c.figures]) for name in (*FIGURES, *COUNTS)}
     return Entry(
         setting=group[0].setting,
         defence=group[0].defence,

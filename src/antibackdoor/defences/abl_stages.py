@@ -151,23 +151,14 @@ def updates_made(histories: Sequence[History], batch_size: int, plan: TrainPlan)
     Returns:
         One sentence.
     """
-    made = []
-    for history in histories:
-        trained = _trained(history)
-        made.append(len(history.losses) * len(split_batches(trained, batch_size)))
-    ordinary = plan.epochs * len(split_batches(_trained(histories[0]), plan.batch_size))
-    each = ", ".join(f"{count:,} ({history.phase})" for count, history in zip(made, histories, strict=True))
+    first = histories[0]
+    trained = first.losses.shape[1] - (0 if first.held_out is None else int(first.held_out.sum()))
+    ordinary = plan.epochs * len(split_batches(trained, plan.batch_size))
+    each = ", ".join(f"{history.updates:,} ({history.phase})" for history in histories)
     return (
-        f"This training made {sum(made):,} updates of {batch_size} images: {each}; ordinary training by the plan makes "
-        f"{ordinary:,} of {plan.batch_size}."
+        f"This training made {sum(history.updates for history in histories):,} updates of {batch_size} images: {each}; "
+        f"ordinary training by the plan makes {ordinary:,} of {plan.batch_size}."
     )
-
-
-def _trained(history: History) -> int:
-    if not len(history.losses):
-        return 0
-    seen = np.isfinite(history.losses[-1])
-    return int((seen if history.held_out is None else seen & ~history.held_out).sum())
 
 
 def check_rates(defence: object, *names: str) -> None:

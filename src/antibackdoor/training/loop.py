@@ -181,6 +181,7 @@ class Trainer:
             watched = self._held_out.nonzero().squeeze(1)
             history = replace(history, held_out=self._held_out.numpy())
         rows = trained.nonzero().squeeze(1)
+        sizes = split_batches(len(rows), plan.batch_size, runtime.world)
         optimizer = self._optimizer_of(model, phase)
         state = self._checkpoints.load(phase.name) if self._checkpoints else None
         if state is not None:
@@ -189,9 +190,8 @@ class Trainer:
             history = replace(state.history, held_out=history.held_out)
             if state.done:
                 self._leave(phase, optimizer)
-                return history
+                return _counted(history, sizes)
         net = runtime.parallel(model)
-        sizes = split_batches(len(rows), plan.batch_size, runtime.world)
         compiled = torch.compile(net) if runtime.compiles(len(rows) * (phase.end - phase.first)) else net
         done_epochs = phase.first + len(history.seconds)
         capture = partial(PhaseState.capture, model, optimizer, continued=phase.continued)
@@ -224,7 +224,7 @@ class Trainer:
         if history.stopped and self._checkpoints:
             self._checkpoints.save(capture(history, done=True))
         self._leave(phase, optimizer)
-        return history
+        return _counted(history, sizes)
 
     def stream(self, name: str, phase: Phase, epoch: int) -> Seeds:
         """Return the seeds of one epoch: no state to save, so a resumed epoch is the same as an uninterrupted one."""
@@ -323,6 +323,10 @@ class _EpochWorker:
             group["lr"] = plan.rate_at(progress - 0.5 / (plan.epochs * len(sizes)))
         self._optimizer.step()
         return step
+
+
+def _counted(history: History, sizes: list[int]) -> History:
+    return replace(history, updates=len(history.seconds) * len(sizes))
 
 
 def _extended(history: History, losses: Tensor, accuracy: float, seconds: float) -> History:
