@@ -14,7 +14,6 @@ from PIL import Image
 from antibackdoor import storage
 from antibackdoor.config import RunConfig
 from antibackdoor.data.sources import load
-from antibackdoor.pipeline import digest
 from antibackdoor.review.board import Board
 from antibackdoor.review.server import open_board
 from antibackdoor.types import History, ImageSet, Isolation, Metrics, RunRecord
@@ -38,7 +37,7 @@ def write_run(out: Path, config: RunConfig, data: ImageSet, flagged: torch.Tenso
     )
     losses = np.zeros((1, count), np.float32)
     out.mkdir()
-    storage.write_json(out / storage.CONFIG, {**config.dump(), "data content": digest(data)})
+    storage.write_json(out / storage.CONFIG, config.dump())
     storage.save_run(
         out,
         record=record,

@@ -30,6 +30,8 @@ __all__ = ["build_app"]
 
 _ASSETS = {
     "": ("page.html", "text/html"),
+    "address.js": ("address.js", "text/javascript"),
+    "keyboard.js": ("keyboard.js", "text/javascript"),
     "review.css": ("review.css", "text/css"),
     "review.js": ("review.js", "text/javascript"),
     "dialogs.js": ("dialogs.js", "text/javascript"),
@@ -107,12 +109,13 @@ class _Pages:
             {
                 "name": str(name or "Training run"),
                 "verdict": record.verdict or "not judged",
+                "evidence": list(record.evidence),
                 "classes": list(board.stored.classes),
                 "images": board.count,
                 "flagged": int(board.stored.flagged.sum()),
                 "near": int(board.near.sum()),
                 "gone": int((board.pictures.places < 0).sum()),
-                "changed": board.pictures.changed,
+                "changed": int(board.pictures.changed.sum()),
                 "width": width,
                 "height": height,
                 "file": board.journal.path.name,
@@ -134,6 +137,7 @@ class _Pages:
             shown.append(
                 {
                     "key": key,
+                    "verdict": None if one is None else board.verdict(one),
                     "label": None if one is None else board.stored.classes[one],
                     "pictured": one is not None and key >= 0 and query.by != "none",
                     "tally": board.tally(rows),

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from antibackdoor.review.journal import Choice, Journal
-    from antibackdoor.review.likeness import Ordinary
     from antibackdoor.review.pictures import Pictures
     from antibackdoor.stored import StoredRun
 
@@ -71,8 +70,8 @@ class Board:
         stored: The run.
         pictures: Its images.
         journal: Its decisions.
-        near: How many images that are not flagged are shown with the suspects, the most suspect ones; None for as many
-            as are flagged, and 100 at least.
+        near: How many images that are not flagged are shown with the suspects, the most suspect ones, and as many
+            again of each class that is in doubt; None for as many as are flagged, and 100 at least.
     """
 
     def __init__(self, stored: StoredRun, pictures: Pictures, journal: Journal, near: int | None = None) -> None:
@@ -84,6 +83,8 @@ class Board:
         wanted = max(_LEAST_NEAR, int(stored.flagged.sum())) if near is None else near
         self.near = np.zeros(self.count, np.bool_)
         self.near[others[:wanted]] = True
+        for label in stored.doubtful:
+            self.near[others[stored.labels[others] == label][:wanted]] = True
         self.under_review = stored.flagged | self.near
         self._codes = np.zeros(self.count, np.int8)
         self._labels: dict[int, str] = {}
@@ -115,15 +116,20 @@ class Board:
         found = np.full(self.count, -1, np.int64)
         total = 0
         for label in range(len(self.stored.classes)):
-            rows = self._rows(self.under_review & (self.stored.labels == label) & (self.pictures.places >= 0))
-            if len(rows):
-                groups = cluster(self.pictures.pixels(rows), self.ordinary_small(label))
-                found[rows] = total + groups
-                total += int(groups.max()) + 1
-        suspects = np.bincount(found[(found >= 0) & self.stored.flagged], minlength=total)
-        sizes = np.bincount(found[found >= 0], minlength=total)
+            own = (self.stored.labels == label) & (self.pictures.places >= 0)
+            # Apart, so that what suspects have in common is not thinned by others.
+            parts = [self._rows(own & chosen) for chosen in (self.stored.flagged, self.near)]
+            if any(len(rows) for rows in parts):
+                ordinary = ordinary_of(shrink(self.pictures.pixels(self.ordinary(label))))
+            for rows in parts:
+                if len(rows):
+                    groups = cluster(self.pictures.pixels(rows), ordinary)
+                    found[rows] = total + groups
+                    total += int(groups.max()) + 1
         ranks = np.empty(total, np.int64)
-        ranks[np.lexsort((-sizes, -suspects))] = np.arange(total)
+        keys, parts = self._parts(found, self._rows(found >= 0))
+        for rank, at in enumerate(self._most_suspect_first(keys, parts)):
+            ranks[keys[at]] = rank
         return np.where(found < 0, -1, ranks[found]) if total else found
 
     def ordinary(self, label: int, count: int = _ORDINARY) -> NDArray[np.int64]:
@@ -138,10 +144,6 @@ class Board:
             if len(rows) >= _ENOUGH_ORDINARY:
                 break
         return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)]
-
-    def ordinary_small(self, label: int) -> Ordinary:
-        """Return what the ordinary images of a class are like, at the size at which images are compared."""
-        return ordinary_of(shrink(self.pictures.pixels(self.ordinary(label))))
 
     def rows(self, query: Query) -> NDArray[np.int64]:
         """Return the rows that a query asks for, in its order."""
@@ -166,15 +168,12 @@ class Board:
     def groups(self, query: Query) -> list[tuple[int, NDArray[np.int64]]]:
         """Return each group that has rows, with them, the one with the most suspects first."""
         rows = self.rows(query)
-        groups = self._groups(query.by)[rows]
-        order = np.argsort(groups, kind="stable")
-        keys, starts = np.unique(groups[order], return_index=True)
-        parts = np.split(rows[order], starts[1:]) if len(keys) else []
-        found = list(zip(keys.tolist(), parts, strict=True))
-        flagged = self.stored.flagged
-        # What is in no group of likeness comes last.
-        found.sort(key=lambda part: (part[0] < 0, -int(flagged[part[1]].sum()), -len(part[1])))
-        return found
+        keys, parts = self._parts(self._groups(query.by), rows)
+        return [(keys[at], parts[at]) for at in self._most_suspect_first(keys, parts)]
+
+    def verdict(self, label: int) -> str:
+        """Return what the run says of a class."""
+        return self.stored.class_verdicts[label] if self.stored.record.verdict else "not judged"
 
     def item(self, row: int) -> dict[str, Any]:
         """Return what the page shows of one image, in plain values."""
@@ -250,6 +249,24 @@ class Board:
         if by == "likeness":
             return self.clusters
         return self.stored.labels if by == "class" else np.zeros(self.count, np.int64)
+
+    def _most_suspect_first(self, keys: list[int], parts: list[NDArray[np.int64]]) -> list[int]:
+        """Return the order of groups: suspects first, then classes in doubt; what is in no group comes last."""
+        stored = self.stored
+        in_doubt = np.isin(stored.labels, np.array(stored.doubtful, np.int64))
+
+        def place(at: int) -> tuple[bool, int, int, int]:
+            rows = parts[at]
+            return keys[at] < 0, -int(stored.flagged[rows].sum()), -int(in_doubt[rows].any()), -len(rows)
+
+        return sorted(range(len(keys)), key=place)
+
+    @staticmethod
+    def _parts(groups: NDArray[np.int64], rows: NDArray[np.int64]) -> tuple[list[int], list[NDArray[np.int64]]]:
+        """Return the groups that have some of the rows, and the rows of each in their order."""
+        order = np.argsort(groups[rows], kind="stable")
+        keys, starts = np.unique(groups[rows][order], return_index=True)
+        return keys.tolist(), np.split(rows[order], starts[1:]) if len(keys) else []
 
     @staticmethod
     def _rows(mask: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -24,6 +24,7 @@ _FLOOR = 0.06  # of full range; a pixel that never changes has no spread
 _MOST_SPREADS = 4.0
 _MOST_GROUPS = 12
 _IMAGES_A_GROUP = 8  # the number of groups of n images is the root of n over this
+_PLAIN = 3.0  # what lies less than this many spreads apart does not glow in full
 _GLOW = np.array([255.0, 96.0, 0.0])
 
 
@@ -121,12 +122,12 @@ def highlight(image: NDArray[np.float32], far: NDArray[np.float32]) -> NDArray[n
 
     Args:
         image: float32 (C, H, W) in [0, 1].
-        far: float32 (H, W), see :func:`difference_of`; what is farthest glows in full, if it is beyond one.
+        far: float32 (H, W), see :func:`difference_of`; what is farthest glows in full, if it is beyond three.
 
     Returns:
         uint8 (3, H, W).
     """
-    strength = np.clip(far / max(1.0, float(far.max())), 0, 1) ** 1.5
+    strength = np.clip(far / max(_PLAIN, float(far.max())), 0, 1) ** 1.5
     grey = 40 + 110 * image.mean(0)
     mixed = grey[None] * (1 - strength) + _GLOW[:, None, None] * strength
     shown: NDArray[np.uint8] = mixed.round().astype(np.uint8)

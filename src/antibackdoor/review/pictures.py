@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from antibackdoor import storage
 from antibackdoor.config import RunConfig
+from antibackdoor.content import content_hashes
 from antibackdoor.data.sources import EMBEDDED, HUB
 from antibackdoor.errors import DataError
-from antibackdoor.pipeline import digest, limited, load_data, prepare_poison
+from antibackdoor.pipeline import limited, load_data, prepare_poison
 from antibackdoor.progress import SILENT, Progress
 from antibackdoor.seeds import Seeds
 
@@ -36,12 +36,12 @@ class Pictures:
     Attributes:
         images: uint8 (M, C, H, W), C is 1 or 3; may be mapped from a file and must not be written to.
         places: int64 (N,), where in ``images`` each image of the run is; -1 where it is gone.
-        changed: The pixels or labels are not those that the run saw.
+        changed: bool (N,), images that are there, but whose pixels are not those that the run saw.
     """
 
     images: NDArray[np.uint8]
     places: NDArray[np.int64]
-    changed: bool = False
+    changed: NDArray[np.bool_]
 
     def pixels(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return uint8 (R, C, H, W) of those rows that are there."""
@@ -50,12 +50,11 @@ class Pictures:
         return found
 
 
-def find_pictures(run: Path, stored: StoredRun, data: str | None = None, progress: Progress = SILENT) -> Pictures:
+def find_pictures(stored: StoredRun, data: str | None = None, progress: Progress = SILENT) -> Pictures:
     """Load the images of a run again, with the attack planted anew where the run planted one.
 
     Args:
-        run: The folder of the run.
-        stored: What it holds.
+        stored: The run.
         data: Where the images are now, as a source of ``train``; None where they were.
         progress: Told how far it is.
 
@@ -73,15 +72,18 @@ def find_pictures(run: Path, stored: StoredRun, data: str | None = None, progres
         raise DataError(f"{source}: {where}; --data DIR says where they are now")
     config = config.model_copy(update={"data": config.data.model_copy(update={"source": source, "test": None})})
     found = _load(config, progress)
-    places = _places(stored, found)
+    content = content_hashes(found.images)
+    places = _places(stored, found.ids, content)
     if places is None:
         raise DataError(
             f"{source}: holds none of the {len(stored.ids):,} images of the run (the first is {stored.ids[0]!r}); "
             "--data DIR names the folder that was scanned"
         )
-    before = storage.read_json(run / storage.CONFIG).get("data content") if (run / storage.CONFIG).is_file() else None
-    same = len(found) == len(places) and bool((places == np.arange(len(places))).all())
-    return Pictures(found.images.numpy(), places, changed=same and before is not None and before != digest(found))
+    changed = np.zeros(len(places), np.bool_)
+    if stored.content is not None:
+        there = places >= 0
+        changed[there] = (stored.content[there] != content[places[there]]).any(1)
+    return Pictures(found.images.numpy(), places, changed)
 
 
 def png(pixels: NDArray[np.uint8], largest: int | None = None) -> bytes:
@@ -108,17 +110,19 @@ def _load(config: RunConfig, progress: Progress) -> ImageSet:
     return limited(load_data(config.data, progress), config.data, Seeds(config.seed)).train
 
 
-def _places(stored: StoredRun, found: ImageSet) -> NDArray[np.int64] | None:
-    """Return where each image of the run is in the set, int64 (N,); None where none of them is."""
+def _places(stored: StoredRun, ids: Sequence[str], content: NDArray[np.uint8]) -> NDArray[np.int64] | None:
+    """Return where each image of the run is in the set, int64 (N,), by id or by content; None where none of them is."""
     for rename in _renamings():
-        index = {rename(name): place for place, name in enumerate(found.ids)}
+        index = {rename(name): place for place, name in enumerate(ids)}
         places = np.fromiter((index.get(name, -1) for name in stored.ids), np.int64, len(stored.ids))
         if (places >= 0).any():
             return places
+    if stored.content is None:
+        return None
     # The ids of arrays are made of the name of their file, which may be another now.
-    if len(found) == len(stored.ids) and np.array_equal(found.labels.numpy(), stored.labels):
-        return np.arange(len(found), dtype=np.int64)
-    return None
+    held = {hashed.tobytes(): place for place, hashed in enumerate(content)}
+    places = np.fromiter((held.get(hashed.tobytes(), -1) for hashed in stored.content), np.int64, len(stored.content))
+    return places if (places >= 0).any() else None
 
 
 def _renamings() -> Iterator[Callable[[str], str]]:

@@ -1,11 +1,11 @@
-// The page: what is asked for stands in the address after "#", so that "back" and a reload work.
+// The page: groups of images, what is selected, what is decided.
 
+import { START, ask, readAddress, writeAddress } from "./address.js";
 import { ClassChoice, Keys, Zoom } from "./dialogs.js";
+import { listen } from "./keyboard.js";
 import { DONE, count, element, groupHead, mark, tallyWords, tile } from "./tiles.js";
 
 const PAGE = 120;
-const START = { by: "likeness", show: "review", text: "", order: "score", group: null, offset: 0 };
-const LETTERS = { k: "keep", d: "drop", r: "relabel", u: "unsure", x: "clear" };
 const BY_DECISION = ["undecided", "keep", "drop", "relabel", "unsure"];
 const byId = (id) => document.getElementById(id);
 
@@ -21,19 +21,6 @@ let decidedHere = false;
 let toastTimer = 0;
 
 // ---- asking the server
-
-async function ask(address, body) {
-  const options = body === undefined ? {} : { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
-  let answer;
-  try {
-    answer = await fetch(address, options);
-  } catch {
-    throw new Error("The server does not answer; was the command ended? Nothing more is saved.");
-  }
-  const values = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Error(values.error ?? `The server answered ${answer.status}.`);
-  return values;
-}
 
 function question(extra = {}) {
   const asked = { by: view.by, show: view.show, text: view.text, order: view.order, offset: view.offset, ...extra };
@@ -194,8 +181,7 @@ async function decide(rows, decision) {
   decidedHere = true;
   if (zoom.open) zoom.step(1);
   else if (rows.length === 1) focusOn(neighbour(rows[0], 1) ?? rows[0]);
-  selected.clear();
-  drawSelection();
+  unselect();
   if (rows.length > 1) tell(`${count(rows.length, "image")} ${DONE[decision] ?? "cleared"}`);
   await save("api/decide", { rows, decision, label });
 }
@@ -226,24 +212,11 @@ async function undo() {
 
 // ---- going about
 
-function go(changes, { keep = false } = {}) {
+function go(changes, { replace = false } = {}) {
   view = { ...view, ...changes };
-  const parts = Object.entries(view).filter(([name, value]) => value !== START[name]);
-  const address = `#${new URLSearchParams(parts)}`;
-  if (keep) history.replaceState(null, "", address);
-  else history.pushState(null, "", address);
+  writeAddress(view, replace);
   drawFilters();
   load();
-}
-
-function readAddress() {
-  const asked = new URLSearchParams(location.hash.slice(1));
-  view = { ...START };
-  for (const name of ["by", "show", "text", "order"]) if (asked.has(name)) view[name] = asked.get(name);
-  const group = Number.parseInt(asked.get("group") ?? "", 10);
-  view.group = Number.isNaN(group) ? null : group;
-  view.offset = Math.max(0, Number.parseInt(asked.get("offset") ?? "0", 10) || 0);
-  drawFilters();
 }
 
 function drawFilters() {
@@ -317,76 +290,55 @@ const zoom = new Zoom(
 );
 
 function enlarge(row) {
-  selected.clear();
-  drawSelection();
+  if (row === null) return;
+  unselect();
   current = row;
   zoom.show(items.get(row));
 }
 
-function onKey(event) {
-  const typing = event.target.matches?.("input[type=search], input[type=text], select");
-  if (classChoice.open || keys.open) return;
-  if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "z" && !event.shiftKey && !typing) {
-    event.preventDefault();
-    undo();
-    return;
-  }
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
-  if (typing) {
-    if (event.key === "Escape") event.target.blur();
-    return;
-  }
-  const decision = LETTERS[event.key.toLowerCase()];
-  const handled = decision ? decideKey(decision, event.shiftKey) : zoom.open ? zoomKey(event.key) : boardKey(event);
-  if (handled) event.preventDefault();
+function selectGroup() {
+  const { group } = items.get(current) ?? {};
+  for (const item of items.values()) if (item.group === group) selected.add(item.row);
+  drawSelection();
 }
 
-function decideKey(decision, whole) {
-  if (whole && !zoom.open) decideGroup(items.get(current)?.group, decision);
-  else decide(zoom.open ? [current] : targets(), decision);
-  return true;
+function openGroup() {
+  if (view.group !== null) go({ group: null, offset: 0 });
+  else if (current !== null) go({ group: items.get(current).group, offset: 0 });
 }
 
-function zoomKey(key) {
-  const acts = { ArrowLeft: () => zoom.step(-1), ArrowRight: () => zoom.step(1), h: () => zoom.toggle(), z: () => zoom.dialog.close() };
-  acts[key]?.();
-  return key in acts;
+function back() {
+  if (selected.size) unselect();
+  else if (view.group !== null) go({ group: null, offset: 0 });
 }
 
-function boardKey(event) {
-  const onTile = event.target.matches?.(".tile");
-  const acts = {
-    ArrowLeft: () => focusOn(neighbour(current, -1)),
-    ArrowRight: () => focusOn(neighbour(current, 1)),
-    ArrowUp: () => vertical(-1),
-    ArrowDown: () => vertical(1),
-    z: () => current !== null && enlarge(current),
-    a: () => {
-      const { group } = items.get(current) ?? {};
-      for (const item of items.values()) if (item.group === group) selected.add(item.row);
-      drawSelection();
-    },
-    g: () => (view.group === null ? current !== null && go({ group: items.get(current).group, offset: 0 }) : go({ group: null, offset: 0 })),
-    n: () => turn(1),
-    p: () => turn(-1),
-    "/": () => byId("filters").elements.text.focus(),
-    "?": () => keys.show(),
-    Escape: () => (selected.size ? (selected.clear(), drawSelection()) : view.group !== null && go({ group: null, offset: 0 })),
-  };
-  if (onTile) {
-    acts.Enter = acts.z;
-    acts[" "] = () => select(Number(event.target.dataset.row), event.shiftKey);
-  } else if (["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"].includes(event.key)) {
-    if (event.target !== document.body) return false;
-    focusOn(current);
-    return true;
-  }
-  acts[event.key]?.();
-  return event.key in acts;
+function unselect() {
+  selected.clear();
+  drawSelection();
+}
+
+function listenToKeys() {
+  listen({
+    asking: () => classChoice.open || keys.open,
+    zoom,
+    undo,
+    decide: (decision) => decide(zoom.open ? [current] : targets(), decision),
+    decideGroup: (decision) => decideGroup(items.get(current)?.group, decision),
+    move: (step) => focusOn(step ? neighbour(current, step) : current),
+    climb: vertical,
+    enlarge: () => enlarge(current),
+    select,
+    selectGroup,
+    openGroup,
+    turn,
+    search: () => byId("filters").elements.text.focus(),
+    help: () => keys.show(),
+    back,
+  });
 }
 
 function wire() {
-  document.addEventListener("keydown", onKey);
+  listenToKeys();
   const board = byId("board");
   board.addEventListener("click", (event) => {
     const made = event.target.closest(".tile");
@@ -403,10 +355,7 @@ function wire() {
     button.addEventListener("click", () => decide(targets(), button.dataset.decide));
   }
   byId("enlarge").addEventListener("click", () => enlarge([...selected][0]));
-  byId("unselect").addEventListener("click", () => {
-    selected.clear();
-    drawSelection();
-  });
+  byId("unselect").addEventListener("click", unselect);
   byId("undo").addEventListener("click", undo);
   byId("help").addEventListener("click", () => keys.show());
   byId("previous").addEventListener("click", () => turn(-1));
@@ -417,7 +366,8 @@ function wire() {
   wireFilters();
   zoom.dialog.addEventListener("close", () => focusOn(current));
   window.addEventListener("popstate", () => {
-    readAddress();
+    view = readAddress();
+    drawFilters();
     load();
   });
 }
@@ -433,13 +383,14 @@ function wireFilters() {
   }
   form.elements.text.addEventListener("input", (event) => {
     clearTimeout(waiting);
-    waiting = setTimeout(() => go({ text: event.target.value, offset: 0 }, { keep: true }), 200);
+    waiting = setTimeout(() => go({ text: event.target.value, offset: 0 }, { replace: true }), 200);
   });
 }
 
 async function start() {
   wire();
-  readAddress();
+  view = readAddress();
+  drawFilters();
   try {
     const run = await ask("api/run");
     document.title = `Review: ${run.name}`;
@@ -447,10 +398,12 @@ async function start() {
     byId("verdict").textContent = run.verdict;
     byId("counts").textContent = `· ${count(run.flagged, "suspect")} and ${run.near.toLocaleString("en")} near of ${count(run.images, "image")}`;
     classChoice.classes = run.classes;
+    byId("evidence").hidden = !run.evidence.length;
+    byId("sentences").replaceChildren(...run.evidence.map((sentence) => element("li", {}, sentence)));
     document.body.classList.toggle("pixels", Math.max(run.width, run.height) < 100);
     const notes = [];
     if (run.gone) notes.push(`${count(run.gone, "image")} of the run are gone and have no picture.`);
-    if (run.changed) notes.push("The images are not those that the run saw: pixels or labels were changed since.");
+    if (run.changed) notes.push(`${count(run.changed, "image")} are not those that the run saw: they were changed since.`);
     byId("notice").textContent = notes.join(" ");
     byId("notice").hidden = !notes.length;
     drawState(run);
