@@ -62,6 +62,7 @@ def train(
     out: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
+    decisions: str | Path | None = None,
     seed: int = 0,
     device: str = "auto",
     settings: Mapping[str, object] | None = None,
@@ -80,6 +81,7 @@ def train(
         out: Folder for the files of the run; None writes none.
         overwrite: Replace the run in ``out``.
         resume: Continue the run in ``out``.
+        decisions: CSV file of what a person decided about the images; see docs/decisions.md.
         seed: Of every random choice.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         settings: Sections of :class:`RunConfig`, such as
@@ -92,7 +94,9 @@ def train(
     Raises:
         AntiBackdoorError: What was given cannot work; see ``antibackdoor.errors``.
     """
-    return _run(data, test, model, defence, out, overwrite, resume, seed, device, settings, progress, scan_only=False)
+    return _run(
+        data, test, model, defence, out, overwrite, resume, decisions, seed, device, settings, progress, scan_only=False
+    )
 
 
 def scan(
@@ -103,13 +107,16 @@ def scan(
     out: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
+    decisions: str | Path | None = None,
     seed: int = 0,
     device: str = "auto",
     settings: Mapping[str, object] | None = None,
     progress: Progress = SILENT,
 ) -> Run:
     """Score and flag without training a network for use; arguments as in :func:`train`."""
-    return _run(data, None, model, defence, out, overwrite, resume, seed, device, settings, progress, scan_only=True)
+    return _run(
+        data, None, model, defence, out, overwrite, resume, decisions, seed, device, settings, progress, scan_only=True
+    )
 
 
 def _run(
@@ -120,6 +127,7 @@ def _run(
     out: str | Path | None,
     overwrite: bool,
     resume: bool,
+    decisions: str | Path | None,
     seed: int,
     device: str,
     settings: Mapping[str, object] | None,
@@ -132,6 +140,9 @@ def _run(
     if not isinstance(chosen, Mapping):
         raise ConfigError("settings: defence must hold hyper-parameters by name; its name is the argument `defence`")
     sections["defence"] = {"name": defence, **chosen}
+    if decisions is not None:
+        section = sections.get("data", {})
+        sections["data"] = {**(section if isinstance(section, Mapping) else {}), "decisions": str(decisions)}
     loaded = None
     if isinstance(data, str | Path) and (test is None or isinstance(test, str | Path)):
         section = sections.get("data", {})

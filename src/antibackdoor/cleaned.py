@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from antibackdoor.config import RunConfig
 from antibackdoor.csvs import as_text, lines_of
 from antibackdoor.data.files_of import files_of
 from antibackdoor.data.opening import printable
+from antibackdoor.deciding import follow
 from antibackdoor.decisions import Decision, check_decisions, read_decisions
 from antibackdoor.errors import ConfigError, DataError, RunExistsError, StorageError
 from antibackdoor.exporting import write_png
@@ -23,7 +25,7 @@ from antibackdoor.naming import check_folder_names, names_below
 from antibackdoor.pipeline import digest, limited, load_data
 from antibackdoor.progress import SILENT, Progress
 from antibackdoor.seeds import Seeds
-from antibackdoor.storage import CONFIG, load_run, read_json, write_json, write_text
+from antibackdoor.storage import CONFIG, DECIDED, load_decided, load_run, read_json, write_json, write_text
 from antibackdoor.stored import StoredRun
 from antibackdoor.types import ImageSet
 
@@ -35,23 +37,35 @@ CLEAN, QUARANTINE, LIST, TABLE = "clean", "quarantine", "images.csv", "clean.csv
 _GIVEN, _PARTIAL = "(given in Python", ".partial"
 
 
-def list_images(run: StoredRun, decisions: Sequence[Decision] = (), *, where: Path = Path("decisions")) -> ImageList:
+def list_images(
+    run: StoredRun,
+    decisions: Sequence[Decision] = (),
+    *,
+    before: Sequence[Decision] = (),
+    where: Path = Path("decisions"),
+) -> ImageList:
     """Return the images of a run with what the defence and a person said of them; ``file`` is empty.
 
     Args:
         run: The run.
         decisions: What a person decided, one an image; goes before what the defence flagged.
+        before: What had been decided before the run; images that were dropped then, which it did not look at, stand
+            after its own, without a score.
         where: The file of the decisions, for messages.
 
     Raises:
         DataError: A decision on an image or a class that the run does not have.
     """
-    labels = [run.classes[label] for label in run.labels.tolist()]
-    check_decisions(decisions, run.ids, labels, where)
-    made = {one.id: one for one in decisions}
-    suspect, decided = run.flagged.tolist(), [""] * len(labels)
-    verdicts = [run.class_verdicts[label] for label in run.labels.tolist()]
-    for row, name in enumerate(run.ids):
+    known = set(run.ids)
+    dropped = [one for one in before if one.id not in known and one.label in run.classes]
+    ids = (*run.ids, *(one.id for one in dropped))
+    labels = [*(run.classes[label] for label in run.labels.tolist()), *(one.label for one in dropped)]
+    check_decisions(decisions, ids, labels, where)
+    made = {one.id: one for one in (*before, *decisions)}
+    suspect, decided = [*run.flagged.tolist(), *(True for _ in dropped)], [""] * len(labels)
+    verdicts = [*(run.class_verdicts[label] for label in run.labels.tolist()), *("" for _ in dropped)]
+    scores = [*run.scores.tolist(), *(math.nan for _ in dropped)]
+    for row, name in enumerate(ids):
         one = made.get(name)
         if one is None:
             continue
@@ -60,7 +74,7 @@ def list_images(run: StoredRun, decisions: Sequence[Decision] = (), *, where: Pa
             suspect[row] = one.decision == "drop"
         if one.decision == "relabel":
             labels[row] = one.label
-    return ImageList(run.ids, [""] * len(labels), labels, run.scores.tolist(), suspect, verdicts, decided)
+    return ImageList(ids, [""] * len(labels), labels, scores, suspect, verdicts, decided)
 
 
 def export(
@@ -102,10 +116,12 @@ def export(
     """
     stored = load_run(run)
     made = [] if decisions is None else read_decisions(decisions)
-    images = list_images(stored, made, where=decisions or Path())
+    images = list_images(stored, made, before=load_decided(run), where=decisions or Path())
     given = source or _source_of(stored)
     _refuse(out, to, None if given is None else Path(given), overwrite=overwrite)
     files = None if given is None else _files(run, stored, given)
+    if files is not None:
+        images = images.of([name in files for name in images.id])
     if to != "folder":
         if files is not None:
             images = replace(images, file=[printable(str(files[name])) for name in images.id])
@@ -118,7 +134,7 @@ def export(
         )
     if stored.record.config.get("attack") is not None:
         raise ConfigError(f"{run} planted an attack in memory; `antibackdoor poison` writes such a set as files")
-    data = _same_images(run, stored, given, progress)
+    data = _same_images(run, stored, given, progress, is_file=files is not None)
     return _write_folder(out, images, stored, data, files, copy=copy, progress=progress)
 
 
@@ -149,20 +165,24 @@ def _files(run: Path, stored: StoredRun, given: str) -> dict[str, Path] | None:
     return files
 
 
-def _same_images(run: Path, stored: StoredRun, given: str, progress: Progress) -> ImageSet:
+def _same_images(run: Path, stored: StoredRun, given: str, progress: Progress, *, is_file: bool) -> ImageSet:
     """Read the source again and compare: what was not looked at must not be handed on as clean."""
     section = stored.record.config["data"]
     values = {**stored.record.config, "data": {**section, "source": given, "test": None}}  # type: ignore[dict-item]
     config = RunConfig.parse(values)
-    data = limited(load_data(config.data, progress), config.data, Seeds(config.seed)).train
+    whole = limited(load_data(config.data, progress), config.data, Seeds(config.seed)).train
+    if not is_file:  # They are called by the name of the source, which may have been moved.
+        start = stored.ids[0].rpartition("/")[0]
+        whole = replace(whole, ids=tuple(f"{start}/{name.rpartition('/')[2]}" for name in whole.ids))
+    data = whole
+    if before := load_decided(run):
+        data = follow(data, before, run / DECIDED).data
     seen = read_json(run / CONFIG).get("data content") if (run / CONFIG).is_file() else None
-    other = data.ids != stored.ids and [name.rsplit("/", 1)[-1] for name in data.ids] != [
-        name.rsplit("/", 1)[-1] for name in stored.ids
-    ]
+    other = data.ids != stored.ids
     if other or (seen is not None and digest(data) != seen):
         what = "holds other images than" if other else "holds other pixels or labels than"
         raise DataError(f"{given} {what} {run} looked at; scan it again before it is handed on as clean")
-    return data
+    return whole
 
 
 def _refuse(out: Path, to: Format, source: Path | None, *, overwrite: bool) -> None:
@@ -213,7 +233,9 @@ def _write_folder(
     progress: Progress,
 ) -> ImageList:
     check_folder_names(stored.classes)
-    own = [stored.classes[label] for label in stored.labels.tolist()]
+    row_of = {name: row for row, name in enumerate(data.ids)}
+    images = images.of([name in row_of for name in images.id])
+    own = [data.classes[int(data.labels[row_of[name]])] for name in images.id]
     ids = images.id if files is None else [_ended(name, files[name].suffix) for name in images.id]
     names = names_below(ids, own, images.label, suffix=None if files else ".png", split=True)
     placed = [f"{QUARANTINE if left else CLEAN}/{name}" for name, left in zip(names, images.suspect, strict=True)]
@@ -228,7 +250,7 @@ def _write_folder(
             with progress.bar("writing", len(placed), "images") as bar:
                 for row, name in enumerate(placed):
                     if files is None:
-                        write_png(partial / name, data.images[row])
+                        write_png(partial / name, data.images[row_of[images.id[row]]])
                     else:
                         place(files[images.id[row]], partial / name)
                     bar.advance()

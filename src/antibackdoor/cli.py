@@ -74,6 +74,9 @@ Overwrite = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable images out, and list them in the record.")]
+DecisionsFile = Annotated[
+    Path | None, typer.Option("--decisions", help="CSV file of what a person decided; see docs/decisions.md.")
+]
 ImageSize = Annotated[int | None, typer.Option("--image-size", help="Resize to this side; else chosen by inspection.")]
 Defence = Annotated[str | None, typer.Option("--defence", help="A name from `antibackdoor list defences`.")]
 Sensitivity = Annotated[
@@ -164,6 +167,7 @@ def train(
     device: OptionalDevice = None,
     config: ConfigFile = None,
     settings: Settings = None,
+    decisions: DecisionsFile = None,
     skip_bad: SkipBad = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -177,6 +181,7 @@ def train(
         "data.test": test,
         "data.image_size": image_size,
         "data.skip_bad": skip_bad or None,
+        "data.decisions": None if decisions is None else str(decisions),
         "defence.name": defence,
         "defence.sensitivity": sensitivity,
         "model": model,
@@ -205,6 +210,7 @@ def scan(
     device: OptionalDevice = None,
     config: ConfigFile = None,
     settings: Settings = None,
+    decisions: DecisionsFile = None,
     skip_bad: SkipBad = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -217,6 +223,7 @@ def scan(
         "data.source": data,
         "data.image_size": image_size,
         "data.skip_bad": skip_bad or None,
+        "data.decisions": None if decisions is None else str(decisions),
         "defence.name": defence,
         "defence.sensitivity": sensitivity,
         "model": model,

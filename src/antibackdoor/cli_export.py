@@ -46,6 +46,8 @@ def export(
         overwrite=overwrite,
         progress=ConsoleProgress(quiet=quiet),
     )
+    if decisions is None and (run / "decisions.csv").is_file():
+        typer.echo(f"{run / 'decisions.csv'} is not looked at; --decisions {run / 'decisions.csv'} does that", err=True)
     left_out = sum(images.suspect)
     record = read_record(run)
     typer.echo(f"verdict: {record.verdict}")

@@ -96,6 +96,7 @@ class DataConfig(_Section):
             are none; an experiment with an attack then takes copies of training images from before the attack.
             "own:train" takes such copies too where there is no attack, as in a control: the training images themselves
             are known to be clean.
+        decisions: File of what a person decided about the images; see docs/decisions.md.
     """
 
     source: str = "embedded"
@@ -106,6 +107,7 @@ class DataConfig(_Section):
     holdout: float = Field(default=0.1, ge=0, lt=1)
     skip_bad: bool = False
     trusted: str | None = None
+    decisions: str | None = None
 
 
 class TrainConfig(_Section):

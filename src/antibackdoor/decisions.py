@@ -30,6 +30,8 @@ __all__ = [
     "append_decisions",
     "check_decisions",
     "decisions_digest",
+    "encode_decisions",
+    "parse_decisions",
     "read_decisions",
     "write_decisions",
 ]
@@ -86,7 +88,23 @@ def read_decisions(path: Path) -> list[Decision]:
         StorageError: It is not there or cannot be read.
         DataError: It is no such CSV, or a row is not a decision; the message names the line.
     """
-    columns, rows = _parse(path, _read_text(path))
+    with _reading(path):
+        content = path.read_bytes()
+    return parse_decisions(path, content)
+
+
+def parse_decisions(path: Path, content: bytes) -> list[Decision]:
+    """Return the decisions in what was read of a file; see :func:`read_decisions`.
+
+    Args:
+        path: The file, for messages.
+        content: What is in it.
+
+    Raises:
+        DataError: It is no such CSV, or a row is not a decision; the message names the line.
+    """
+    with _reading(path):
+        columns, rows = _parse(path, content.decode("utf-8-sig"))
     place = {name: columns.index(name) for name in COLUMNS if name in columns}
     found: dict[str, Decision] = {}
     for line, row in rows:
@@ -113,9 +131,14 @@ def write_decisions(path: Path, decisions: Iterable[Decision]) -> None:
     Raises:
         StorageError: It cannot be written.
     """
-    rows = [COLUMNS, *(_cells(decision, COLUMNS) for decision in decisions)]
+    content = encode_decisions(decisions)
     with locked(_lock(path), leave=False):
-        atomic_write_bytes(path, _encode(lines_of(rows)))
+        atomic_write_bytes(path, content)
+
+
+def encode_decisions(decisions: Iterable[Decision]) -> bytes:
+    """Return a file of decisions as bytes."""
+    return _encode(lines_of([COLUMNS, *(_cells(one, COLUMNS) for one in decisions)]))
 
 
 def append_decisions(path: Path, decisions: Sequence[Decision]) -> None:
@@ -136,19 +159,20 @@ def append_decisions(path: Path, decisions: Sequence[Decision]) -> None:
         return
     with locked(_lock(path), leave=False):
         if not path.exists():
-            atomic_write_bytes(path, _encode(lines_of([COLUMNS, *(_cells(one, COLUMNS) for one in decisions)])))
+            atomic_write_bytes(path, encode_decisions(decisions))
             return
         first, ended = _ends(path)
         columns, _ = _parse(path, first)
         if not set(COLUMNS) <= set(columns):
-            rows = [COLUMNS, *(_cells(one, COLUMNS) for one in (*read_decisions(path), *decisions))]
-            atomic_write_bytes(path, _encode(lines_of(rows)))
+            atomic_write_bytes(path, encode_decisions([*read_decisions(path), *decisions]))
             return
         added = lines_of((_cells(one, columns) for one in decisions), delimiter=_delimiter(first))
         _append(path, _encode(added if ended else f"\n{added}"))
 
 
-def check_decisions(decisions: Sequence[Decision], ids: Sequence[str], labels: Sequence[str], path: Path) -> None:
+def check_decisions(
+    decisions: Sequence[Decision], ids: Sequence[str], labels: Sequence[str], path: Path
+) -> list[Decision]:
     """Check that decisions are of the images of a set.
 
     Args:
@@ -157,18 +181,22 @@ def check_decisions(decisions: Sequence[Decision], ids: Sequence[str], labels: S
         labels: The class name of each, (N,); all classes of the set are among them.
         path: The file, for messages.
 
+    Returns:
+        Those on images that are not in the set, all of them to drop or unsure: what was dropped before may be gone.
+
     Raises:
-        DataError: An image or a class that the set does not hold, or one that is to be kept under another label than it
-            has.
+        DataError: An image to keep or to relabel that the set does not hold, none at all that it holds, a class that it
+            does not have, or an image that is to be kept under another label than it has.
     """
     own, classes = dict(zip(ids, labels, strict=True)), set(labels)
-    unknown = [one.id for one in decisions if one.id not in own]
-    if unknown:
-        first = UnknownNameError("id", unknown[0], _like(unknown[0], ids))
-        near = f" Did you mean {first.nearest!r}?" if first.nearest else ""
+    absent = [one for one in decisions if one.id not in own]
+    needed = absent if len(absent) == len(decisions) else [one for one in absent if one.decision in ("keep", "relabel")]
+    if needed:
+        near = UnknownNameError("id", needed[0].id, _like(needed[0].id, ids)).nearest
+        hint = f" Did you mean {near!r}?" if near else ""
         raise DataError(
-            f"{path}: no image of the set has the id {unknown[0]!r} ({len(unknown):,} of {len(decisions):,} decisions "
-            f"name none).{near} Ids are those of suspects.csv"
+            f"{path}: no image of the set has the id {needed[0].id!r} ({len(absent):,} of {len(decisions):,} decisions "
+            f"name none).{hint} Ids are those of suspects.csv"
         )
     for one in decisions:
         if one.decision == "relabel" and one.label not in classes:
@@ -178,10 +206,11 @@ def check_decisions(decisions: Sequence[Decision], ids: Sequence[str], labels: S
                 f"{path}: {one.id!r} is of class {own[one.id]!r} and to be kept as {one.label!r}; write relabel, or "
                 "leave the label empty"
             )
+    return absent
 
 
 def decisions_digest(decisions: Iterable[Decision]) -> str:
-    """Return a hash of what was decided, whoever did and whenever, in whatever order."""
+    """Return the SHA-256 of what was decided, whoever did and whenever, in whatever order."""
     rows = sorted((one.id, one.decision, one.label if one.decision == "relabel" else "") for one in decisions)
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
@@ -202,11 +231,6 @@ def _encode(text: str) -> bytes:
 
 def _lock(path: Path) -> Path:
     return path.with_name(f".{path.name}.lock")
-
-
-def _read_text(path: Path) -> str:
-    with _reading(path):
-        return path.read_bytes().decode("utf-8-sig")
 
 
 def _ends(path: Path) -> tuple[str, bool]:

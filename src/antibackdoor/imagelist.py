@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 from antibackdoor.csvs import as_text, lines_of
@@ -42,6 +43,10 @@ class ImageList:
 
     def __len__(self) -> int:
         return len(self.id)
+
+    def of(self, mask: Sequence[bool]) -> ImageList:
+        """Return the list without the images where ``mask``, (N,), is False."""
+        return ImageList(*(list(compress(getattr(self, name), mask)) for name in COLUMNS))
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the columns by name."""

@@ -9,7 +9,7 @@ from antibackdoor.errors import DataError
 
 __all__ = ["check_folder_names", "names_below"]
 
-_TRAIN = "train/"
+_TRAIN = "train"
 _LONGEST, _ADDED = 255, 60  # bytes of a name, and of what may be added to it
 
 
@@ -67,10 +67,10 @@ def names_below(
 
 def _parts(name: str, own: str) -> tuple[str, str]:
     """Return what stands before the class in an id, and what comes after it."""
-    for before in (_TRAIN, ""):
-        if name.startswith(f"{before}{own}/"):
-            return before, name[len(before) + len(own) + 1 :]
-    return "", name.rsplit("/", 1)[-1]
+    first, _, after = name.partition("/")
+    if first.casefold() == _TRAIN and after.startswith(f"{own}/"):
+        return f"{first}/", after[len(own) + 1 :]
+    return "", name[len(own) + 1 :] if name.startswith(f"{own}/") else name.rsplit("/", 1)[-1]
 
 
 def _safe(path: str, longest: int) -> bool:

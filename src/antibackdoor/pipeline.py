@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import platform
 import time
@@ -19,6 +20,7 @@ from antibackdoor import claiming, plugins, report, storage
 from antibackdoor.attacks import ATTACKS, Attack, poison, triggered_test
 from antibackdoor.config import DataConfig, PoisonConfig, RunConfig
 from antibackdoor.data.sources import Loaded, load, subsample
+from antibackdoor.deciding import Decided, decide, spared
 from antibackdoor.defences import DEFENCES, Defence
 from antibackdoor.defences.given import check_given, hand_over
 from antibackdoor.errors import ConfigError, NonFiniteLossError
@@ -139,16 +141,23 @@ def _run(
     with clock.phase("poison"):
         planted = planted or plant(config.attack, loaded, build_model, runtime, seeds, progress)
     truth = planted.train if planted else None
-    observed = truth.observed if truth else loaded.train
+    observed, clean, decided = truth.observed if truth else loaded.train, loaded.train, None
+    if config.data.decisions is not None:
+        decided = decide(observed, Path(config.data.decisions))
+        progress.say(decided.sentence())
+        observed, clean = decided.data, clean.select(decided.rows)
+        truth = decided.poisoned(truth) if truth else None
     # A scan needs no accuracy, so it looks at every image in the same way.
     needs_part = loaded.test is None and not scan_only
     held_out = _held_out(observed, config.data.holdout, seeds) if needs_part else None
-    given = hand_over(defence, config, loaded.train, truth=truth, held_out=held_out, seeds=seeds, progress=progress)
+    given = hand_over(defence, config, clean, truth=truth, held_out=held_out, seeds=seeds, progress=progress)
     resolved = _resolve(config, spec, given.defence, planted)
     foreign = plugins.behind(given.defence, planted.attack if planted else None)
     checkpoints = None
     if out is not None:
         settings = resolved | {"scan_only": scan_only, "data content": digest(observed)}
+        if decided is not None:
+            settings["decisions"] = decided.digest
         if foreign:
             settings["plugins"] = dict(foreign)
         if given.trusted is not None:
@@ -163,6 +172,7 @@ def _run(
         outcome = method(observed, build_model=build_model, fit=trainer, plan=plan, seeds=seeds)
     except NonFiniteLossError as error:
         raise NonFiniteLossError(f"{error} ({_what_was_kept(out)})") from None
+    outcome = dataclasses.replace(outcome, isolation=spared(outcome.isolation, observed))
     for history in outcome.histories:
         clock.add(history.phase, float(history.seconds.sum()))
     trained = None if scan_only or outcome.model is None else outcome.model.eval()
@@ -186,9 +196,9 @@ def _run(
         seconds=clock.seconds,
         metrics=metrics,
         verdict=outcome.isolation.verdict,
-        evidence=(*outcome.isolation.evidence, *given.evidence, *_remarks(outcome, held_out)),
+        evidence=(*outcome.isolation.evidence, *given.evidence, *_remarks(outcome, held_out, decided)),
         model=spec.to_json(),
-        data=_describe(observed, loaded.test, held_out),
+        data=_describe(observed, loaded.test, held_out, decided),
     )
     if out is not None and runtime.rank == 0:
         storage.save_run(
@@ -199,6 +209,7 @@ def _run(
             isolation=outcome.isolation,
             histories=outcome.histories,
             truth=truth,
+            decisions=decided.decisions if decided else None,
         )
         report.write(out)
     return Result(trained, outcome.isolation, record, outcome, observed, truth)
@@ -380,8 +391,10 @@ def _plain(params: dict[str, object]) -> dict[str, Json]:
     }
 
 
-def _remarks(outcome: Outcome, held_out: Tensor | None) -> list[str]:
+def _remarks(outcome: Outcome, held_out: Tensor | None, decided: Decided | None) -> list[str]:
     remarks = [f"Training ended early: {h.stopped}." for h in outcome.histories if h.stopped]
+    if decided is not None:
+        remarks.append(decided.sentence())
     if held_out is not None:
         remarks.append(
             f"{int(held_out.sum())} images were held out to measure accuracy. This part comes from the same source and "
@@ -399,7 +412,9 @@ def digest(data: ImageSet) -> str:
     return total.hexdigest()
 
 
-def _describe(data: ImageSet, test: ImageSet | None, held_out: Tensor | None) -> dict[str, Json]:
+def _describe(
+    data: ImageSet, test: ImageSet | None, held_out: Tensor | None, decided: Decided | None
+) -> dict[str, Json]:
     channels, height, width = data.shape
     return {
         "name": data.name,
@@ -412,6 +427,7 @@ def _describe(data: ImageSet, test: ImageSet | None, held_out: Tensor | None) ->
         "width": width,
         "white": data.white,
         "skipped": list(data.skipped),
+        "decisions": None if decided is None else decided.to_json(),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from antibackdoor.content import content_hashes
 from antibackdoor.csvs import as_text, lines_of
+from antibackdoor.decisions import Decision, encode_decisions, parse_decisions
 from antibackdoor.errors import StorageError
 from antibackdoor.files import (
     CHECKSUMS,
@@ -37,10 +38,12 @@ from antibackdoor.types import History, ImageSet, Isolation, Json, Metrics, Pois
 __all__ = [
     "CHECKPOINTS",
     "CONFIG",
+    "DECIDED",
     "GALLERY",
     "RECORD",
     "RUN_FILES",
     "add_text",
+    "load_decided",
     "load_model",
     "load_run",
     "read_json",
@@ -55,7 +58,8 @@ _FORMAT, _UNCHECKED_FORMAT = 2, 1  # runs of format 1 (version 0.1) have no chec
 _MODEL_FORMAT = "antibackdoor model 1"
 CONFIG, RECORD, _HISTORY, _WEIGHTS = "config.json", "run.json", "history.npz", "model.safetensors"
 _SUSPECTS, _GALLERY, CHECKPOINTS, _REPORT = "suspects.csv", "gallery.npz", "checkpoints", "report.html"
-RUN_FILES = (CONFIG, CHECKSUMS, RECORD, _HISTORY, _WEIGHTS, _SUSPECTS, _GALLERY, _REPORT)
+DECIDED = "decided.csv"  # what a person had decided before the run
+RUN_FILES = (CONFIG, CHECKSUMS, RECORD, _HISTORY, _WEIGHTS, _SUSPECTS, DECIDED, _GALLERY, _REPORT)
 
 
 def save_run(
@@ -67,6 +71,7 @@ def save_run(
     isolation: Isolation,
     histories: tuple[History, ...],
     truth: PoisonedSet | None,
+    decisions: Sequence[Decision] | None = None,
 ) -> None:
     """Write everything but the report; run.json comes last, so that its presence means a whole run.
 
@@ -96,6 +101,8 @@ def save_run(
         write(_WEIGHTS, pack_tensors(weights, {"format": _MODEL_FORMAT}))
     write(_HISTORY, _pack_arrays(_history_arrays(data, isolation, histories, truth)))
     write(_GALLERY, _pack_arrays(gallery))
+    if decisions is not None:
+        write(DECIDED, encode_decisions(decisions))
     write(_SUSPECTS, _encode(_suspects(data, isolation, order)))
     content = _encode(_to_json(_record_to_json(record)))
     write_checksums(out, checksums | {RECORD: sha256_of(content)})
@@ -198,6 +205,18 @@ def load_run(run: Path) -> StoredRun:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise StorageError(f"{run} is damaged or of another version: {error}") from None
+
+
+def load_decided(run: Path) -> list[Decision]:
+    """Read what a person had decided before a run; nothing of a run that was told of no decisions.
+
+    Raises:
+        StorageError: It is damaged.
+    """
+    path, checksums = run / DECIDED, read_checksums(run)
+    if checksums is None or DECIDED not in checksums:
+        return []
+    return parse_decisions(path, read_checked(path, checksums))
 
 
 def load_model(run: Path, record: RunRecord) -> nn.Module:

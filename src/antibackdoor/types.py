@@ -41,6 +41,8 @@ class ImageSet:
         name: What to call the set in messages.
         skipped: Files that were left out because they could not be read.
         white: The value that became 255, in files with 16 bits of grey.
+        vouched: bool (N,), images that a person looked at and vouches for: a defence is to train on them and to flag
+            none of them; None where nobody looked.
     """
 
     images: Tensor
@@ -50,6 +52,7 @@ class ImageSet:
     name: str = "arrays"
     skipped: tuple[str, ...] = ()
     white: int = 65535
+    vouched: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.images.shape[0])
@@ -72,7 +75,12 @@ class ImageSet:
             images=self.images[index],
             labels=self.labels[index],
             ids=tuple(self.ids[i] for i in index.tolist()),
+            vouched=None if self.vouched is None else self.vouched[index],
         )
+
+    def unvouched(self, mask: Tensor) -> Tensor:
+        """Return ``mask``, bool (N,), without the images that a person vouches for."""
+        return mask if self.vouched is None else mask & ~self.vouched
 
 
 @dataclass(frozen=True, eq=False)

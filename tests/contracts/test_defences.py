@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from antibackdoor.attacks import BadNets, poison
+from antibackdoor.deciding import spared
 from antibackdoor.defences import DEFENCES, Defence, RatedDefence, RepairDefence
 from antibackdoor.errors import ConfigError, UnknownNameError
 from antibackdoor.registry import parameters_of
@@ -319,3 +320,12 @@ def test_values_outside_their_range(name, params):
 def test_an_unknown_signal_is_named_when_the_defence_is_built():
     with pytest.raises(UnknownNameError, match=r"'trajectori'\. Did you mean 'trajectory'"):
         DEFENCES.build("abl", {"signal": "trajectori"})
+
+
+@every_verb
+def test_a_person_may_vouch_for_every_image(name, verb, poisoned, defend):
+    data = poisoned.observed
+    vouched = dataclasses.replace(data, vouched=torch.ones(len(data), dtype=torch.bool))
+    outcome, phases = defend(build(name), vouched, verb)
+    assert not bool(spared(outcome.isolation, vouched).flagged.any())
+    assert not [phase for phase in phases if phase.startswith("retrain")]

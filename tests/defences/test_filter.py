@@ -1109,3 +1109,23 @@ def test_where_nothing_is_suspected_the_network_is_that_of_ordinary_training(run
         networks.append(outcome.model.state_dict())
     for name, value in networks[0].items():
         assert all(torch.equal(value, network[name]) for network in networks[1:]), name
+
+
+@pytest.mark.parametrize("vouched", [PLANTED, PLANTED & (torch.arange(COUNT) % 2 == 0)], ids=["all", "half"])
+def test_whom_a_person_vouches_for_is_trained_on_and_not_flagged(vouched, defend, trajectories, data):
+    losses = trajectories(LABELS, PLANTED)
+    outcome, fit = defend(losses, data=dataclasses.replace(data, vouched=vouched), marked=PLANTED)
+    flagged = outcome.isolation.flagged
+    assert not bool((flagged & vouched).any())
+    assert all(bool(shown[vouched].all()) for _, _, shown in fit.calls)
+    words = " ".join(outcome.isolation.evidence)
+    assert f"'cat' {int(vouched.sum())} images would be suspected if nobody vouched for them" in words
+    left = PLANTED & ~vouched
+    if bool(left.any()):
+        assert nearly(flagged, left)
+        assert outcome.isolation.verdict == "poisoned"
+    else:
+        assert not bool(flagged.any())
+        assert fit.phases == ["look", "train"]
+        assert outcome.isolation.verdict == "no sign of poison"
+        assert outcome.isolation.doubtful == ()

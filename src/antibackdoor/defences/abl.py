@@ -10,6 +10,7 @@ that is not finite ends the phase with the last good weights.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -83,6 +84,7 @@ class _Abl(Defence):
         network = Network(model, data, fit.runtime)
         evidence = Evidence.of(history, data.labels, data.num_classes, network)
         isolation = isolate(evidence, signal=self.signal, share=self.share, scope=self.scope)
+        isolation = dataclasses.replace(isolation, flagged=data.unvouched(isolation.flagged))
         return fit.runtime.first(isolation), history  # All processes must leave out the same images.
 
     def _held_at_gamma(self, step: Step) -> Tensor:

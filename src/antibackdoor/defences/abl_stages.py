@@ -110,7 +110,7 @@ def isolate_by_pass(model: nn.Module, data: ImageSet, runtime: Runtime, share: f
         Scores are minus the loss, in nats. The verdict is "undecided": a fixed share is found in any set.
     """
     scores = -ce(logits_of(model, data, runtime), data.labels)
-    flagged = flag_share(scores, share)
+    flagged = data.unvouched(flag_share(scores, share))
     sentence = (
         f"A fixed {100 * share:g} % ({int(flagged.sum())} of {len(flagged)} images) is isolated, those of the lowest "
         "loss after stage one. A fixed share says which images to look at first, not whether there is poison."

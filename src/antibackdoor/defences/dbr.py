@@ -173,6 +173,7 @@ class Dbr(Defence):
         history = fit(model, data, Phase("train", plan))
         evidence = Evidence.of(history, data.labels, data.num_classes, Network(model, data, fit.runtime))
         isolation = isolate(evidence, signal=self.signal, share=self.share, scope=self.scope)
+        isolation = dataclasses.replace(isolation, flagged=data.unvouched(isolation.flagged))
         return fit.runtime.first(isolation), history  # All processes must leave out the same images.
 
     def _parts(self, isolation: Isolation, history: History, labels: Tensor, seeds: Seeds) -> _Parts:

@@ -49,7 +49,7 @@ def without_flagged(
         plan: Likewise.
         seeds: Likewise.
     """
-    flagged = found.isolation.flagged
+    flagged = data.unvouched(found.isolation.flagged)
     if not bool(flagged.any()):
         return found
     model = build_model(seeds.child("retrain").generator("init"))

@@ -100,6 +100,7 @@ class Search:
         aside: bool (N,), what the next network is not shown.
         kept: bool (N,), what the last network was shown.
         let_go: bool (N,), classes that are not to be suspected again.
+        spared: bool (N,), who would be suspected if no person vouched for them.
         half: Epochs of the first network at its first look.
         finished: The first network has had all of its epochs.
     """
@@ -121,12 +122,13 @@ class Search:
     aside: Tensor = field(init=False)
     kept: Tensor = field(init=False)
     let_go: Tensor = field(init=False)
+    spared: Tensor = field(init=False)
     half: int = field(init=False)
     finished: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.first = self.model = self._network()
-        self.suspects, self.aside, self.let_go = torch.zeros(3, len(self.data), dtype=torch.bool)
+        self.suspects, self.aside, self.let_go, self.spared = torch.zeros(4, len(self.data), dtype=torch.bool)
         self.kept = torch.ones(len(self.data), dtype=torch.bool)
         self.half = self.looker.first(self.plan)
         self.finished = self.half == self.plan.epochs
@@ -214,6 +216,7 @@ class Search:
             stays=stays,
             slow=self.slow.tolist(),
         )
+        judged = dataclasses.replace(judged, missed=self._spare(judged.missed))
         # The hard images of such a class were left out with its poison; they come back.
         released = judged.cleared & torch.isin(labels, self.slow)
         self.words.append(
@@ -318,6 +321,7 @@ class Search:
             self.suspects,
             alarm=self.looker.alarm,
             let_go=self.let_go,
+            spared=self.spared,
             blind=blind,
             words=(*small, *without, *self.words, *limit),
         )
@@ -403,9 +407,17 @@ class Search:
     def _look_at(
         self, history: History, model: nn.Module, *, kept: Tensor | None = None, earlier: Tensor | None = None
     ) -> Look:
-        return self.looker.look_at(
+        found = self.looker.look_at(
             history, model, self.data, self.fit, self.plan, kept=kept, earlier=earlier, copies=self._copies
         )
+        aside = self.data.unvouched(found.aside)
+        return dataclasses.replace(found, suspects=self._spare(found.suspects), aside=aside)
+
+    def _spare(self, suspects: Tensor) -> Tensor:
+        """Return those of the suspects that nobody vouches for, and remember the others."""
+        left = self.data.unvouched(suspects)
+        self.spared = self.spared | (suspects & ~left)
+        return left
 
     def _take(self, look: Look) -> None:
         self.cuts, self.suspects, self.aside = look.cuts, look.suspects, look.aside

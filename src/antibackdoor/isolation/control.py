@@ -43,5 +43,6 @@ def with_planted_copies(data: ImageSet, count: int, generator: torch.Generator) 
         images=torch.cat([data.images, *parts]),
         labels=torch.cat([data.labels, torch.full((len(rows),), label)]),
         ids=(*data.ids, *(f"planted control {number}" for number in range(len(rows)))),
+        vouched=None,
     )
     return longer, torch.arange(len(longer)) >= len(data)

@@ -36,6 +36,7 @@ def verdict_of(
     *,
     alarm: Alarm,
     let_go: Tensor | None = None,
+    spared: Tensor | None = None,
     blind: str = "",
     words: Sequence[str] = (),
 ) -> Isolation:
@@ -47,6 +48,8 @@ def verdict_of(
         flagged: bool (N,).
         alarm: From how much evidence on a class counts as poisoned, or is not above suspicion.
         let_go: bool (N,), the classes that were suspected, and then not; none by default.
+        spared: bool (N,), who would be suspected if no person vouched for them; none by default. A class in which those
+            are all suspects is not in doubt.
         blind: Why there was too little to look at, or nothing.
         words: Sentences to add.
 
@@ -60,7 +63,8 @@ def verdict_of(
     # What is flagged comes first, whatever brought it there.
     scores = scores + flagged.float() * (scores.max() + 1)
     poisoned = [label for label in cuts if bool(flagged[data.labels == label].any())]
-    others = {label: _in_doubt(those, alarm) for label, those in cuts.items() if label not in poisoned}
+    vouched = [] if spared is None else [label for label in data.labels[spared].unique().tolist()]
+    others = {label: _in_doubt(those, alarm) for label, those in cuts.items() if label not in (*poisoned, *vouched)}
     doubtful = {label: cut for label, cut in others.items() if cut is not None}
     sentences = [f"Too little to look at: {blind}."] if blind else []
     for label in poisoned:
@@ -74,6 +78,11 @@ def verdict_of(
         sentences.append(
             f"Class {data.classes[label]!r} is not above suspicion ({cut.figures}, {alarm.in_words(cut)}): "
             f"{_why(cut, alarm, freed=freed)}."
+        )
+    for label in vouched:
+        count = int((spared & (data.labels == label)).sum()) if spared is not None else 0
+        sentences.append(
+            f"Of class {data.classes[label]!r} {count} images would be suspected if nobody vouched for them."
         )
     if not sentences:
         top = strongest(cut for those in cuts.values() for cut in those)
