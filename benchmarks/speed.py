@@ -21,6 +21,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import naive
@@ -62,6 +63,7 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+@cache
 def synthetic(count: int, seed: int) -> ImageSet:
     """Draw 32x32 colour images of ten classes: a smooth pattern for each class under noise."""
     generator = torch.Generator().manual_seed(seed)
@@ -229,7 +231,7 @@ def abl_on_device(args: argparse.Namespace) -> dict[str, Json]:
     plan = TrainPlan(
         args.gpu_epochs - isolation - unlearning,
         args.batch_size,
-        RATE,
+        RATE * args.batch_size / 128 if args.scale_rate else RATE,
         schedule="multistep",
         augment=("crop", "flip", "cutout"),
     )
@@ -265,6 +267,7 @@ def abl_on_device(args: argparse.Namespace) -> dict[str, Json]:
             "images": len(data),
             "source": source if args.data is None else "folder or file given by --data",
             "batch_size": args.batch_size,
+            "lr": plan.lr,
             "model": NETWORK,
             "device": device,
             "versions": versions(),
@@ -286,7 +289,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--score-images", type=int, default=1000, help="naive scoring runs on so many and is scaled")
     parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto", help="of our side")
-    parser.add_argument("--compile", choices=["auto", "off", "on"], help="default off; on with --gpu-epochs")
+    parser.add_argument("--compile", choices=["auto", "off", "on", "graphs"], help="default off; on with --gpu-epochs")
+    parser.add_argument("--scale-rate", action="store_true", help="with --gpu-epochs: rate / batch constant")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the result here")
     parser.add_argument("--gpu-epochs", type=int, help="time so many epochs of ABL in all, ours alone (3 at least)")

@@ -121,7 +121,7 @@ class TrainConfig(_Section):
     schedule: Literal["constant", "cosine", "multistep", "onecycle"] = "onecycle"
     augment: tuple[Literal["crop", "cutout", "flip"], ...] = ("crop", "flip")
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    compile: Literal["auto", "off", "on"] = "auto"
+    compile: Literal["auto", "off", "on", "graphs"] = "auto"
 
 
 class RunConfig(_Section):

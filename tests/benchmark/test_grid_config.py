@@ -250,8 +250,8 @@ def test_the_grids_of_the_repository_are_valid(path):
 
 def test_the_paper_table_is_whole():
     cells = GridConfig.load(GRIDS[0].parent / "paper.yaml").cells()
-    # Three sets, three seeds, ten attacks and none, five defences and none.
-    assert len(cells) == 3 * 3 * 11 * 6
+    # Three sets, three seeds, ten attacks and none, six defences and none.
+    assert len(cells) == 3 * 3 * 11 * 7
     assert {(cell.data, cell.model) for cell in cells} == {
         ("cifar10", "wrn-16-1"),
         ("gtsrb", "wrn-16-1"),

@@ -8,7 +8,7 @@ from torch import nn
 
 from antibackdoor.errors import DeviceError
 from antibackdoor.seeds import Seeds
-from antibackdoor.training import Phase, Runtime, Trainer, runtime
+from antibackdoor.training import Phase, Runtime, Trainer, TrainPlan, runtime
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,8 @@ def test_only_the_statistics_of_batch_normalisation_are_averaged():
 
 
 @pytest.mark.parametrize(
-    ("mode", "images", "expected"), [("on", 1, True), ("off", 10**9, False), ("auto", 10**9, False)]
+    ("mode", "images", "expected"),
+    [("on", 1, True), ("graphs", 1, True), ("off", 10**9, False), ("auto", 10**9, False)],
 )
 def test_when_to_compile_on_a_cpu(mode, images, expected):
     assert Runtime.create("cpu", "fp32", mode).compiles(images) is expected
@@ -136,3 +137,32 @@ def test_bfloat16_trains_with_float32_weights_and_losses(blobs, tiny, plan):
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     assert history.losses.dtype == "float32"
     assert history.losses[-1].mean() < history.losses[0].mean()
+
+
+@pytest.mark.parametrize(
+    ("device", "mode", "asked"),
+    [
+        ("cpu", "off", []),
+        ("cpu", "on", [None]),
+        ("cpu", "graphs", [None]),
+        ("cuda", "on", [None]),
+        ("cuda", "graphs", ["reduce-overhead"]),
+    ],
+)
+def test_what_is_compiled_and_how(monkeypatch, device, mode, asked):
+    seen, marks = [], []
+    monkeypatch.setattr(torch, "compile", lambda net, mode=None: seen.append(mode) or "compiled")
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append(1))
+    made, net = Runtime(torch.device(device), torch.float32, "", mode), nn.Linear(2, 2)
+    found = made.compiled(net, 100)
+    made.begin_step()
+    assert seen == asked
+    assert found is net if not asked else found == "compiled"
+    assert len(marks) == (asked == ["reduce-overhead"])
+
+
+@pytest.mark.parametrize(("device", "fused"), [("cpu", None), ("cuda", True)])
+def test_the_optimiser_is_fused_on_a_gpu(device, fused):
+    trainer = Trainer(Runtime(torch.device(device), torch.float32, "", "off"), Seeds(0))
+    optimizer = trainer._optimizer_of(nn.Linear(2, 2), Phase("train", TrainPlan()))
+    assert optimizer.defaults["fused"] is fused

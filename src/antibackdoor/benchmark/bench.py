@@ -44,6 +44,7 @@ def run_grid(
     pool: Pool | None = None,
     retry_failed: bool = True,
     watcher: Watcher = NOBODY,
+    summaries: bool = True,
 ) -> Finished:
     """Run the cells of a grid that have no record yet, and write the summaries.
 
@@ -55,6 +56,7 @@ def run_grid(
         pool: Who does the work; this process alone if None.
         retry_failed: Run cells that failed before once more.
         watcher: Is told how far it is.
+        summaries: Write them; seconds that a run with little time saves.
 
     Returns:
         All records of the grid, failed ones included.
@@ -81,12 +83,13 @@ def run_grid(
                         records[cell.file] = record
                         ran += 1
         except KeyboardInterrupt:
-            write_summaries(_in_order(cells, records), out)
+            if summaries:
+                write_summaries(_in_order(cells, records), out)
             raise
         finally:
             watcher.close()
         in_order = _in_order(cells, records)
-        return Finished(in_order, ran, tuple(write_summaries(in_order, out)))
+        return Finished(in_order, ran, tuple(write_summaries(in_order, out)) if summaries else ())
 
 
 def write_summaries(records: Sequence[Mapping[str, object]], out: Path) -> list[Path]:

@@ -192,7 +192,7 @@ class Trainer:
                 self._leave(phase, optimizer)
                 return _counted(history, sizes)
         net = runtime.parallel(model)
-        compiled = torch.compile(net) if runtime.compiles(len(rows) * (phase.end - phase.first)) else net
+        compiled = runtime.compiled(net, len(rows) * (phase.end - phase.first))
         done_epochs = phase.first + len(history.seconds)
         capture = partial(PhaseState.capture, model, optimizer, continued=phase.continued)
         last_good = capture(history, done=False)
@@ -236,9 +236,9 @@ class Trainer:
         before = self._unfinished.pop(phase.part_of, None) if phase.part_of and phase.first else None
         if before is not None and before.param_groups[0]["params"][0] is parameters[0]:
             return before
-        return torch.optim.SGD(
-            parameters, lr=plan.lr, momentum=plan.momentum, weight_decay=plan.weight_decay, nesterov=plan.nesterov
-        )
+        fused = True if self.runtime.device.type == "cuda" else None  # there, one kernel in place of several
+        decay, momentum = plan.weight_decay, plan.momentum
+        return torch.optim.SGD(parameters, plan.lr, momentum, 0, decay, plan.nesterov, fused=fused)
 
     def _leave(self, phase: Phase, optimizer: torch.optim.Optimizer) -> None:
         if phase.part_of and phase.continued:
@@ -309,12 +309,14 @@ class _EpochWorker:
         pixels = images.to(torch.float32, memory_format=torch.channels_last).div_(255)
         # Only full batches run compiled: a batch of another size would be compiled once more for a single use.
         net = self._compiled if sizes[number] == plan.batch_size else self._net
+        # Before the forward pass: gradients of the last step may lie in memory that CUDA graphs write again.
+        self._optimizer.zero_grad(set_to_none=True)
+        runtime.begin_step()
         with runtime.autocast():
             logits = net(pixels)
         step = Step(pixels, labels, index, logits, ce(logits, labels))
         # Processes average their gradients; the factor makes that the mean over the batch when shares are uneven.
         weight = len(index) * runtime.world / sizes[number]
-        self._optimizer.zero_grad(set_to_none=True)
         (self._objective(step) * weight).backward()
         if self._phase.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._net.parameters(), self._phase.clip_norm)

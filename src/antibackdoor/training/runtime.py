@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["CompileMode", "Precision", "Runtime"]
 
 Precision = Literal["auto", "bf16", "fp32"]
-CompileMode = Literal["auto", "off", "on"]
+CompileMode = Literal["auto", "off", "on", "graphs"]
 T = TypeVar("T")
 _AVERAGED = frozenset({"running_mean", "running_var"})
 # How long processes wait for the first one, which looks at a large set by itself.
@@ -102,7 +103,8 @@ class Runtime:
         device: Where tensors live.
         dtype: The type that forward passes are autocast to; float32 means no autocast.
         reason: Why that type, in words.
-        compile_mode: Whether ``torch.compile`` is used; "auto" compiles on CUDA when a phase is long enough to pay.
+        compile_mode: Whether ``torch.compile`` is used; "auto" compiles on CUDA when a phase is long enough to pay,
+            "graphs" replays CUDA graphs as well, which saves the launches of small kernels (on a CPU it is "on").
         accelerator: The accelerate object when several processes work together, else None.
     """
 
@@ -123,7 +125,7 @@ class Runtime:
             device: "auto", "cpu", "cuda", "cuda:1" or "mps". Of several processes each takes a card of its own, so an
                 index is for one process alone.
             precision: "auto", "bf16" or "fp32".
-            compile_mode: "auto", "on" or "off".
+            compile_mode: "auto", "on", "off" or "graphs".
 
         Raises:
             DeviceError: No such device here, or one card for several processes.
@@ -201,7 +203,24 @@ class Runtime:
         if self.compile_mode == "auto":
             # Compilation took 10 to 30 s and a CPU network of this size ran slower with it (docs/log.md).
             return self.device.type == "cuda" and images >= 1_000_000
-        return self.compile_mode == "on"
+        return self.compile_mode != "off"
+
+    def compiled(self, net: nn.Module, images: int) -> nn.Module | Callable[..., Tensor]:
+        """Return what is called for a full batch in training: the network, or what is compiled of it.
+
+        Args:
+            net: The network as :meth:`parallel` gives it.
+            images: Images that the phase sees in all.
+        """
+        if not self.compiles(images):
+            return net
+        graphs = self.compile_mode == "graphs" and self.device.type == "cuda"
+        return torch.compile(net, mode="reduce-overhead" if graphs else None)
+
+    def begin_step(self) -> None:
+        """Say that a step of training begins: what CUDA graphs gave in the last one may be overwritten."""
+        if self.compile_mode == "graphs" and self.device.type == "cuda":
+            torch.compiler.cudagraph_mark_step_begin()
 
     def describe(self) -> dict[str, Json]:
         """Return what a record says about the device."""
