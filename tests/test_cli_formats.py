@@ -91,6 +91,30 @@ def test_what_each_level_stops_at(verdict: str | None, flagged: int, levels: set
     assert not found(record(verdict, flagged), None)
 
 
+def test_only_what_is_new_since_a_baseline_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_npz(tmp_path / "pets.npz", 8)
+    shares = {name: ("--set", f"defence.share={share}") for name, share in (("first", 0.2), ("more", 0.5))}
+    assert invoke("scan", "pets.npz", "--out", "first", *FAST, *shares["first"], "--quiet").code == 0
+    (tmp_path / "pets.npz").rename(tmp_path / "renamed.npz")
+    scan = ("scan", "renamed.npz", *FAST, "--format", "json", "--fail-on", "suspects", "--fail-on", "undecided")
+    same = invoke(*scan, "--out", "same", *shares["first"], "--baseline", "first")
+    assert same.code == 0, same
+    values = json.loads(same.out)
+    assert (values["flagged"], values["suspects"], values["metrics"]["n_flagged"]) == (0, [], 5)
+    assert values["evidence"][0].startswith("New since first: 0 flagged images; 5 more were flagged there already")
+    more = invoke(*scan, "--out", "more", *shares["more"], "--baseline", "first")
+    assert more.code == 3, more
+    values = json.loads(more.out)
+    assert values["flagged"] == len(values["suspects"]) >= 7
+    known = {row.split(",")[1][-5:] for row in (tmp_path / "first" / "suspects.csv").read_text().splitlines()[1:6]}
+    assert not known & {suspect["id"][-5:] for suspect in values["suspects"]}
+    assert invoke(*scan, "--out", "again", *shares["first"]).code == 3
+    refused = invoke(*scan, "--out", "no", "--baseline", "nowhere")
+    assert (refused.code, refused.out, (tmp_path / "no").exists()) == (2, "", False)
+    assert "nowhere" in refused.err
+
+
 def test_the_page_lists_the_keys_of_the_json(finished_run: Path) -> None:
     values = json.loads(invoke("report", finished_run, "--format", "json").out)
     listed = re.findall(r"^\| `(\w+)` \|", DOCS.read_text(encoding="utf-8"), re.MULTILINE)

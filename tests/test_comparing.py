@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from end_to_end import FAST, invoke, write_npz
 
-from antibackdoor.comparing import FIGURES, Changed, changes_csv, compare_runs
+from antibackdoor.comparing import FIGURES, Changed, changes_csv, compare_runs, since
 from antibackdoor.report.tables import metric_rows
 from antibackdoor.storage import load_run
 from antibackdoor.stored import StoredRun
@@ -53,6 +53,19 @@ def change(finished_run: Path) -> Change:
         )
 
     return make
+
+
+def test_what_is_new_since_a_run(change: Change) -> None:
+    before, nobody = change(), np.zeros(24, dtype=bool)
+    assert not since(change(), before, "last").flagged.any()
+    flagged = np.arange(24) < 4
+    found = since(change(flagged=flagged), before, "last")
+    assert found.flagged.nonzero()[0].tolist() == [2, 3]
+    assert found.record.verdict == before.record.verdict
+    assert found.record.evidence[0].startswith("New since last: 2 flagged images; 2 more were flagged there already")
+    renamed = change(flagged=flagged, ids=[f"other/{row}" for row in range(24)])
+    assert since(renamed, before, "last").flagged.nonzero()[0].tolist() == [2, 3]
+    assert since(renamed, change(flagged=nobody), "last").flagged.sum() == 4
 
 
 def test_a_run_beside_itself_has_not_changed(change: Change) -> None:

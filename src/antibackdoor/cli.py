@@ -16,7 +16,7 @@ from antibackdoor import cli_formats
 from antibackdoor.cli_bench import bench
 from antibackdoor.cli_compare import compare
 from antibackdoor.cli_export import export
-from antibackdoor.cli_formats import FailOn, FailOns, Formats
+from antibackdoor.cli_formats import Baseline, BaselineRun, FailOn, FailOns, Formats
 from antibackdoor.cli_review import review
 from antibackdoor.cli_verify import verify
 from antibackdoor.errors import AntiBackdoorError, ConfigError
@@ -200,6 +200,7 @@ def scan(
     out: Out,
     format_: Formats = None,
     fail_on: FailOns = None,
+    baseline: BaselineRun = None,
     fail_on_suspects: Annotated[bool, typer.Option("--fail-on-suspects", help="Short for --fail-on suspects.")] = False,
     defence: Defence = None,
     sensitivity: Sensitivity = None,
@@ -232,11 +233,12 @@ def scan(
         "device": device,
     }
     parsed = _config(config, values, settings)
-    asked = cli_formats.requests(format_)
+    asked, earlier = cli_formats.requests(format_), Baseline.read(baseline)
     progress = _progress(quiet, beside=cli_formats.documents(asked))
     result = run(parsed, out=out, scan_only=True, resume=resume, overwrite=overwrite, progress=progress)
-    cli_formats.emit(out, asked)
-    if cli_formats.found(result.record, [*(fail_on or ()), *([FailOn.SUSPECTS] if fail_on_suspects else ())]):
+    cli_formats.emit(out, asked, earlier)
+    levels = [*(fail_on or ()), *([FailOn.SUSPECTS] if fail_on_suspects else ())]
+    if cli_formats.found(result.record, levels, out, earlier):
         raise typer.Exit(EXIT_FOUND)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,10 +14,23 @@ import typer
 from antibackdoor.errors import ConfigError, UnknownNameError
 
 if TYPE_CHECKING:
+    from antibackdoor.stored import StoredRun
     from antibackdoor.types import RunRecord
 
-__all__ = ["FailOn", "FailOns", "Formats", "Request", "documents", "emit", "found", "requests"]
+__all__ = [
+    "Baseline",
+    "BaselineRun",
+    "FailOn",
+    "FailOns",
+    "Formats",
+    "Request",
+    "documents",
+    "emit",
+    "found",
+    "requests",
+]
 
+_VERDICTS = ("no sign of poison", "undecided", "poisoned")  # from good to bad
 NAMES = ("text", "json", "sarif", "junit", "github", "intoto")
 
 
@@ -36,6 +49,12 @@ Formats = Annotated[
         metavar="NAME[=FILE]",
         help=f"{', '.join(NAMES[:-1])} or {NAMES[-1]}, to standard output or to FILE; repeatable. See "
         "docs/pipelines.md. [default: text]",
+    ),
+]
+BaselineRun = Annotated[
+    Path | None,
+    typer.Option(
+        "--baseline", metavar="RUN", help="An earlier run; report only what is new since. See docs/pipelines.md."
     ),
 ]
 FailOns = Annotated[
@@ -93,8 +112,13 @@ def documents(asked: Sequence[Request]) -> bool:
     return any(request.file is None and request.name != "text" for request in asked)
 
 
-def emit(run: Path, asked: Sequence[Request]) -> None:
+def emit(run: Path, asked: Sequence[Request], baseline: Baseline | None = None) -> None:
     """Give a finished run out, in every format asked for; the first process alone does.
+
+    Args:
+        run: Its folder.
+        asked: The formats.
+        baseline: An earlier run, whose suspects are left out.
 
     Raises:
         StorageError: A file cannot be read or written.
@@ -105,6 +129,10 @@ def emit(run: Path, asked: Sequence[Request]) -> None:
     from antibackdoor.storage import write_text
 
     findings = read(run)
+    if baseline is not None:
+        from antibackdoor.comparing import since
+
+        findings = replace(findings, run=since(findings.run, baseline.run, str(baseline.folder)))
     for request in asked:
         text = render(findings, request.name)
         if request.file is None:
@@ -115,11 +143,55 @@ def emit(run: Path, asked: Sequence[Request]) -> None:
             github.append_summary(findings)
 
 
-def found(record: RunRecord, fail_on: Sequence[FailOn] | None) -> bool:
-    """Say whether what ``--fail-on`` names was found."""
+def found(
+    record: RunRecord, fail_on: Sequence[FailOn] | None, run: Path | None = None, baseline: Baseline | None = None
+) -> bool:
+    """Say whether what ``--fail-on`` names was found.
+
+    Args:
+        record: Of the run.
+        fail_on: What was named.
+        run: Its folder; needed with a baseline.
+        baseline: An earlier run: what it had found already does not count. A verdict counts where it is worse than that
+            of the earlier run, or where images are flagged that were not.
+    """
+    suspects, known = bool(record.metrics.n_flagged), "no sign of poison"
+    if run is not None and baseline is not None:
+        if os.environ.get("RANK", "0") != "0":
+            return False  # The first process tells; it may still be writing the run.
+        from antibackdoor.comparing import since
+        from antibackdoor.storage import load_run
+
+        suspects = bool(since(load_run(run), baseline.run, str(baseline.folder)).flagged.any())
+        known = known if suspects else baseline.run.record.verdict or "undecided"
+    worse = _VERDICTS.index(record.verdict or "undecided") > _VERDICTS.index(known)
     met = {
-        FailOn.POISONED: record.verdict == "poisoned",
-        FailOn.UNDECIDED: record.verdict != "no sign of poison",
-        FailOn.SUSPECTS: bool(record.metrics.n_flagged),
+        FailOn.POISONED: worse and record.verdict == "poisoned",
+        FailOn.UNDECIDED: worse,
+        FailOn.SUSPECTS: suspects,
     }
     return any(met[level] for level in fail_on or ())
+
+
+@dataclass(frozen=True, eq=False)
+class Baseline:
+    """An earlier run, with which another is compared.
+
+    Attributes:
+        folder: Where it lies.
+        run: What is in it.
+    """
+
+    folder: Path
+    run: StoredRun
+
+    @staticmethod
+    def read(folder: Path | None) -> Baseline | None:
+        """Read the run that ``--baseline`` names, before anything is done; None where none is named.
+
+        Raises:
+            StorageError: It is no finished run.
+        """
+        from antibackdoor.storage import load_run
+
+        return None if folder is None else Baseline(folder, load_run(folder))

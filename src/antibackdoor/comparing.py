@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from antibackdoor.report.tables import metric_rows
 from antibackdoor.stored import StoredRun
 from antibackdoor.types import Json
 
-__all__ = ["FIGURES", "Changed", "Comparison", "changes_csv", "compare_runs"]
+__all__ = ["FIGURES", "Changed", "Comparison", "changes_csv", "compare_runs", "since"]
 
 # The figures by the names that tables give them, with their names in the record.
 FIGURES = {
@@ -112,6 +115,29 @@ def compare_runs(before: StoredRun, after: StoredRun) -> Comparison:
         suspects=sum(bool(before.flagged[old] and after.flagged[new]) for new, old in pairs.items()),
         changed=tuple(changed),
     )
+
+
+def since(run: StoredRun, before: StoredRun, name: str) -> StoredRun:
+    """Return a run in which nobody is flagged whom an earlier one had flagged already.
+
+    Args:
+        run: The run.
+        before: The earlier one; images are matched as in :func:`compare_runs`.
+        name: What to call the earlier one.
+
+    Returns:
+        The same run with fewer flags, and a sentence that says so. Its verdict is still that on the whole set.
+    """
+    known = np.zeros(len(run.ids), dtype=np.bool_)
+    for row, old in _pairs(before, run).items():
+        known[row] = before.flagged[old]
+    flagged = run.flagged & ~known
+    sentence = (
+        f"New since {name}: {int(flagged.sum()):,} flagged images; {int((run.flagged & known).sum()):,} more were "
+        "flagged there already and are not listed here. The verdict is on the whole set."
+    )
+    record = dataclasses.replace(run.record, evidence=(sentence, *run.record.evidence))
+    return dataclasses.replace(run, flagged=flagged, record=record)
 
 
 def changes_csv(comparison: Comparison) -> str:
