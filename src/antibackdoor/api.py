@@ -71,7 +71,7 @@ def train(
     """Train on data that may be poisoned; the whole of ``antibackdoor train``.
 
     Args:
-        data: A folder, a table of paths and labels or a .npz by path, "embedded", "hub:NAME", an :class:`ImageSet`, a
+        data: A path to what docs/data.md lists, "embedded", "hub:NAME", an :class:`ImageSet`, a
             map-style torch Dataset of (image, label), or a pair (images uint8 (N, H, W[, C]) or a tensor
             (N, C, H, W), labels int (N,)).
         test: Clean test images, in any of these forms; without them a tenth of ``data`` is held out.

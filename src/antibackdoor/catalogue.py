@@ -40,6 +40,8 @@ def _datasets() -> list[tuple[str, str]]:
         ("embedded", "Fashion-MNIST's 10,000 test images, 8,000 to train and 2,000 to test, shipped with the package"),
         ("FOLDER", "one subfolder a class, or train/ and test/ with one subfolder a class each"),
         ("FILE.csv", "a table with the columns path and label, perhaps id and split; .parquet too (docs/data.md)"),
+        ("*.parquet", "images as bytes and labels, or a folder of such; also what Hugging Face's save_to_disk wrote"),
+        ("*.tar", "WebDataset shards: NAME.jpg with NAME.cls or NAME.json; a folder of such, or 'set-{000..009}.tar'"),
         ("FILE.npz", "images uint8 (N, H, W[, C]), labels int (N,), perhaps test_images, test_labels, classes"),
         ("hub:NAME", "a data set of the Hugging Face hub (pip install 'antibackdoor[hub]')"),
     ]

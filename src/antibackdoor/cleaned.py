@@ -15,6 +15,7 @@ from antibackdoor.config import RunConfig
 from antibackdoor.csvs import as_text, lines_of
 from antibackdoor.data.files_of import files_of
 from antibackdoor.data.opening import printable
+from antibackdoor.data.shards import is_pattern
 from antibackdoor.deciding import follow
 from antibackdoor.decisions import Decision, check_decisions, read_decisions
 from antibackdoor.errors import ConfigError, DataError, RunExistsError, StorageError
@@ -147,7 +148,7 @@ def _source_of(stored: StoredRun) -> str | None:
 
 def _files(run: Path, stored: StoredRun, given: str) -> dict[str, Path] | None:
     """Return the file of each image by its id, None where the images are no files."""
-    named = given == "embedded" or given.startswith("hub:")
+    named = given == "embedded" or given.startswith("hub:") or is_pattern(given)
     if not named and not Path(given).exists():
         raise StorageError(
             f"{run} was made of the images in {given}, which is not there (or not seen from this folder); --data says "

@@ -54,8 +54,8 @@ app = typer.Typer(
 )
 
 DATA = (
-    "A folder with one subfolder a class (or train/ and test/), a table of paths and labels (.csv, .parquet), a .npz, "
-    "'embedded', or 'hub:NAME'."
+    "A folder with one subfolder a class (or train/ and test/), a table of paths and labels (.csv, .parquet), parquet "
+    "or tar files with images inside (a folder of them, or 'set-{000..009}.tar'), a .npz, 'embedded', or 'hub:NAME'."
 )
 Data = Annotated[str, typer.Argument(metavar="DATA", help=DATA)]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the files of the run.")]

@@ -85,8 +85,9 @@ class DataConfig(_Section):
     """What to train on.
 
     Attributes:
-        source: Folder, table of paths and labels (.csv, .parquet), .npz, "embedded" or "hub:NAME".
-        test: Folder, table or .npz of clean test images, beside what the source holds.
+        source: Folder, table of paths and labels (.csv, .parquet), parquet or tar files with images, .npz, "embedded"
+            or "hub:NAME"; see docs/data.md.
+        test: The same, of clean test images, beside what the source holds.
         image_size: Side to resize to; chosen by inspection if None.
         limit: Train on this many images, drawn evenly over the classes; all if None.
         limit_test: The same for the test set.

@@ -148,7 +148,7 @@ def evaluate_run(
     seen = ImageSet(torch.zeros((0, *_shape(record)), dtype=torch.uint8), nothing, classes, (), white=_white(record))
 
     def read(folder: Path) -> ImageSet:
-        return with_classes(reader.read(scan(folder, say=progress.say), name=str(folder), like=seen), classes)
+        return with_classes(reader.read(scan(folder, say=progress.say), like=seen), classes)
 
     truth = None
     if triggered is not None and target is not None:

@@ -358,5 +358,5 @@ def test_pillow_warnings_do_not_leak(two_classes, read):
 def test_many_files_keep_their_order(tmp_path, noise, reader: Reader):
     for i in range(150):
         save(tmp_path / "d" / "ab"[i % 2] / f"{i:03d}.png", np.full((8, 8), i, np.uint8))
-    data = reader.read(scan(tmp_path / "d"), name="d")
+    data = reader.read(scan(tmp_path / "d"))
     assert [int(image[0, 0, 0]) for image in data.images] == [int(name[2:5]) for name in data.ids]

@@ -130,7 +130,7 @@ REFUSED = {
     "an open quote": (table(['"cat/0.png,cat']), r"cannot be read as CSV"),
     "no training rows": (
         table([f"{r},a" for r in labelled()], "path,label,split"),
-        r"no row with the split 'train'.*'a'",
+        r"no rows of the split 'train' to train on; it has 'a'",
     ),
     "one class": (table(labelled(lambda path: "cat")), r"only one class \(cat\)"),
     "not an image": (table([*labelled(), "photos.csv,cat"]), r"photos\.csv: not an image in a known format"),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from antibackdoor.data.formats import FORMATS
-from antibackdoor.data.opening import open_regular
+from antibackdoor.data.opening import Payload, open_payload
 from antibackdoor.errors import DataError
 
 __all__ = [
@@ -80,14 +79,14 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def inspect(path: Path) -> Header:
+def inspect(payload: Payload) -> Header:
     """Read the header of an image file.
 
     Raises:
         BadImageError: Not an image in a known format, or more than 100 megapixels.
     """
     try:
-        with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
+        with open_payload(payload) as file, Image.open(file, formats=FORMATS) as image:
             _check_size(image)
             width, height = image.size
             if _orientation(image) >= FIRST_SIDEWAYS:
@@ -97,25 +96,25 @@ def inspect(path: Path) -> Header:
         raise _bad(error) from error
 
 
-def brightest(path: Path) -> int:
+def brightest(payload: Payload) -> int:
     """Return the highest value of an image of more than 8 bits of grey; 0 for any other.
 
     Raises:
         BadImageError: See :func:`decode`.
     """
     try:
-        with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
+        with open_payload(payload) as file, Image.open(file, formats=FORMATS) as image:
             _check_size(image)
             return int(np.asarray(image).max()) if image.mode.startswith(WIDE) else 0
     except Exception as error:
         raise _bad(error) from error
 
 
-def decode(path: Path, *, channels: int, height: int, width: int, white: int = WHITE) -> NDArray[np.uint8]:
+def decode(payload: Payload, *, channels: int, height: int, width: int, white: int = WHITE) -> NDArray[np.uint8]:
     """Decode an image file, turn it upright and resize it.
 
     Args:
-        path: The file.
+        payload: The file, or bytes from inside another.
         channels: 1 for grey, 3 for RGB; colour is brought to grey by luma, grey to RGB by repetition.
         height: Of the result, in pixels; the aspect is not kept.
         width: Of the result, in pixels.
@@ -128,7 +127,7 @@ def decode(path: Path, *, channels: int, height: int, width: int, white: int = W
         BadImageError: The file cannot be decoded, is truncated or has more than 100 megapixels.
     """
     try:
-        with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
+        with open_payload(payload) as file, Image.open(file, formats=FORMATS) as image:
             _check_size(image)
             sideways = _orientation(image) >= FIRST_SIDEWAYS
             # A JPEG can be decoded at a half, a quarter or an eighth; twice the wanted size leaves the resize

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from antibackdoor.data.opening import printable
+from antibackdoor.data.opening import Payload, printable
 
-__all__ = ["Listing", "class_names"]
+__all__ = ["Listing"]
 
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """N images, each a file below one folder.
+    """N images, each a file below one folder; readers of files that hold many derive from it.
 
     Attributes:
         where: What to call the source in messages.
         root: The folder that the files lie below.
-        files: N paths below ``root``, or absolute ones.
+        files: The paths below ``root``, or absolute ones, whose contents make the set; here one an image.
         classes: K names, in label order.
         labels: N class indices.
         ids: N names, unique; they stand in the lists of a run.
@@ -35,18 +35,10 @@ class Listing:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def payloads(self, rows: Sequence[int]) -> Iterator[Path]:
+    def payloads(self, rows: Sequence[int]) -> Iterator[Payload]:
         """Yield what each of ``rows`` is decoded from, in that order."""
         return (self.root / self.files[row] for row in rows)
 
     def place(self, row: int) -> str:
         """Return where an image is found, for a message."""
         return printable(os.path.join(self.root, self.files[row]))
-
-
-def class_names(labels: Iterable[str]) -> tuple[str, ...]:
-    """Return each label once, in the order that classes are numbered in: whole numbers by size, else by name."""
-    names = set(labels)
-    if all(name.isascii() and name.isdecimal() and str(int(name)) == name for name in names):
-        return tuple(sorted(names, key=int))
-    return tuple(sorted(names))

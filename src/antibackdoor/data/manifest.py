@@ -7,17 +7,17 @@ import os
 import re
 import stat
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from antibackdoor.csvs import read_back
-from antibackdoor.data.listing import Listing, class_names
-from antibackdoor.data.splits import TEST, TRAIN, first_named
+from antibackdoor.data.labels import checked_labels, numbered
+from antibackdoor.data.listing import Listing
+from antibackdoor.data.splits import Splits, chosen_parts, shown
 from antibackdoor.data.tables import PARQUET, Table, parquet_table
 from antibackdoor.errors import DataError
 from antibackdoor.progress import Progress
 
-__all__ = ["SUFFIXES", "Splits", "load_manifest"]
+__all__ = ["SUFFIXES", "load_manifest"]
 
 SUFFIXES = (".csv", ".tsv", PARQUET)
 DELIMITERS = ",;\t"
@@ -28,20 +28,6 @@ ALSO_CALLED = {
     "label": ("class", "class_name", "category", "target", "y", "labels"),
 }
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-WHOLE = re.compile(r"[+-]?\d+")
-
-
-@dataclass(frozen=True, eq=False)
-class Splits:
-    """What a source holds, by the part.
-
-    Attributes:
-        train: The images to train on.
-        test: The images to measure on, or None.
-    """
-
-    train: Listing
-    test: Listing | None
 
 
 def load_manifest(path: Path, progress: Progress, *, skip_bad: bool = False, whole: bool = False) -> Splits:
@@ -71,20 +57,19 @@ def load_manifest(path: Path, progress: Progress, *, skip_bad: bool = False, who
             raise _no_column(path, column, table.names)
     if not table.rows:
         raise DataError(f"{path}: no rows; expected one image a row below the header")
-    labels = _checked_labels(path, table)
+    labels = checked_labels(table.columns["label"], lambda row: f"{path}, {table.place(row)}")
     ids = _checked_ids(path, table)
     if not skip_bad:
         _check_files(path, table)
 
     def listing(rows: Sequence[int], where: str) -> Listing:
-        names = class_names(labels[row] for row in rows)
-        number = {name: i for i, name in enumerate(names)}
+        names, numbers = numbered([labels[row] for row in rows])
         return Listing(
             where=where,
             root=path.parent,
             files=tuple(table.columns["path"][row] for row in rows),
             classes=names,
-            labels=tuple(number[labels[row]] for row in rows),
+            labels=numbers,
             ids=tuple(ids[row] for row in rows),
         )
 
@@ -99,17 +84,11 @@ def _split(
     rows: dict[str, list[int]] = {}
     for row, name in enumerate(table.columns["split"]):
         rows.setdefault(name.strip().casefold(), []).append(row)
-    held_out = first_named(TEST, rows)
-    if whole:
-        return Splits(listing(rows[held_out] if held_out else range(table.rows), str(path)), None)
-    own = first_named(TRAIN, rows)
-    if own is None:
-        raise DataError(f"{path}: no row with the split 'train'; the column split has {_shown(rows)}")
-    if unused := [name for name in rows if name not in {own, held_out}]:
-        count = sum(len(rows[name]) for name in unused)
-        progress.say(f"{path}: {count:,} of {table.rows:,} rows are not used, of the split {_shown(unused)}")
-    test = None if held_out is None else listing(rows[held_out], f"{path} ({held_out})")
-    return Splits(listing(rows[own], str(path)), test)
+    own, held_out = chosen_parts(
+        {name: len(of) for name, of in rows.items()}, "rows", str(path), progress.say, whole=whole
+    )
+    train = listing(range(table.rows) if own is None else rows[own], str(path))
+    return Splits(train, None if held_out is None else listing(rows[held_out], f"{path} ({held_out})"))
 
 
 def _csv_table(path: Path) -> Table:
@@ -156,36 +135,8 @@ def _delimiter(header: str) -> str:
 def _no_column(path: Path, column: str, names: Sequence[str]) -> DataError:
     near = next((name for name in ALSO_CALLED[column] if name in names), None)
     hint = f" Rename {near!r} if it is meant." if near else ""
-    has = f"it has {_shown(names)}" if any(names) else "it is empty"
+    has = f"it has {shown(names)}" if any(names) else "it is empty"
     return DataError(f"{path}: no column {column!r}; {has}. Expected the columns path and label.{hint}")
-
-
-def _checked_labels(path: Path, table: Table) -> list[str]:
-    labels = [label.strip() for label in table.columns["label"]]
-    names = set(labels)
-    if "" in names:
-        raise DataError(f"{path}, {table.place(labels.index(''))}: no label")
-    if all(map(_is_number, names)):
-        fraction = next((label for label in labels if not WHOLE.fullmatch(label)), None)
-        if fraction is not None:
-            row = labels.index(fraction)
-            raise DataError(
-                f"{path}, {table.place(row)}: label {fraction} is not a whole number; labels are class names, or "
-                "whole numbers from 0"
-            )
-        negative = next((label for label in labels if label.startswith("-")), None)
-        if negative is not None:
-            place = table.place(labels.index(negative))
-            raise DataError(f"{path}, {place}: label {negative} is negative; classes are counted from 0")
-    return labels
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _checked_ids(path: Path, table: Table) -> list[str]:
@@ -231,8 +182,3 @@ def _not_a_file(path: str) -> str | None:
     except ValueError as error:  # a NUL character
         return str(error)
     return None if stat.S_ISREG(mode) else "not a file"
-
-
-def _shown(names: Sequence[str] | dict[str, list[int]]) -> str:
-    listed = [repr(name) for name in names]
-    return ", ".join(listed[:10]) + (f" and {len(listed) - 10} more" if len(listed) > 10 else "")

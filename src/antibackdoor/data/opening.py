@@ -3,12 +3,61 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
+from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
+from typing import BinaryIO, TypeAlias
 
-__all__ = ["open_regular", "printable"]
+__all__ = ["Payload", "Piece", "open_payload", "open_regular", "printable"]
+
+LARGEST = 2**28  # bytes of an image inside another file, which is held in memory
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some bytes of a file.
+
+    Attributes:
+        path: The file.
+        offset: Of the first byte.
+        size: How many.
+    """
+
+    path: Path
+    offset: int
+    size: int
+
+
+Payload: TypeAlias = "Path | Piece | bytes"
+
+
+def open_payload(payload: Payload) -> BinaryIO:
+    """Open what an image is decoded from.
+
+    Args:
+        payload: A file, a piece of one, or the bytes themselves.
+
+    Raises:
+        OSError: It cannot be read, is not all there, or is larger than 256 MiB and not a file of its own.
+    """
+    if isinstance(payload, Path):
+        return open_regular(payload)
+    size = len(payload) if isinstance(payload, bytes) else payload.size
+    if size > LARGEST:
+        raise OSError(errno.EFBIG, f"{size:,} bytes; more than {LARGEST:,} are not read from inside another file")
+    if isinstance(payload, bytes):
+        if not payload:
+            raise OSError(errno.EINVAL, "no bytes of an image; a path alone is not followed")
+        return io.BytesIO(payload)
+    with open_regular(payload.path) as file:
+        file.seek(payload.offset)
+        held = file.read(size)
+    if len(held) != size:
+        raise OSError(errno.EINVAL, f"the file ends {size - len(held):,} bytes before the image does")
+    return io.BytesIO(held)
 
 
 def open_regular(path: str | Path) -> BufferedReader:

@@ -18,6 +18,7 @@ from antibackdoor.data import cache
 from antibackdoor.data.arrays import MIN_SIDE, check_trainable
 from antibackdoor.data.decode import WHITE, BadImageError, Header, brightest, decode, inspect, quiet
 from antibackdoor.data.listing import Listing
+from antibackdoor.data.opening import Payload
 from antibackdoor.data.parallel import map_chunks
 from antibackdoor.errors import DataError, StorageError
 from antibackdoor.progress import Progress
@@ -50,12 +51,11 @@ class Reader:
     cache_dir: Path
     progress: Progress
 
-    def read(self, listing: Listing, *, name: str, like: ImageSet | None = None) -> ImageSet:
+    def read(self, listing: Listing, *, like: ImageSet | None = None) -> ImageSet:
         """Read the images of a listing, from the cache where it holds the same ones.
 
         Args:
             listing: The images.
-            name: What to call the set.
             like: The set whose shape and white a test set is brought to; None for a training set, which chooses
                 its own and must hold two classes with two images each.
 
@@ -85,7 +85,7 @@ class Reader:
         labels = torch.tensor(meta.labels)
         if like is None:
             check_trainable(listing.where, meta.classes, labels)
-        return ImageSet(images, labels, meta.classes, meta.ids, name, meta.skipped, meta.white)
+        return ImageSet(images, labels, meta.classes, meta.ids, listing.where, meta.skipped, meta.white)
 
     def _build(self, listing: Listing, key: str, like: ImageSet | None) -> None:
         with quiet():
@@ -104,7 +104,7 @@ class Reader:
         self,
         listing: Listing,
         rows: Sequence[int],
-        read: Callable[[Path], NDArray[np.uint8]],
+        read: Callable[[Payload], NDArray[np.uint8]],
         shape: Shape,
         white: int,
         stream: BinaryIO,
@@ -128,11 +128,11 @@ class Reader:
         )
 
     def _each(
-        self, title: str, listing: Listing, rows: Sequence[int], function: Callable[[Path], R], *, chunk: int
+        self, title: str, listing: Listing, rows: Sequence[int], function: Callable[[Payload], R], *, chunk: int
     ) -> Iterator[tuple[int, R]]:
         """Yield each row with what ``function`` makes of it; leave out bad ones, or stop at the first."""
 
-        def attempt(item: tuple[int, Path]) -> tuple[int, R | BadImageError]:
+        def attempt(item: tuple[int, Payload]) -> tuple[int, R | BadImageError]:
             row, payload = item
             try:
                 return row, function(payload)

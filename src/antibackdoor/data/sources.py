@@ -11,9 +11,8 @@ from antibackdoor.data.arrays import fit_shape, from_arrays, load_npz, with_clas
 from antibackdoor.data.cache import default_cache_dir
 from antibackdoor.data.dataset import from_dataset
 from antibackdoor.data.embedded import load_embedded
-from antibackdoor.data.folder import parts_of, scan
 from antibackdoor.data.hub import load_hub
-from antibackdoor.data.manifest import SUFFIXES, load_manifest
+from antibackdoor.data.listed import KINDS, list_images
 from antibackdoor.data.reader import Reader
 from antibackdoor.errors import ConfigError, DataError
 from antibackdoor.progress import SILENT, Progress
@@ -22,7 +21,7 @@ from antibackdoor.types import ImageSet
 __all__ = ["Loaded", "from_arrays", "from_dataset", "load", "load_beside", "subsample"]
 
 EMBEDDED, HUB = "embedded", "hub:"
-FOLDER, TABLE, NPZ = "folder", "table", ".npz"
+NPZ = ".npz"
 SMALLEST, LARGEST = 8, 1024
 
 
@@ -53,7 +52,9 @@ def load(
     Args:
         source: A folder with one subfolder a class; a folder with ``train/`` and perhaps ``test/`` (or ``val/``,
             ``valid/``, ``validation/``, ``dev/``), each with one subfolder a class; a table of paths and labels,
-            .csv or .parquet (see :func:`antibackdoor.data.manifest.load_manifest`); a .npz (see
+            .csv or .parquet (see :func:`antibackdoor.data.manifest.load_manifest`); parquet files with the
+            images inside, or a folder of them, or one that Hugging Face's ``save_to_disk`` wrote; tar files as
+            WebDataset lays them out, by a folder or a pattern such as ``set-{000..009}.tar``; a .npz (see
             :func:`antibackdoor.data.arrays.load_npz`); the word ``embedded``; or ``hub:NAME``. Classes are
             numbered in sorted order of their names.
         test: A folder with one subfolder a class, a table of paths and labels, or a .npz, to use as the test
@@ -82,7 +83,7 @@ def load(
         raise ConfigError(f"image_size: {image_size} is outside {SMALLEST} to {LARGEST} pixels")
     reader = Reader(image_size, skip_bad, cache_dir or default_cache_dir(), progress)
     train, own_test = _load_source(source, reader, with_test=test is None)
-    chosen = own_test if test is None else _load_test(Path(test), train, reader)
+    chosen = own_test if test is None else _load_test(test, train, reader)
     if chosen is None:
         return Loaded(train, None)
     return Loaded(train, fit_shape(with_classes(chosen, train.classes), train.shape, progress))
@@ -110,7 +111,7 @@ def load_beside(
         StorageError: The cache cannot be written.
     """
     reader = Reader(None, skip_bad, cache_dir or default_cache_dir(), progress)
-    return fit_shape(with_classes(_load_test(Path(path), train, reader), train.classes), train.shape, progress)
+    return fit_shape(with_classes(_load_test(path, train, reader), train.classes), train.shape, progress)
 
 
 def subsample(data: ImageSet, count: int, generator: torch.Generator) -> ImageSet:
@@ -159,51 +160,25 @@ def _load_source(source: str | Path, reader: Reader, *, with_test: bool) -> tupl
         return _resized(load_embedded(), reader)
     if isinstance(source, str) and source.startswith(HUB):
         return load_hub(source.removeprefix(HUB), image_size=reader.image_size, progress=reader.progress)
+    splits = list_images(str(source), reader.progress, skip_bad=reader.skip_bad, alone=not with_test)
+    if splits is None:
+        return _resized(load_npz(_npz(source), training=True), reader)
+    train = reader.read(splits.train)
+    return train, reader.read(splits.test, like=train) if splits.test is not None and with_test else None
+
+
+def _load_test(source: str | Path, train: ImageSet, reader: Reader) -> ImageSet:
+    splits = list_images(str(source), reader.progress, skip_bad=reader.skip_bad, whole=True)
+    if splits is None:
+        return load_npz(_npz(source), training=False)[0]
+    return reader.read(splits.train, like=train)
+
+
+def _npz(source: str | Path) -> Path:
     path = Path(source)
-    kind = _kind(path)
-    if kind == NPZ:
-        return _resized(load_npz(path, training=True), reader)
-    if kind == TABLE:
-        splits = load_manifest(path, reader.progress, skip_bad=reader.skip_bad)
-        train = reader.read(splits.train, name=str(source))
-        if splits.test is None or not with_test:
-            return train, None
-        return train, reader.read(splits.test, name=splits.test.where, like=train)
-    say = reader.progress.say
-    parts = parts_of(path, say if with_test else SILENT.say)
-    if parts.train is None:
-        return reader.read(scan(path, say=say), name=str(source)), None
-    train = reader.read(scan(path / parts.train, f"{parts.train}/", say), name=f"{source}/{parts.train}")
-    if not with_test or parts.test is None:
-        return train, None
-    listing = scan(path / parts.test, f"{parts.test}/", say)
-    return train, reader.read(listing, name=f"{source}/{parts.test}", like=train)
-
-
-def _load_test(path: Path, train: ImageSet, reader: Reader) -> ImageSet:
-    kind = _kind(path)
-    if kind == NPZ:
-        return load_npz(path, training=False)[0]
-    if kind == TABLE:
-        listing = load_manifest(path, reader.progress, skip_bad=reader.skip_bad, whole=True).train
-    else:
-        listing = scan(path, say=reader.progress.say)
-    return reader.read(listing, name=str(path), like=train)
-
-
-def _kind(path: Path) -> str:
-    """Tell a folder, a table and a .npz; anything else is an error."""
-    if path.is_dir():
-        return FOLDER
-    expected = f"a folder with one subfolder a class, a table of paths and labels ({', '.join(SUFFIXES)}) or a {NPZ}"
-    if not path.exists():
-        raise DataError(f"{path}: no such folder or file. Expected {expected}, {EMBEDDED!r} or '{HUB}NAME'")
-    suffix = path.suffix.lower()
-    if suffix in SUFFIXES:
-        return TABLE
-    if suffix != NPZ:
-        raise DataError(f"{path}: a file, but not a {NPZ} or a table. Expected {expected}")
-    return NPZ
+    if path.suffix.lower() != NPZ:
+        raise DataError(f"{path}: a file, but not a {NPZ} or a table. Expected {KINDS}")
+    return path
 
 
 def _resized(sets: tuple[ImageSet, ImageSet | None], reader: Reader) -> tuple[ImageSet, ImageSet | None]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from antibackdoor.config import RunConfig
 from antibackdoor.content import content_hashes
+from antibackdoor.data.shards import is_pattern
 from antibackdoor.data.sources import EMBEDDED, HUB
 from antibackdoor.errors import DataError
 from antibackdoor.pipeline import limited, load_data, prepare_poison
@@ -67,7 +68,8 @@ def find_pictures(stored: StoredRun, data: str | None = None, progress: Progress
     """
     config = RunConfig.parse(stored.record.config)
     source = data or config.data.source
-    if source != EMBEDDED and not source.startswith(HUB) and not Path(source).exists():
+    named = source == EMBEDDED or source.startswith(HUB) or is_pattern(source)
+    if not named and not Path(source).exists():
         where = "no such folder or file" if data else "the images of this run are not there (any more)"
         raise DataError(f"{source}: {where}; --data DIR says where they are now")
     config = config.model_copy(update={"data": config.data.model_copy(update={"source": source, "test": None})})
