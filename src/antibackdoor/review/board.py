@@ -11,6 +11,7 @@ import numpy as np
 
 from antibackdoor.decisions import DECISIONS
 from antibackdoor.errors import ConfigError
+from antibackdoor.progress import SILENT, Bar, Progress
 from antibackdoor.review.likeness import cluster, ordinary_of, shrink
 
 if TYPE_CHECKING:
@@ -72,9 +73,18 @@ class Board:
         journal: Its decisions.
         near: How many images that are not flagged are shown with the suspects, the most suspect ones, and as many
             again of each class that is in doubt; None for as many as are flagged, and 100 at least.
+        progress: Told how far the grouping is.
     """
 
-    def __init__(self, stored: StoredRun, pictures: Pictures, journal: Journal, near: int | None = None) -> None:
+    def __init__(
+        self,
+        stored: StoredRun,
+        pictures: Pictures,
+        journal: Journal,
+        near: int | None = None,
+        progress: Progress = SILENT,
+    ) -> None:
+        self._progress = progress
         self.stored, self.pictures, self.journal = stored, pictures, journal
         self.count = len(stored.ids)
         scores = np.where(stored.scored, stored.scores, -np.inf)
@@ -113,9 +123,14 @@ class Board:
     @cached_property
     def clusters(self) -> NDArray[np.int64]:
         """int64 (N,), the group of likeness of each image under review, -1 of others; the most suspect group is 0."""
+        with self._progress.bar("grouping", len(self.stored.classes), "classes") as bar:
+            return self._cluster(bar)
+
+    def _cluster(self, bar: Bar) -> NDArray[np.int64]:
         found = np.full(self.count, -1, np.int64)
         total = 0
         for label in range(len(self.stored.classes)):
+            bar.advance()
             own = (self.stored.labels == label) & (self.pictures.places >= 0)
             # Apart, so that what suspects have in common is not thinned by others.
             parts = [self._rows(own & chosen) for chosen in (self.stored.flagged, self.near)]

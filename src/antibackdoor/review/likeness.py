@@ -1,7 +1,8 @@
 """Which images look alike: a cheap clustering within each class, and pictures of what a group has in common.
 
 An image is compared with the ordinary images of its class: each pixel by how many standard deviations it lies from
-their mean. What is always there (a patch in a corner, a tint) then counts as much as the whole object does.
+their mean, weighted by how far all that are compared lie to the same side. What is always there (a patch in a corner, a
+tint) then counts, though it is small, and what goes up and down (light and shade) does not.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
 __all__ = ["Ordinary", "cluster", "difference_of", "fractions", "highlight", "ordinary_of", "shrink"]
 
 _SIDE = 32  # pixels; larger images are compared at this size
-_COMPONENTS = 32
+_COMPONENTS = 8
 _FITTED = 2000  # images of a class that the components and centres are fitted to
 _CHUNK = 2048
 _FLOOR = 0.06  # of full range; a pixel that never changes has no spread
 _MOST_SPREADS = 4.0
+_LEAST_WEIGHT = 0.1  # of a pixel in which the images lie on both sides of ordinary, in spreads
+_SAME = 1e-3  # spreads; images that differ by less are copies
 _MOST_GROUPS = 12
 _IMAGES_A_GROUP = 8  # the number of groups of n images is the root of n over this
 _PLAIN = 3.0  # what lies less than this many spreads apart does not glow in full
@@ -70,7 +73,7 @@ def ordinary_of(images: NDArray[np.float32]) -> Ordinary:
 
 
 def cluster(images: NDArray[np.uint8], ordinary: Ordinary, seed: int = 0) -> NDArray[np.int64]:
-    """Put the images of one class into groups that look alike.
+    """Put the images of one class into groups that look alike: the largest group is cut in two, again and again.
 
     Args:
         images: uint8 (N, C, H, W).
@@ -80,25 +83,58 @@ def cluster(images: NDArray[np.uint8], ordinary: Ordinary, seed: int = 0) -> NDA
     Returns:
         int64 (N,), a group 0..G-1 each; G is 1 for a few images and 12 at most.
     """
+    count = len(images)
+    wanted = int(np.clip(round((count / _IMAGES_A_GROUP) ** 0.5), 1, _MOST_GROUPS))
+    found = np.zeros(count, np.int64)
+    if wanted == 1:
+        return found
+    fitted = np.sort(np.random.default_rng(seed).permutation(count)[:_FITTED])
+    sample = _deviations(images[fitted], ordinary)
+    groups = np.zeros(len(sample), np.int64)
+    cuts: list[tuple[int, _Cut]] = []
+    while len(cuts) + 1 < wanted:
+        largest = int(np.bincount(groups).argmax())
+        cut = _cut(sample[groups == largest], seed)
+        if cut is None:  # copies of one image
+            break
+        cuts.append((largest, cut))
+        _apply(len(cuts), largest, cut, groups, sample)
+    for start in range(0, count, _CHUNK):
+        chunk = _deviations(images[start : start + _CHUNK], ordinary)
+        for number, (group, cut) in enumerate(cuts, 1):
+            _apply(number, group, cut, found[start : start + _CHUNK], chunk)
+    return np.unique(found, return_inverse=True)[1].astype(np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class _Cut:
+    """A plane that cuts a group in two."""
+
+    direction: NDArray[np.float32]
+    threshold: float
+
+
+def _cut(deviations: NDArray[np.float32], seed: int) -> _Cut | None:
+    """Return the plane between two centres, where what all lie to the same side of ordinary in weighs most."""
     from sklearn.cluster import KMeans
     from sklearn.decomposition import PCA
 
-    count = len(images)
-    groups = int(np.clip(round((count / _IMAGES_A_GROUP) ** 0.5), 1, _MOST_GROUPS))
-    if groups == 1:
-        return np.zeros(count, np.int64)
-    random = np.random.default_rng(seed)
-    fitted = np.sort(random.permutation(count)[:_FITTED])
-    sample = _deviations(images[fitted], ordinary)
-    components = PCA(min(_COMPONENTS, *sample.shape), svd_solver="randomized", random_state=seed).fit(sample)
-    places = components.transform(sample)
-    groups = min(groups, len(np.unique(places.round(4), axis=0)))  # copies of one image are one place
-    centres = KMeans(groups, n_init=2, max_iter=50, random_state=seed).fit(places)
-    found = [
-        centres.predict(components.transform(_deviations(images[start : start + _CHUNK], ordinary)))
-        for start in range(0, count, _CHUNK)
-    ]
-    return np.concatenate(found).astype(np.int64)
+    weights = _LEAST_WEIGHT + np.abs(deviations.mean(0))
+    weighted = deviations * weights
+    if len(weighted) < 2 or not np.ptp(weighted, axis=0).max() > _SAME:
+        return None
+    parts = min(_COMPONENTS, *weighted.shape)
+    space = PCA(parts, svd_solver="randomized", iterated_power=2, random_state=seed).fit(weighted)
+    centres = KMeans(2, n_init=2, random_state=seed).fit(space.transform(weighted)).cluster_centers_
+    direction = (centres[1] - centres[0]) @ space.components_
+    middle = space.mean_ + centres.mean(0) @ space.components_
+    return _Cut((weights * direction).astype(np.float32), float(middle @ direction))
+
+
+def _apply(number: int, group: int, cut: _Cut, groups: NDArray[np.int64], deviations: NDArray[np.float32]) -> None:
+    """Give those of a group that lie beyond the cut a new number, in place."""
+    rows = np.flatnonzero(groups == group)
+    groups[rows[deviations[rows] @ cut.direction > cut.threshold]] = number
 
 
 def difference_of(images: NDArray[np.float32], ordinary: Ordinary) -> NDArray[np.float32]:

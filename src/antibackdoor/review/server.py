@@ -54,15 +54,14 @@ def open_board(
 
     stored = load_run(run)
     journal = Journal(run / _DECISIONS, _user() if who is None else who)
-    board = Board(stored, find_pictures(stored, data, progress), journal, near)
+    board = Board(stored, find_pictures(stored, data, progress), journal, near, progress)
     gone = int((board.pictures.places < 0).sum())
     if gone:
         progress.say(f"{gone:,} of {board.count:,} images of the run are gone; their pictures are left blank")
     changed = int(board.pictures.changed.sum())
     if changed:
         progress.say(f"{changed:,} of {board.count:,} images are not those that the run saw; they were changed since")
-    progress.say(f"putting {int(board.under_review.sum()):,} images into groups")
-    _ = board.clusters
+    _ = board.clusters  # now, and not when the page first asks
     return board
 
 
