@@ -22,6 +22,7 @@ LAYERS = (
     {"attacks", "isolation", "defences"},
     {
         *(
+            "advice",
             "claiming",
             "content",
             "deciding",

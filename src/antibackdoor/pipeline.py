@@ -198,7 +198,7 @@ def _run(
         verdict=outcome.isolation.verdict,
         evidence=(*outcome.isolation.evidence, *given.evidence, *_remarks(outcome, held_out, decided)),
         model=spec.to_json(),
-        data=_describe(observed, loaded.test, held_out, decided),
+        data=_describe(observed, loaded.test, held_out, decided) | ({"scan": True} if scan_only else {}),
     )
     if out is not None and runtime.rank == 0:
         storage.save_run(

@@ -28,6 +28,9 @@ def build(
     name: str = "photos",
     skipped: Sequence[str] = (),
     content: bool = True,
+    doubtful: Sequence[int] = (2,),
+    defence: str = "filter",
+    scan: bool = False,
 ) -> Findings:
     """Rows go round the classes; ``flagged`` rows are flagged, and the later of them are the more suspect."""
     count = per_class * len(classes)
@@ -36,7 +39,11 @@ def build(
     marks[list(flagged)] = True
     images = torch.arange(count, dtype=torch.int64).view(-1, 1, 1, 1).expand(-1, 1, 8, 8).to(torch.uint8)
     record = RunRecord(
-        config={"data": {"source": source}, "defence": {"name": "filter", "sensitivity": 1.0}, "seed": 0},
+        config={
+            "data": {"source": source},
+            "defence": {"name": defence, "sensitivity": 1.0, "control": False},
+            "seed": 0,
+        },
         seeds={"seed": 0},
         versions={"antibackdoor": "0.1.0", "antibackdoor code": "0123456789ab", "torch": "2.13.0"},
         device={"name": "cpu"},
@@ -44,7 +51,7 @@ def build(
         metrics=Metrics(n_flagged=int(marks.sum()), n_train=count),
         verdict=verdict,  # type: ignore[arg-type]
         evidence=tuple(evidence),
-        data={"name": name, "skipped": list(skipped)},
+        data={"name": name, "skipped": list(skipped)} | ({"scan": True} if scan else {}),
     )
     run = StoredRun(
         record=record,
@@ -60,6 +67,7 @@ def build(
         gallery_index=np.zeros(0, dtype=np.int64),
         gallery=np.zeros((0, 8, 8, 1), dtype=np.uint8),
         content=content_hashes(images) if content else None,
+        doubtful=() if verdict == "no sign of poison" else tuple(label for label in doubtful if label < len(classes)),
     )
     return Findings(run, Path("run"))
 

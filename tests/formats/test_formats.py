@@ -84,8 +84,11 @@ def test_an_unknown_format_is_named(make: Make) -> None:
 def test_text_says_what_was_found_and_where_more_is(make: Make) -> None:
     assert render(make(), "text").splitlines() == [
         "flagged: 2 of 15 training images",
-        "verdict: poisoned",
+        "verdict: poisoned. Do not train on this set as it is: look at the 2 suspects, first those of class 'dog', "
+        "take out what does not belong there, and scan again.",
         "  Class 'dog' is poisoned.",
+        "  Looked at: 15 images in 3 classes of 5, after 1 epoch, when the network was sure of 100 % of the labels "
+        "(probability over one half). What a network does not learn, it does not show.",
         "suspects: run/suspects.csv",
         "report: run/report.html",
     ]
@@ -100,7 +103,11 @@ def test_json_holds_every_suspect_most_suspect_first(make: Make) -> None:
         (2, "dog/001.png", "dog", 1001.0),
     ]
     assert values["suspects"][0]["content"] == findings.fingerprint(4)
-    assert values["classes"][1] == {"name": "dog", "images": 5, "flagged": 2}
+    assert values["classes"][1] == {"name": "dog", "images": 5, "flagged": 2, "verdict": "poisoned"}
+    assert [entry["verdict"] for entry in values["classes"]] == ["no sign of poison", "poisoned", "undecided"]
+    assert values["next"].startswith("Do not train")
+    assert values["looked"].startswith("Looked at: 15 images")
+    assert values["surer"] == []
     assert values["config"]["defence"]["name"] == "filter"
     assert re.fullmatch("[0-9a-f]{64}", values["set"])
     assert json.loads(render(make(content=False), "json"))["set"] is None
@@ -209,10 +216,12 @@ def test_junit_has_a_case_for_the_set_and_one_a_class(make: Make) -> None:
     suite = suite_of(make())
     failed = {case.get("name"): case.find("failure") is not None for case in suite.findall("testcase")}
     assert failed == {"set": True, "cat": False, "dog": True, "owl": False}
+    skipped = {case.get("name") for case in suite.findall("testcase") if case.find("skipped") is not None}
+    assert skipped == {"owl"}
     text = suite.findtext("testcase[@name='dog']/failure") or ""
     assert "dog/004.png" in text
     undecided = suite_of(make(verdict="undecided", flagged=()))
-    assert undecided.get("skipped") == "1"
+    assert undecided.get("skipped") == "2"  # the set, and the class in doubt
     assert undecided.get("failures") == "0"
     clean = suite_of(make(verdict="no sign of poison", flagged=()))
     assert (clean.get("skipped"), clean.get("failures")) == ("0", "0")
@@ -230,7 +239,8 @@ def test_junit_lists_the_first_suspects_of_a_class_and_counts_the_others(make: M
 )
 def test_github_gets_one_annotation(make: Make, verdict: str, level: str) -> None:
     text = render(make(verdict=verdict, evidence=["100 % sure.", "Two."]), "github")
-    assert text.startswith(f"::{level} title=antibackdoor::photos: {verdict}; 2 of 15 training images flagged. 100 %25")
+    assert text.startswith(f"::{level} title=antibackdoor::photos: {verdict}; 2 of 15 training images flagged. ")
+    assert text.endswith(" 100 %25 sure. Two.\n")
     assert text.count("\n") == 1
 
 
@@ -260,9 +270,9 @@ def test_a_long_summary_stays_below_what_github_takes(make: Make) -> None:
 @pytest.mark.parametrize(
     ("verdict", "flagged", "result", "warned", "failed"),
     [
-        ("poisoned", (1, 4), "FAILED", [], ["set", "class dog"]),
-        ("undecided", (), "WARNED", ["set"], []),
-        ("undecided", (1,), "WARNED", ["set", "class dog"], []),
+        ("poisoned", (1, 4), "FAILED", ["class owl"], ["set", "class dog"]),
+        ("undecided", (), "WARNED", ["set", "class owl"], []),
+        ("undecided", (1,), "WARNED", ["set", "class dog", "class owl"], []),
         ("no sign of poison", (1,), "WARNED", ["class dog"], []),
         ("no sign of poison", (), "PASSED", [], []),
     ],
@@ -348,7 +358,7 @@ def check_names(findings: Findings) -> None:
     assert render(findings, "github").count("\n") == 1
     page = MarkdownIt("commonmark").enable("table").render(github.summary(findings))
     tags = set(re.findall(r"</?([a-z0-9]+)", page))
-    assert tags <= {"h2", "p", "ul", "li", "code", "table", "thead", "tbody", "tr", "th", "td"}, tags
+    assert tags <= {"h2", "p", "strong", "ul", "li", "code", "table", "thead", "tbody", "tr", "th", "td"}, tags
     assert html.unescape(page).count("\x1b") == 0
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from antibackdoor.advice import Advice, advise
 from antibackdoor.formats.escaping import visible
 from antibackdoor.isolation import most_suspect_first
 from antibackdoor.stored import StoredRun
@@ -48,6 +49,11 @@ class Findings:
         """What was given as DATA."""
         data = self.run.record.config.get("data")
         return str(data.get("source") or "") if isinstance(data, dict) else ""
+
+    @cached_property
+    def advice(self) -> Advice:
+        """What to do, what was looked at, what would make it surer."""
+        return advise(self.run)
 
     @cached_property
     def flagged(self) -> NDArray[np.int64]:

@@ -19,15 +19,20 @@ _CLASSES, _SUSPECTS = 100, 20  # rows of the tables; a summary may have a mebiby
 def render(findings: Findings) -> str:
     """Return one workflow command: an error where the verdict is "poisoned", a notice where there is no sign of it."""
     level = _LEVELS.get(findings.verdict, "warning")
-    message = f"{findings.name}: {findings.verdict}; {findings.count()}. {' '.join(findings.run.record.evidence)}"
+    said = " ".join((findings.advice.next, *findings.run.record.evidence))
+    message = f"{findings.name}: {findings.verdict}; {findings.count()}. {said}"
     return f"::{level} title={command_property('antibackdoor')}::{command_data(message)}\n"
 
 
 def summary(findings: Findings) -> str:
     """Return the summary of the step in Markdown: verdict, evidence, the classes with suspects, the first suspects."""
     run = findings.run
+    advice = findings.advice
     lines = [f"## antibackdoor: {markdown(findings.verdict)}", "", f"{_code(findings.name)}: {findings.count()}.", ""]
-    lines += [f"- {markdown(sentence)}" for sentence in run.record.evidence]
+    lines += [f"**{markdown(advice.next)}**", ""]
+    lines += [f"- {markdown(sentence)}" for sentence in (*run.record.evidence, advice.looked)]
+    if advice.surer:
+        lines += ["", "What would make it surer:", "", *(f"- {markdown(sentence)}" for sentence in advice.surer)]
     held = [label for label, rows in findings.by_class.items() if len(rows)]
     held.sort(key=lambda label: -len(findings.by_class[label]))
     if held:

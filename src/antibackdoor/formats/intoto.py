@@ -66,7 +66,9 @@ def _tests(findings: Findings) -> tuple[list[Json], list[Json], list[Json]]:
     lists: tuple[list[Json], list[Json], list[Json]] = ([], [], [])
     lists[2 if poisoned else 0 if findings.verdict == "no sign of poison" else 1].append(_SET)
     for label, rows in findings.by_class.items():
-        lists[0 if not len(rows) else 2 if poisoned else 1].append(f"class {visible(findings.run.classes[label])}")
+        doubtful = len(rows) or findings.run.class_verdicts[label] == "undecided"
+        place = 0 if not doubtful else 2 if poisoned and len(rows) else 1
+        lists[place].append(f"class {visible(findings.run.classes[label])}")
     return lists
 
 

@@ -23,12 +23,20 @@ def render(findings: Findings) -> str:
     values: dict[str, object] = {
         "format": _FORMAT,
         "verdict": record.verdict,
+        "next": findings.advice.next,
         "evidence": list(record.evidence),
+        "looked": findings.advice.looked,
+        "surer": list(findings.advice.surer),
         "images": len(run.ids),
         "flagged": len(findings.flagged),
         "set": None if run.content is None else set_digest(run.content, [run.classes[label] for label in run.labels]),
         "classes": [
-            {"name": name, "images": int(findings.sizes[label]), "flagged": len(findings.by_class[label])}
+            {
+                "name": name,
+                "images": int(findings.sizes[label]),
+                "flagged": len(findings.by_class[label]),
+                "verdict": run.class_verdicts[label],
+            }
             for label, name in enumerate(run.classes)
         ],
         "suspects": [_suspect(findings, rank, int(row)) for rank, row in enumerate(findings.flagged, 1)],

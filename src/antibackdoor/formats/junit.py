@@ -16,7 +16,7 @@ def render(findings: Findings) -> str:
     """Return one test suite.
 
     The case of the set fails where the verdict is "poisoned" and is skipped where it is "undecided"; the case of a
-    class fails where images of it are flagged.
+    class fails where images of it are flagged, and is skipped where it is not above suspicion.
     """
     record = findings.run.record
     cases = [_set_case(findings), *(_class_case(findings, label) for label in range(len(findings.run.classes)))]
@@ -45,7 +45,9 @@ def _versions(findings: Findings) -> dict[str, str]:
 def _set_case(findings: Findings) -> ET.Element:
     case = ET.Element("testcase", {"classname": "antibackdoor", "name": "set"})
     message = f"{findings.verdict}: {findings.count()}"
-    evidence = "\n".join(f"- {visible(sentence)}" for sentence in findings.run.record.evidence)
+    advice = findings.advice
+    sentences = (advice.next, *findings.run.record.evidence, advice.looked)
+    evidence = "\n".join(f"- {visible(sentence)}" for sentence in sentences)
     if findings.verdict == "poisoned":
         ET.SubElement(case, "failure", {"type": "poisoned", "message": message}).text = evidence
     elif findings.verdict != "no sign of poison":
@@ -65,4 +67,6 @@ def _class_case(findings: Findings, label: int) -> ET.Element:
         if len(rows) > _LISTED:
             shown.append(f"- and {len(rows) - _LISTED:,} more, see suspects.csv")
         ET.SubElement(case, "failure", {"type": "suspects", "message": message}).text = "\n".join(shown)
+    elif findings.run.class_verdicts[label] == "undecided":
+        ET.SubElement(case, "skipped", {"message": "not above suspicion"})
     return case

@@ -87,7 +87,7 @@ def _of_the_set(findings: Findings) -> Iterator[dict[str, Json]]:
     rule = {"poisoned": _POISONED, "no sign of poison": None}.get(findings.verdict, _UNDECIDED)
     if rule is None:
         return
-    evidence = " ".join(findings.run.record.evidence)
+    evidence = " ".join((findings.advice.next, *findings.run.record.evidence))
     text = f"{findings.name}: {findings.verdict}; {findings.count()}. {evidence}"
     place: dict[str, Json] = {"physicalLocation": _physical(findings, "")}
     yield _result(rule, text, [place], hashlib.sha256(f"{rule.id}\0{findings.name}".encode()).hexdigest(), 1, {})

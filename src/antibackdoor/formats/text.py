@@ -17,8 +17,11 @@ def render(findings: Findings) -> str:
     values = max((len(row.value) for row in rows), default=0)
     lines = [f"{row.name:<{names}}  {row.value:>{values}}  {row.of}" for row in rows]
     lines.append(f"flagged: {len(findings.flagged):,} of {len(findings.run.ids):,} training images")
-    lines.append(f"verdict: {record.verdict}")
-    lines += [f"  {sentence}" for sentence in record.evidence]
+    lines.append(f"verdict: {findings.verdict}. {findings.advice.next}")
+    lines += [f"  {sentence}" for sentence in (*record.evidence, findings.advice.looked)]
+    if findings.advice.surer:
+        lines.append("what would make it surer:")
+        lines += [f"  {sentence}" for sentence in findings.advice.surer]
     lines.append(f"suspects: {folder / 'suspects.csv'}")
     lines.append(f"report: {folder / 'report.html'}")
     return "".join(f"{visible(line)}\n" for line in lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import jinja2
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
+from antibackdoor.advice import advise
 from antibackdoor.report import charts, tables
 from antibackdoor.report.pages import storable, template
 
@@ -78,6 +80,7 @@ def render(view: StoredRun) -> str:
     page = _template().render(
         record=record,
         view=view,
+        advice=advise(view),
         name=_named(record.data.get("name")) or "Training run",
         identity=_identity(record),
         counts=tables.counts(view),
@@ -105,7 +108,12 @@ def render(view: StoredRun) -> str:
 
 @cache
 def _template() -> jinja2.Template:
-    return template("antibackdoor.report", "report.html.j2", percent=tables.percent, count=tables.grouped)
+    return template("antibackdoor.report", "report.html.j2", percent=tables.percent, count=tables.grouped, code=_code)
+
+
+def _code(text: str) -> Markup:
+    """Return a text with what stands between backticks as code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _named(value: Json) -> str:

@@ -1,0 +1,170 @@
+"""From a verdict to what to do: the first sentence of every report, what was looked at, what would make it surer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from antibackdoor.isolation import FULL_CLASS
+from antibackdoor.stored import StoredRun
+
+__all__ = ["Advice", "advise"]
+
+_NAMED = 3  # classes that a sentence names
+_JUDGES = "filter"  # whose runs did not always name the classes in doubt
+_SURE = math.log(2)  # a loss below: more than half of the probability is on the label
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What a reader of a verdict needs besides it.
+
+    Attributes:
+        next: What to do, in a sentence.
+        looked: What was looked at.
+        surer: What would make the verdict surer, a sentence each; none where nothing is known that would.
+    """
+
+    next: str
+    looked: str
+    surer: tuple[str, ...]
+
+
+def advise(run: StoredRun) -> Advice:
+    """Return what follows from the verdict on a run.
+
+    Args:
+        run: A finished run.
+    """
+    verdict = run.record.verdict
+    step = _poisoned(run) if verdict == "poisoned" else _clear(run) if verdict == "no sign of poison" else _open(run)
+    return Advice(step, _looked(run), tuple(_surer(run)))
+
+
+def _poisoned(run: StoredRun) -> str:
+    """Say what to do with a poisoned set, and which class to look at first."""
+    held = np.bincount(run.labels[run.flagged], minlength=len(run.classes))
+    first = [label for label in np.argsort(-held, kind="stable").tolist() if held[label]]
+    where = f", first those of {_names(run, first)}" if first else ""
+    return (
+        f"Do not train on this set as it is: look at the {_count(int(run.flagged.sum()), 'suspect')}{where}, take out "
+        "what does not belong there, and scan again."
+    )
+
+
+def _clear(run: StoredRun) -> str:
+    """Say what to do where there is no sign of poison."""
+    if _is_scan(run):
+        return (
+            "Nothing was found to take out; a scan looks half-way only, so train the network with `antibackdoor "
+            "train`, which looks again at the end."
+        )
+    return "Nothing was found to take out; use the network, with the care that data from an unknown source deserve."
+
+
+def _open(run: StoredRun) -> str:
+    """Say what to do where a set is neither poisoned nor above suspicion, or was not judged."""
+    unsure = [label for label, verdict in enumerate(run.class_verdicts) if verdict == "undecided"]
+    if not _judges(run):
+        return (
+            "The defence of this run does not judge the set, so do not take it for clean: scan it with the default "
+            "defence (`antibackdoor scan DATA --out RUN`)."
+        )
+    if len(unsure) == len(run.classes):
+        if _most_in_small_classes(run):
+            return (
+                f"This set cannot be cleared as it is: have {FULL_CLASS} images a class, better a few hundred, and "
+                "scan again."
+            )
+        return (
+            "Do not take this set for clean: this run could clear no class. Look at the most suspect images, and train "
+            "for more epochs (`--epochs`)."
+        )
+    then = "run `antibackdoor train`, which looks again at the end" if _is_scan(run) else "train with another `--seed`"
+    return f"Do not take this set for clean yet: look at the most suspect images of {_names(run, unsure)}, and {then}."
+
+
+def _looked(run: StoredRun) -> str:
+    """Say how many images there were to look at, for how long, and how much of them was learned."""
+    sizes = _sizes(run)
+    spread = f"{sizes.min():,}" if sizes.min() == sizes.max() else f"{sizes.min():,} to {sizes.max():,}"
+    text = f"Looked at: {_count(len(run.ids), 'image')} in {_count(len(sizes), 'class', 'classes')} of {spread}"
+    epochs, sure = _training(run)
+    if epochs:
+        text += f", after {_count(epochs, 'epoch')}"
+    if sure is not None:
+        text += f", when the network was sure of {_floor(sure)} % of the labels (probability over one half)"
+    return f"{text}. What a network does not learn, it does not show."
+
+
+def _surer(run: StoredRun) -> Iterator[str]:
+    """Yield what would make a verdict surer, as far as the run tells."""
+    if run.record.verdict == "poisoned" or not (_judges(run) or run.record.verdict):
+        return
+    defence = run.record.config.get("defence")
+    if _is_scan(run):
+        yield "A whole training (`antibackdoor train`): what is learned late shows at its end only."
+    if small := int((_sizes(run) < FULL_CLASS).sum()):
+        yield (
+            f"More images: {_count(small, 'class has', 'classes have')} under {FULL_CLASS}, too few to show any but "
+            "the plainest poison."
+        )
+    if isinstance(defence, dict) and defence.get("control") is False:
+        yield (
+            "A detection limit: how little poison would have been found here is not known; with `--set "
+            "defence.control=true` planted copies measure it, for up to four more trainings."
+        )
+    if _judges(run):
+        yield "Another seed (`--seed 1`), or more epochs (`--epochs`): a verdict that changes is none."
+
+
+def _training(run: StoredRun) -> tuple[int, float | None]:
+    """Return the epochs of the first network, and the share of labels that it was sure of at their end."""
+    own = [row for row, phase in enumerate(run.phases) if phase in (run.phases[0], "train")]
+    if not own:
+        return 0, None
+    last = run.losses[own[-1]]
+    known = np.isfinite(last)
+    return len(own), float((last[known] < _SURE).mean()) if known.any() else None
+
+
+def _judges(run: StoredRun) -> bool:
+    """Say whether the defence of a run judges a set at all; others rank images and leave every set undecided."""
+    defence = run.record.config.get("defence")
+    named = isinstance(defence, dict) and defence.get("name") == _JUDGES
+    return named or bool(run.doubtful) or run.record.verdict in ("poisoned", "no sign of poison")
+
+
+def _sizes(run: StoredRun) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
+    return np.bincount(run.labels, minlength=len(run.classes))
+
+
+def _most_in_small_classes(run: StoredRun) -> bool:
+    sizes = _sizes(run)
+    return 2 * int(sizes[sizes < FULL_CLASS].sum()) > int(sizes.sum())
+
+
+def _is_scan(run: StoredRun) -> bool:
+    return run.record.data.get("scan") is True
+
+
+def _names(run: StoredRun, labels: list[int]) -> str:
+    """Return "class 'a'", "classes 'a' and 'b'", or the first of many."""
+    names = [repr(run.classes[label]) for label in labels[:_NAMED]]
+    if len(labels) > _NAMED:
+        return f"classes {', '.join(names)} and {len(labels) - _NAMED:,} more"
+    if len(names) == 1:
+        return f"class {names[0]}"
+    return f"classes {', '.join(names[:-1])} and {names[-1]}"
+
+
+def _count(number: int, noun: str, plural: str = "") -> str:
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def _floor(share: float) -> int:
+    """Return a share in per cent, rounded down, so that what is not all is not called so."""
+    return math.floor(100 * share)
