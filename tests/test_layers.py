@@ -21,22 +21,10 @@ LAYERS = (
     {"data", "models", "training"},
     {"attacks", "isolation", "defences"},
     {
-        *(
-            "advice",
-            "claiming",
-            "content",
-            "deciding",
-            "decisions",
-            "evaluation",
-            "exporting",
-            "imagelist",
-            "naming",
-            "storage",
-            "stored",
-        ),
-        "verifying",
+        *("advice", "claiming", "content", "deciding", "decisions", "evaluation", "exporting"),
+        *("imagelist", "naming", "storage", "stored", "verifying"),
     },
-    {"pipeline", "benchmark", "cleaned", "comparing", "report", "review", "api", "formats"},
+    {"pipeline", "benchmark", "cleaned", "result", "comparing", "report", "review", "api", "formats"},
 )
 # Anything else at the top level is a command, which may import everything.
 COMMANDS = len(LAYERS)

@@ -28,9 +28,10 @@ from antibackdoor.evaluation import evaluate
 from antibackdoor.models import BuildModel, ModelSpec, builder_from
 from antibackdoor.progress import SILENT, Progress
 from antibackdoor.registry import parameters_of
+from antibackdoor.result import Result
 from antibackdoor.seeds import Seeds
 from antibackdoor.training import Checkpoints, Runtime, Trainer, TrainPlan
-from antibackdoor.types import ImageSet, Isolation, Json, Outcome, PoisonedSet, RunRecord
+from antibackdoor.types import ImageSet, Json, Outcome, PoisonedSet, RunRecord
 
 __all__ = [
     "Planted",
@@ -44,27 +45,6 @@ __all__ = [
     "run",
     "versions",
 ]
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """What a run gives back.
-
-    Attributes:
-        model: The network, in evaluation mode, or None after a scan.
-        isolation: Scores, flags and verdict, in the order of ``data``.
-        record: Everything measured.
-        outcome: What the defence returned, with the losses of every phase.
-        data: The training data as observed.
-        truth: What was planted, or None.
-    """
-
-    model: nn.Module | None
-    isolation: Isolation
-    record: RunRecord
-    outcome: Outcome
-    data: ImageSet
-    truth: PoisonedSet | None
 
 
 @dataclass(frozen=True, eq=False)

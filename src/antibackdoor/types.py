@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -29,7 +30,7 @@ Json: TypeAlias = "str | int | float | bool | None | list[Json] | dict[str, Json
 Verdict: TypeAlias = Literal["no sign of poison", "poisoned", "undecided"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageSet:
     """Labelled images, as observed.
 
@@ -56,6 +57,10 @@ class ImageSet:
 
     def __len__(self) -> int:
         return int(self.images.shape[0])
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.images.shape[1:]))
+        return f"ImageSet({self.name!r}, {len(self):,} images of {size}, {self.num_classes} classes)"
 
     @property
     def num_classes(self) -> int:
@@ -126,7 +131,7 @@ class History:
     updates: int = 0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Isolation:
     """Which images a defence suspects.
 
@@ -143,6 +148,14 @@ class Isolation:
     verdict: Verdict
     evidence: tuple[str, ...] = ()
     doubtful: tuple[int, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Isolation({self.verdict!r}, {int(self.flagged.sum()):,} of {len(self.flagged):,} images flagged)"
+
+    def _repr_html_(self) -> str:
+        counts = f"{int(self.flagged.sum()):,} of {len(self.flagged):,} images flagged"
+        sentences = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in self.evidence)
+        return f"<div><p><strong>{html.escape(self.verdict)}</strong> · {counts}</p><ul>{sentences}</ul></div>"
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from antibackdoor.stored import StoredRun
     from antibackdoor.types import Json, RunRecord
 
-__all__ = ["render"]
+__all__ = ["data_uri", "render"]
 
 _LONGEST = 30  # characters of a path in the gallery
 _LARGEST = 96  # pixels a side of an image on the page; 40 of them stay within a megabyte or so
@@ -144,7 +144,7 @@ def _cards(view: StoredRun) -> list[_Card]:
         truth = ""
         if view.poison is not None:
             truth = "poison" if view.poison[row] else "cover" if view.covered[row] else "clean"
-        source, width, height = _data_uri(pixels)
+        source, width, height = data_uri(pixels)
         cards.append(
             _Card(
                 path=view.ids[row],
@@ -166,7 +166,7 @@ def _tail(path: str) -> str:
     return path if len(path) <= _LONGEST else "…" + path[1 - _LONGEST :]
 
 
-def _data_uri(pixels: NDArray[np.uint8]) -> tuple[str, int, int]:
+def data_uri(pixels: NDArray[np.uint8]) -> tuple[str, int, int]:
     """Return the pixels (H, W, C) as a PNG data URI, shrunk if they are large, with width and height."""
     from PIL import Image
 
