@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", metavar="ATTACK@RATE[:KEY=VALUE,...]", help="all of the set by default")
-    parser.add_argument("--defences", nargs="+", default=["abl", "filter"])
+    parser.add_argument("--defences", nargs="+", default=["abl-modified", "filter"])
     parser.add_argument("--again", nargs="+", default=[], metavar="DEFENCE", help="make their cells of this call anew")
     parser.add_argument("--epochs", type=int, default=0, help="of ordinary training; that of the set by default")
     parser.add_argument("--model", default="wrn-16-1")

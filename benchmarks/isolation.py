@@ -46,7 +46,8 @@ def main() -> None:
                     model="wrn-16-1",
                     attack=PoisonConfig(name=attack, rate=ATTACKS[attack]),
                     defence=Choice(
-                        name="abl", params={"reduction": rule, "isolation_epochs": arguments.epochs, "signal": "loss"}
+                        name="abl-modified",
+                        params={"reduction": rule, "isolation_epochs": arguments.epochs, "signal": "loss"},
                     ),
                     seed=seed,
                 )

@@ -1,4 +1,4 @@
-"""How good: `none`, `abl` and `abl-paper` side by side with a control, over seeds; one JSON with every cell.
+"""How good: `none`, `abl-modified` and `abl-paper` side by side with a control, over seeds; one JSON with every cell.
 
 The control of a cell is a network trained on the same images before poisoning, with the same seed, and measured on the
 same triggered test images: a clean network, too, sends some of them to the target by mistake.
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--attacks", nargs="+", choices=list(ATTACKS))
-    parser.add_argument("--defences", nargs="+", default=["control", "none", "abl", "abl-paper"])
+    parser.add_argument("--defences", nargs="+", default=["control", "none", "abl-modified", "abl-paper"])
     parser.add_argument("--full", action="store_true", help="all images, 100 epochs")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--device", default="auto")
@@ -151,7 +151,7 @@ def main() -> None:
                 print(f"{attack:8s} {defence:10s} seed {seed}: {figures} ({cell['seconds']} s)", flush=True)
                 content = {
                     **made_by(arguments.device),
-                    "config": config_for(arguments.row, attacks[0], "abl", 0, arguments).dump(),
+                    "config": config_for(arguments.row, attacks[0], "abl-modified", 0, arguments).dump(),
                     "summary": summarise(cells),
                     "cells": cells,
                 }

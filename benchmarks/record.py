@@ -13,6 +13,7 @@ from statistics import fmean, stdev
 
 import numpy as np
 
+from antibackdoor.defences import FORMER_NAMES
 from antibackdoor.pipeline import versions
 from antibackdoor.training import Runtime
 
@@ -46,7 +47,13 @@ def commit() -> str | None:
 
 def kept_cells(path: Path) -> list[dict[str, object]]:
     """Return the cells that a JSON holds already, none where there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8"))["cells"] if path.exists() else []
+    return of_now(json.loads(path.read_text(encoding="utf-8"))["cells"]) if path.exists() else []
+
+
+def of_now(cells: Iterable[Mapping[str, object]]) -> list[dict[str, object]]:
+    """Return cells in which a defence that was renamed since they were made has the name that it has now."""
+    now = {former: name for name, former in FORMER_NAMES.items()}
+    return [{**cell, "defence": now[cell["defence"]]} if cell.get("defence") in now else dict(cell) for cell in cells]
 
 
 def write(path: Path, content: Mapping[str, object]) -> None:

@@ -29,7 +29,7 @@ import torch
 from record import command, write
 
 from antibackdoor.data.sources import from_arrays, load, subsample
-from antibackdoor.defences.abl import AblReleased
+from antibackdoor.defences import AblModified
 from antibackdoor.models import builder_from, channel_statistics
 from antibackdoor.ops.objectives import ce, flood
 from antibackdoor.pipeline import versions
@@ -235,7 +235,7 @@ def abl_on_device(args: argparse.Namespace) -> dict[str, Json]:
         schedule="multistep",
         augment=("crop", "flip", "cutout"),
     )
-    defence = AblReleased(signal="loss", isolation_epochs=isolation, unlearn_epochs=unlearning)
+    defence = AblModified(signal="loss", isolation_epochs=isolation, unlearn_epochs=unlearning)
     build, _ = builder_from(NETWORK, data)
     seeds = Seeds(args.seed)
     trainer = Trainer(runtime, seeds)

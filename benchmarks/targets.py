@@ -18,6 +18,7 @@ from statistics import fmean
 
 from attacks import read_attack
 from filter import summarise
+from record import kept_cells, of_now
 from tables import counted, share
 
 Row = Mapping[str, object]
@@ -125,9 +126,9 @@ at most 2,000 test images, of which one accuracy is uncertain by a point; WRN-16
 `n` seeds; **bold** misses the target of a row. Excess: attack success minus that of a network trained on the same
 images before they were poisoned; CA gap: the clean accuracy of that network minus the filter's; both in points, the
 rest in %. False flags: share of the clean images that is flagged. Trainings: images shown in all phases, over those
-of one ordinary training; at most 1.6 everywhere. `undefended`, `filter` and `abl` are attack success, `CA` is clean
-accuracy. Code: the commits that the filter's cells were made with ("+" with changes that were committed after), or a
-hash of the package.
+of one ordinary training; at most 1.6 everywhere. `undefended`, `filter` and `abl-modified` are attack success, `CA`
+is clean accuracy. Code: the commits that the filter's cells were made with ("+" with changes that were committed
+after), or a hash of the package.
 """.strip()
 
 
@@ -186,8 +187,18 @@ def table(rows: Sequence[tuple[str, Row, Row, Row | None]], target: Target) -> l
     """
     keys = [key for key in FIGURES if key in target.limits or key in target.shown]
     clean = rows[0][1].get("asr") is None
-    asr = [] if clean else ["undefended", "filter", "abl"]
-    names = ["data", "attack", "n", *asr, *(FIGURES[key] for key in keys), "verdicts", "CA of filter", "of abl", "code"]
+    asr = [] if clean else ["undefended", "filter", "abl-modified"]
+    names = [
+        "data",
+        "attack",
+        "n",
+        *asr,
+        *(FIGURES[key] for key in keys),
+        "verdicts",
+        "CA of filter",
+        "of abl-modified",
+        "code",
+    ]
     lines, whole = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)], 0
     for name, ours, none, abl in rows:
         success = [] if clean else [share(none, "asr"), share(ours, "asr"), share(abl or {}, "asr")]
@@ -212,8 +223,8 @@ def of_grid(folder: Path) -> list[dict[str, object]]:
     cells = []
     for path in sorted(folder.glob("*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
-        cell, figures, control = content["cell"], content["metrics"], content["control"]
-        if cell["defence"] not in ("filter", "none", "abl"):
+        (cell,), figures, control = of_now([content["cell"]]), content["metrics"], content["control"]
+        if cell["defence"] not in ("filter", "none", "abl-modified"):
             continue
         # The rate of a cell may be one of the target class; this is the share of the set.
         share_of_set = (figures["n_poison"] or 0) / figures["n_train"]
@@ -232,7 +243,7 @@ def rows_of(path: Path) -> dict[tuple[str, str], dict[str, object]]:
     if path.is_dir():
         cells = of_grid(path)
     else:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.exists() else []
+        cells = kept_cells(path)
     rows = {(str(row["row"]), str(row["defence"])): row for row in summarise(cells)}
     for cell in cells:
         rows[cell["row"], cell["defence"]].setdefault("commits", []).append(cell.get("commit") or "older")
@@ -246,7 +257,7 @@ def page(results: Path) -> str:
         by_cell = rows_of(results / file)
         for (text, defence), row in by_cell.items():
             if defence == "filter":
-                cells = name, row, by_cell[text, "none"], by_cell.get((text, "abl"))
+                cells = name, row, by_cell[text, "none"], by_cell.get((text, "abl-modified"))
                 groups[group_of(name, text)].append(cells)
     lines = ["# Targets and what was reached", "", textwrap.fill(INTRODUCTION, WIDTH)]
     for key, rows in groups.items():

@@ -23,7 +23,7 @@ CLASSES = ("cat", "dog", "owl")
 SIDE = 12
 # One epoch of everything on the smallest network; batches of 16 so that the learning rate has steps to act in.
 FAST = (
-    *("--device", "cpu", "--model", "wrn-10-1", "--epochs", "1", "--defence", "abl"),
+    *("--device", "cpu", "--model", "wrn-10-1", "--epochs", "1", "--defence", "abl-modified"),
     *("--set", "train.batch_size=16", "--set", "defence.isolation_epochs=1", "--set", "defence.unlearn_epochs=1"),
 )
 

@@ -52,7 +52,7 @@ class Pairs(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
 
 def quick(data: object, **options: object) -> Run:
-    given = {"model": "wrn-10-1", "defence": "abl", "settings": SETTINGS, "device": "cpu", **options}
+    given = {"model": "wrn-10-1", "defence": "abl-modified", "settings": SETTINGS, "device": "cpu", **options}
     return train(data, **given)  # type: ignore[arg-type]
 
 
@@ -169,7 +169,7 @@ def test_resume_with_other_arrays_is_refused(images: np.ndarray, labels: np.ndar
 
 
 def test_scan_gives_no_network(images: np.ndarray, labels: np.ndarray) -> None:
-    result = scan((images, labels), model="wrn-10-1", defence="abl", device="cpu", settings=SETTINGS)
+    result = scan((images, labels), model="wrn-10-1", defence="abl-modified", device="cpu", settings=SETTINGS)
     assert result.model is None
     assert result.isolation.scores.shape == (COUNT,)
     assert result.record.metrics.holdout_accuracy is None
@@ -197,7 +197,7 @@ def test_the_filter_is_the_default_and_its_settings_reach_it(
 
 def test_settings_reach_the_model_and_the_attack(images: np.ndarray, labels: np.ndarray) -> None:
     settings = {**SETTINGS, "model": "wrn-10-1", "attack": {"name": "badnets", "rate": 0.2, "target": 1}}
-    result = train((images, labels), defence="abl", device="cpu", settings=settings)
+    result = train((images, labels), defence="abl-modified", device="cpu", settings=settings)
     assert result.record.config["model"] == "wrn-10-1"
     assert result.truth is not None
     assert int(result.truth.poison.sum()) == 12
@@ -296,8 +296,8 @@ def test_a_network_with_another_number_of_classes_is_refused(
 def test_errors_are_ours_and_name_the_thing(images: np.ndarray, labels: np.ndarray, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         quick(tmp_path / "nope")
-    with pytest.raises(UnknownNameError, match="Did you mean 'abl'"):
-        quick((images, labels), defence="alb")
+    with pytest.raises(UnknownNameError, match="Did you mean 'abl-code'"):
+        quick((images, labels), defence="abl-cod")
     with pytest.raises(UnknownNameError, match="Did you mean 'wrn-10-1'"):
         quick((images, labels), model="wrn-10")
     with pytest.raises(UnknownNameError, match=r"Did you mean 'train\.epochs'"):

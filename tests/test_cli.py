@@ -375,7 +375,7 @@ def test_demo_writes_two_runs_and_a_summary(tmp_path: Path, monkeypatch: pytest.
             data=DataConfig(limit=200, limit_test=100),
             model="wrn-10-1",
             attack=PoisonConfig(name="badnets", rate=0.1),
-            defence=Choice(name="none" if defence == "none" else "abl", params=quick),
+            defence=Choice(name="none" if defence == "none" else "abl-modified", params=quick),
             train=TrainConfig(epochs=1),
             seed=seed,
             device="cpu",
@@ -405,7 +405,7 @@ def test_demo_writes_two_runs_and_a_summary(tmp_path: Path, monkeypatch: pytest.
 def test_options_win_over_the_file_and_set_wins_over_both(npz: Path, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(
         "seed: 3\nmodel: wrn-16-1\ndevice: cpu\ntrain: {epochs: 7, batch_size: 32, lr: 0.02}\n"
-        "defence: {name: abl, gamma: 0.3, isolation_epochs: 1, unlearn_epochs: 1}\n"
+        "defence: {name: abl-modified, gamma: 0.3, isolation_epochs: 1, unlearn_epochs: 1}\n"
     )
     done = invoke(
         *("scan", npz, "--out", tmp_path / "run", "--config", tmp_path / "run.yaml"),
@@ -423,7 +423,7 @@ def test_options_win_over_the_file_and_set_wins_over_both(npz: Path, tmp_path: P
 
 
 def test_another_defence_than_the_files_takes_its_own_defaults(npz: Path, tmp_path: Path) -> None:
-    (tmp_path / "run.yaml").write_text("device: cpu\nmodel: wrn-10-1\ndefence: {name: abl, gamma: 0.3}\n")
+    (tmp_path / "run.yaml").write_text("device: cpu\nmodel: wrn-10-1\ndefence: {name: abl-modified, gamma: 0.3}\n")
     done = invoke(
         *("train", npz, "--out", tmp_path / "run", "--config", tmp_path / "run.yaml"),
         *("--defence", "none", "--epochs", 1),
@@ -616,16 +616,17 @@ def test_bad_data_is_refused(command: str, case: str, tmp_path: Path) -> None:
 
 
 SETTINGS: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
-    "unknown defence": (("--defence", "alb"), ("'alb'", "'abl'")),
-    "a defence in capitals": (("--defence", "ABL"), ("'ABL'", "'abl'")),
+    "unknown defence": (("--defence", "abl-cod"), ("'abl-cod'", "'abl-code'")),
+    "a defence that was renamed": (("--defence", "abl"), ("'abl'", "'abl-modified'", "'abl-code'", "'abl-paper'")),
+    "a defence in capitals": (("--defence", "ABL-CODE"), ("'ABL-CODE'", "'abl-code'")),
     "unknown model": (("--model", "wrn-10"), ("'wrn-10'", "'wrn-10-1'")),
     "unknown attack": (("--set", "attack.name=badnet"), ("'badnet'", "'badnets'")),
-    "unknown key of a defence": (("--defence", "abl", "--set", "defence.gama=0.4"), ("gama", "'gamma'")),
+    "unknown key of a defence": (("--defence", "abl-modified", "--set", "defence.gama=0.4"), ("gama", "'gamma'")),
     "unknown key of the default defence": (("--set", "defence.sensitivty=2"), ("sensitivty", "'sensitivity'")),
     "unknown key of an attack": (("--set", "attack.name=badnets", "--set", "attack.sice=3"), ("sice", "'size'")),
     "unknown key of a section": (("--set", "train.epoch=3"), ("train.epoch", "'train.epochs'")),
     "unknown section": (("--set", "trian.epochs=3"), ("trian", "'train'")),
-    "unknown signal": (("--defence", "abl", "--set", "defence.signal=los"), ("'los'", "'loss'")),
+    "unknown signal": (("--defence", "abl-modified", "--set", "defence.signal=los"), ("'los'", "'loss'")),
     "a key below a value": (("--set", "model.name=x"), ("model.name",)),
     "a setting without a value": (("--set", "train.epochs"), ("train.epochs", "key=value")),
     "a setting that is no YAML": (("--set", "train.epochs=[1"), ("train.epochs",)),
@@ -634,11 +635,11 @@ SETTINGS: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "zero epochs": (("--epochs", 0), ("train.epochs", "0")),
     "words for epochs": (("--epochs", "two"), ("--epochs",)),
     "lr that is not a number": (("--set", "train.lr=.nan"), ("train.lr",)),
-    "gamma below zero": (("--defence", "abl", "--set", "defence.gamma=-1"), ("defence.gamma", "-1")),
-    "share above one": (("--defence", "abl", "--set", "defence.share=2"), ("defence.share", "2")),
+    "gamma below zero": (("--defence", "abl-modified", "--set", "defence.gamma=-1"), ("defence.gamma", "-1")),
+    "share above one": (("--defence", "abl-modified", "--set", "defence.share=2"), ("defence.share", "2")),
     "a sensitivity of zero": (("--sensitivity", 0), ("defence.sensitivity", "0")),
     "a sensitivity in words": (("--sensitivity", "high"), ("--sensitivity",)),
-    "a defence without a sensitivity": (("--defence", "abl", "--sensitivity", 2), ("'sensitivity'",)),
+    "a defence without a sensitivity": (("--defence", "abl-modified", "--sensitivity", 2), ("'sensitivity'",)),
     "holdout of all": (("--set", "data.holdout=1"), ("data.holdout", "1")),
     "a rate above 1": (("--set", "attack.name=badnets", "--set", "attack.rate=1.5"), ("1.5", "0..1")),
     "a rate below 0": (("--set", "attack.name=badnets", "--set", "attack.rate=-0.1"), ("-0.1", "0..1")),

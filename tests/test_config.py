@@ -59,12 +59,12 @@ def test_a_file_goes_round(tmp_path):
 
 
 def test_hyper_parameters_stand_beside_the_name():
-    config = RunConfig.parse({"defence": {"name": "abl", "gamma": 0.4}, "attack": "sig"})
-    assert config.defence == Choice(name="abl", params={"gamma": 0.4})
+    config = RunConfig.parse({"defence": {"name": "abl-modified", "gamma": 0.4}, "attack": "sig"})
+    assert config.defence == Choice(name="abl-modified", params={"gamma": 0.4})
     assert config.attack == PoisonConfig(name="sig")
-    assert config.dump()["defence"] == {"name": "abl", "gamma": 0.4}
+    assert config.dump()["defence"] == {"name": "abl-modified", "gamma": 0.4}
     assert config.dump()["attack"] == {"name": "sig", "rate": 0.1, "rate_of": "dataset", "seed": None}
-    nested = RunConfig.parse({"defence": {"name": "abl", "params": {"gamma": 0.4}}})
+    nested = RunConfig.parse({"defence": {"name": "abl-modified", "params": {"gamma": 0.4}}})
     assert nested.defence == config.defence
 
 
@@ -85,7 +85,7 @@ def test_configurations_do_not_change():
         ({"sed": 1}, "sed", "seed"),
         ({"train": {"epoch": 3}}, "train.epoch", "train.epochs"),
         ({"data": {"sorce": "x"}}, "data.sorce", "data.source"),
-        ({"defence": {"name": "abl", "params": {}, "nam": 1}}, "defence.nam", "defence.name"),
+        ({"defence": {"name": "abl-modified", "params": {}, "nam": 1}}, "defence.nam", "defence.name"),
         ({"attack": {"name": "sig", "params": {}, "rat": 1}}, "attack.rat", "attack.rate"),
     ],
 )
@@ -123,8 +123,8 @@ def test_an_unknown_key_names_the_nearest(given_values, wrong, nearest):
         ({"attack": {"rate": 0.1}}, "attack.name"),
         ({"attack": 3}, "attack"),
         ({"defence": {}}, "defence.name"),
-        ({"defence": ["abl"]}, "defence"),
-        ({"defence": {"name": "abl", "params": 3}}, "defence.params"),
+        ({"defence": ["abl-modified"]}, "defence"),
+        ({"defence": {"name": "abl-modified", "params": 3}}, "defence.params"),
         ({"model": 3}, "model"),
         ({"seed": True}, "seed"),
         ({"train": {"epochs": True}}, "train.epochs"),
@@ -241,7 +241,9 @@ def test_another_member_drops_the_hyper_parameters_of_the_last():
 
 
 def test_a_family_given_by_name_alone_takes_hyper_parameters():
-    assert apply_settings({"defence": "abl"}, ["defence.gamma=0.4"]) == {"defence": {"name": "abl", "gamma": 0.4}}
+    assert apply_settings({"defence": "abl-modified"}, ["defence.gamma=0.4"]) == {
+        "defence": {"name": "abl-modified", "gamma": 0.4}
+    }
 
 
 def test_a_path_is_set_in_place():

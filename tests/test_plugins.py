@@ -245,8 +245,8 @@ def test_a_record_names_the_plugins_behind_it(plugin: Callable[..., Path], tmp_p
 def test_a_signal_of_a_plugin_counts_as_its_part(plugin: Callable[..., Path]) -> None:
     content = MINE.replace("defences import NoDefence", "isolation import Loss").replace("NoDefence", "Loss")
     antibackdoor.load_plugin(plugin(content.replace("DEFENCES", "SIGNALS")))
-    assert list(plugins.behind(DEFENCES.build("abl", {"signal": "mine"}), None)) == ["my"]
-    assert plugins.behind(DEFENCES.build("abl", {}), ATTACKS.build("badnets", {})) == {}
+    assert list(plugins.behind(DEFENCES.build("abl-modified", {"signal": "mine"}), None)) == ["my"]
+    assert plugins.behind(DEFENCES.build("abl-modified", {}), ATTACKS.build("badnets", {})) == {}
 
 
 def test_an_error_in_a_plugin_is_the_plugins(plugin: Callable[..., Path], tmp_path: Path) -> None:

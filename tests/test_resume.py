@@ -19,10 +19,10 @@ from safetensors import safe_open
 # Phases long enough to be hit in the middle; every one of them ends within seconds.
 COMMON = ("--device", "cpu", "--model", "wrn-10-1", "--quiet", "--set", "train.batch_size=16")
 METHODS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "abl": (
+    "abl-modified": (
         ("isolate", "fine-tune", "unlearn"),
         (
-            *("--defence", "abl", "--epochs", "12", "--set", "defence.isolation_epochs=12"),
+            *("--defence", "abl-modified", "--epochs", "12", "--set", "defence.isolation_epochs=12"),
             *("--set", "defence.unlearn_epochs=30", "--set", "defence.share=0.1", "--set", "defence.anchors=4"),
         ),
     ),

@@ -19,7 +19,7 @@ from antibackdoor.types import History, Isolation, Metrics, PoisonedSet, RunReco
 
 CONFIG = {
     "data": {"source": "embedded"},
-    "defence": {"name": "abl", "gamma": 0.5},
+    "defence": {"name": "abl-modified", "gamma": 0.5},
     "model": "wrn-10-1",
     "seed": 3,
     "train": {"augment": ["crop"]},

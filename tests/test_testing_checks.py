@@ -24,7 +24,7 @@ def test_our_attacks_pass(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "params"), [("abl", SHORT), ("fine-pruning", {"tune_updates": 2}), ("none", {}), ("spectral", {})]
+    ("name", "params"), [("abl-modified", SHORT), ("fine-pruning", {"tune_updates": 2}), ("none", {}), ("spectral", {})]
 )
 def test_our_defences_pass(name, params):
     check_defence(DEFENCES.build(name, params))

@@ -45,7 +45,7 @@ class _Section(BaseModel):
 class Choice(_Section):
     """A member of a family: its name, and the hyper-parameters that differ from its defaults.
 
-    In YAML the hyper-parameters stand beside the name: ``defence: {name: abl, gamma: 0.5}``.
+    In YAML the hyper-parameters stand beside the name: ``defence: {name: abl-code, gamma: 0.5}``.
     """
 
     name: str

@@ -23,12 +23,21 @@ class Registry(Generic[T]):
         kind: What a member is called in messages, such as "attack"; a plugin's table is its plural in capitals.
         table: The members; each is a frozen dataclass whose fields are its hyper-parameters.
         base: What members from outside must derive from.
+        gone: Names that members had, and what to say to somebody who gives one.
     """
 
-    def __init__(self, kind: str, table: Mapping[str, type[T]], *, base: type = object) -> None:
+    def __init__(
+        self,
+        kind: str,
+        table: Mapping[str, type[T]],
+        *,
+        base: type = object,
+        gone: Mapping[str, str] | None = None,
+    ) -> None:
         self.kind = kind
         self._table = dict(sorted(table.items()))
         self._base = base
+        self._gone = dict(gone or {})
         self._name = f"{kind.upper()}S"
 
     def __iter__(self) -> Iterator[str]:
@@ -71,13 +80,15 @@ class Registry(Generic[T]):
 
         Raises:
             UnknownNameError: No member has that name; the message lists all and the nearest.
-            ConfigError: A plugin file brings what does not fit into the table.
+            ConfigError: A plugin file brings what does not fit into the table, or the name is one that is no longer.
         """
         if name in self._table:
             return self._table[name]
         members = self._members(installed=False)
         if name not in members:
             members = self._members()
+        if name not in members and name in self._gone:
+            raise ConfigError(f"{self.kind} {name!r}: {self._gone[name]}")
         if name not in members:
             raise UnknownNameError(self.kind, name, members)
         return members[name]

@@ -34,7 +34,7 @@ def values(pets: dict[str, str]) -> Callable[..., Values]:
         return {
             "data": [{"name": "pets", **pets}],
             "attacks": ["badnets"],
-            "defences": [{"name": "abl", "isolation_epochs": 1, "unlearn_epochs": 1}],
+            "defences": [{"name": "abl-modified", "isolation_epochs": 1, "unlearn_epochs": 1}],
             "rates": [0.2],
             "models": ["wrn-10-1"],
             "train": {"epochs": 1, "batch_size": 16},

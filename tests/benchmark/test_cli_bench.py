@@ -71,13 +71,13 @@ def test_a_difference_and_a_failure_exit_with_one(config, tmp_path, no_summaries
     (reference / "grid.json").write_bytes((out / "grid.json").read_bytes())
     for path in (out / "cells").iterdir():
         record = json.loads(path.read_text(encoding="utf-8"))
-        record["metrics"]["ca"] -= 0.5 if record["cell"]["defence"] == "abl" else 0
+        record["metrics"]["ca"] -= 0.5 if record["cell"]["defence"] == "abl-modified" else 0
         (reference / "cells" / path.name).write_text(json.dumps(record), encoding="utf-8")
     differs = invoke("bench", config, "--out", out, "--against", reference)
     assert differs.code == 1
     lines = differs.err.strip().splitlines()
     assert len(lines) == 2
-    assert all(line.startswith("differs: pets ") and " abl " in line for line in lines)
+    assert all(line.startswith("differs: pets ") and " abl-modified " in line for line in lines)
     fails = invoke("bench", config, "--out", out, "--set", "rates=[0.9]", "--jobs", 1)
     assert fails.code == 1
     assert "4 cells: 2 run now, 2 from before, 2 failed" in fails.out
@@ -139,7 +139,7 @@ def test_data_and_settings_of_the_command_line(values, pets, tmp_path, no_summar
     assert_refused(invoke("bench", path, "--out", out, "--data", "pets"), "--data 'pets'", "NAME=SOURCE")
     assert_refused(invoke("bench", path, "--out", out, "--data", "pet=x"), "'pet'", "Did you mean 'pets'")
     assert not out.exists()
-    given = ("--data", f"pets={pets['source']}", "--set", "seeds=[3]", "--set", "skip=[{defence: abl}]")
+    given = ("--data", f"pets={pets['source']}", "--set", "seeds=[3]", "--set", "skip=[{defence: abl-modified}]")
     done = invoke("bench", path, "--out", out, *given, "--device", "cpu", "--jobs", 1)
     assert done.code == 0, done
     assert "pets badnets@0.2 none wrn-10-1 seed 3: CA" in done.out

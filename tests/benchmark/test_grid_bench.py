@@ -63,7 +63,9 @@ def test_only_what_is_missing_or_of_another_configuration_is_run(grid, tmp_path)
     out = tmp_path / "out"
     run_grid(grid(), out)
     before = times_written(out)
-    changed = grid(rates=[0.2, 0.3], defences=[{"name": "abl", "isolation_epochs": 1, "unlearn_epochs": 1}, "cbd"])
+    changed = grid(
+        rates=[0.2, 0.3], defences=[{"name": "abl-modified", "isolation_epochs": 1, "unlearn_epochs": 1}, "cbd"]
+    )
     more = run_grid(changed, out)
     assert more.ran == len(changed.cells()) - 4
     assert {name: times_written(out)[name] for name in before} == before
@@ -138,7 +140,7 @@ def test_a_failing_cell_is_recorded_and_the_rest_goes_on(grid, tmp_path):
 
 
 def test_what_is_shared_is_made_once(grid, tmp_path, deaths):
-    defences = [{"name": "abl", "isolation_epochs": 1, "unlearn_epochs": 1}, "cbd"]
+    defences = [{"name": "abl-modified", "isolation_epochs": 1, "unlearn_epochs": 1}, "cbd"]
     run_grid(grid(defences=defences), tmp_path / "out")
     calls = (deaths / "calls").read_text(encoding="utf-8").splitlines()
     assert len(calls) == len(set(calls)) == 6 + 1
@@ -155,11 +157,13 @@ def test_a_control_that_is_not_a_cell_is_made_and_not_recorded(grid, tmp_path):
 
 
 def test_a_killed_worker_costs_nothing_the_first_time_and_a_cell_the_second(grid, tmp_path, deaths):
-    (deaths / "abl").write_text("1", encoding="utf-8")
+    (deaths / "abl-modified").write_text("1", encoding="utf-8")
     (deaths / "cbd").write_text("9", encoding="utf-8")
-    made = grid(skip=[{"attack": "none", "defence": ["abl", "cbd"]}], defences=[*grid().dump()["defences"], "cbd"])
+    made = grid(
+        skip=[{"attack": "none", "defence": ["abl-modified", "cbd"]}], defences=[*grid().dump()["defences"], "cbd"]
+    )
     done = run_grid(made, tmp_path / "out", pool=LocalPool(2))
-    assert not (deaths / "abl").exists()
+    assert not (deaths / "abl-modified").exists()
     assert [record["cell"]["defence"] for record in done.failures] == ["cbd"]
     assert done.failures[0]["error"]["type"] == "WorkerLost"
     assert "memory" in done.failures[0]["error"]["message"]
@@ -168,12 +172,14 @@ def test_a_killed_worker_costs_nothing_the_first_time_and_a_cell_the_second(grid
 
 def test_a_cell_that_ran_out_of_memory_beside_others_is_tried_alone_at_the_end(grid, tmp_path, deaths, monkeypatch):
     monkeypatch.setattr("antibackdoor.benchmark.pools._in_worker", grid_stand_ins.perform_or_starve)
-    (deaths / "abl").write_text("", encoding="utf-8")
-    made = grid(skip=[{"attack": "none", "defence": ["abl", "cbd"]}], defences=[*grid().dump()["defences"], "cbd"])
+    (deaths / "abl-modified").write_text("", encoding="utf-8")
+    made = grid(
+        skip=[{"attack": "none", "defence": ["abl-modified", "cbd"]}], defences=[*grid().dump()["defences"], "cbd"]
+    )
     done = run_grid(made, tmp_path / "out", pool=LocalPool(2))
     assert (done.failures, done.ran) == ((), len(made.cells()))
     calls = (deaths / "calls").read_text(encoding="utf-8").splitlines()
-    [starved] = [cell.title for cell in made.cells() if cell.defence == "abl"]
+    [starved] = [cell.title for cell in made.cells() if cell.defence == "abl-modified"]
     assert calls.count(f"begin {starved}") == 2
     assert calls[-2:] == [f"begin {starved}", f"end {starved}"]
 

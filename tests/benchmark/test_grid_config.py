@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from antibackdoor.benchmark import GridConfig
+from antibackdoor.benchmark import GridConfig, read_records
+from antibackdoor.benchmark.folder import GridFolder
 from antibackdoor.benchmark.grid import Skip
 from antibackdoor.config import OWN_TRAIN
 from antibackdoor.errors import ConfigError, UnknownNameError
@@ -26,7 +27,9 @@ def test_the_product_always_has_no_attack_once_and_no_defence(grid):
     made = grid(attacks=["badnets", {"name": "blend", "rate": [0.1, 0.3]}], rates=[0.2, 0.4], seeds=[0, 1])
     seen = [(cell.attack_label, cell.rate, cell.defence_label) for cell in made.cells() if cell.seed == 1]
     attacks = [("none", None), ("badnets", 0.2), ("badnets", 0.4), ("blend", 0.1), ("blend", 0.3)]
-    assert sorted(map(str, seen)) == sorted(str((*a, d)) for a, d in itertools.product(attacks, ("none", "abl")))
+    assert sorted(map(str, seen)) == sorted(
+        str((*a, d)) for a, d in itertools.product(attacks, ("none", "abl-modified"))
+    )
     assert len(made.cells()) == 2 * len(seen)
     for cell in made.cells():
         assert (cell.config.attack is None) == (cell.rate is None) == (cell.attack == "none")
@@ -34,14 +37,16 @@ def test_the_product_always_has_no_attack_once_and_no_defence(grid):
 
 
 def test_naming_none_changes_nothing(grid):
-    named = grid(attacks=["none", "badnets"], defences=["none", "abl"])
-    assert titles(named) == titles(grid(defences=["abl"]))
+    named = grid(attacks=["none", "badnets"], defences=["none", "abl-modified"])
+    assert titles(named) == titles(grid(defences=["abl-modified"]))
 
 
 def test_settings_of_a_data_set_are_its_own(grid, pets):
     data = [{"name": "a", **pets}, {"name": "b", **pets, "model": "resnet-18", "target": 2, "train": {"epochs": 7}}]
     attacks = ["badnets", {"name": "badnets", "label": "to-one", "target": 1}]
-    cells = {(c.data, c.attack_label): c for c in grid(data=data, attacks=attacks).cells() if c.defence == "abl"}
+    cells = {
+        (c.data, c.attack_label): c for c in grid(data=data, attacks=attacks).cells() if c.defence == "abl-modified"
+    }
     assert cells["a", "badnets"].model == "wrn-10-1"
     assert cells["b", "badnets"].model == "resnet-18"
     assert cells["a", "badnets"].config.train.epochs == 1
@@ -78,7 +83,7 @@ def test_a_key_is_of_the_result_and_of_nothing_else(grid, pets, tmp_path):
     assert keys(data=[{"name": "pets", "source": str(elsewhere), "test": pets["test"]}]) == before
     assert keys(device="auto") == before
     # Written out defaults are the same result.
-    full = {"name": "abl", "isolation_epochs": 1, "unlearn_epochs": 1, "share": 0.01}
+    full = {"name": "abl-modified", "isolation_epochs": 1, "unlearn_epochs": 1, "share": 0.01}
     assert keys(defences=[full]) == before
     for change in (
         {"train": {"epochs": 2, "batch_size": 16}},
@@ -90,7 +95,7 @@ def test_a_key_is_of_the_result_and_of_nothing_else(grid, pets, tmp_path):
         assert not keys(**change) & before, change
     assert len(keys(rates=[0.3]) & before) == 2
     assert len(keys(attacks=[{"name": "badnets", "size": 2}]) & before) == 2
-    assert len(keys(defences=["abl"]) & before) == 2
+    assert len(keys(defences=["abl-modified"]) & before) == 2
 
 
 def test_what_is_shared_is_shared_by_the_cells_that_may(grid):
@@ -134,7 +139,7 @@ def test_keys_are_the_same_in_another_process(values, grid, tmp_path):
         ({"attacks": [{"name": "badnets", "siez": 3}]}, r"below attacks\.badnets: 'siez'\. Did you mean 'size'\?"),
         ({"attacks": [{"name": "blend", "source": "x"}]}, r"below attacks\.blend: 'source'"),
         ({"defences": ["filtre"]}, r"unknown defence 'filtre'\. Did you mean 'filter'\?"),
-        ({"defences": [{"name": "abl", "gamma": -1}]}, r"^defences\.abl\.gamma: must be"),
+        ({"defences": [{"name": "abl-modified", "gamma": -1}]}, r"^defences\.abl-modified\.gamma: must be"),
         ({"models": ["wrn-16-11"]}, r"unknown model 'wrn-16-11'\. Did you mean 'wrn-16-1'\?"),
         ({"data": []}, r"^data: empty"),
         ({"attacks": []}, r"^attacks: empty"),
@@ -156,7 +161,7 @@ def test_keys_are_the_same_in_another_process(values, grid, tmp_path):
         ({"device": "gpu"}, r"^device: 'gpu' is no device name; use auto, cpu, cuda"),
         ({"device": "cuda:"}, r"^device: 'cuda:' is no device name"),
         ({"device": "cpu:0 "}, r"^device: "),
-        ({"defences": [{"name": "abl", "label": "none"}]}, r"^defences\.abl\.label: 'none' is what"),
+        ({"defences": [{"name": "abl-modified", "label": "none"}]}, r"^defences\.abl-modified\.label: 'none' is what"),
         ({"attacks": [{"name": "badnets", "label": "none"}]}, r"^attacks\.badnets\.label: 'none' is what"),
     ],
 )
@@ -246,6 +251,20 @@ def test_the_grids_of_the_repository_are_valid(path):
     assert len({cell.file for cell in cells}) == len(cells)
     with_data = grid.with_sources({data.name: "embedded" for data in grid.data})
     assert [cell.key for cell in with_data.cells()] == [cell.key for cell in cells]
+
+
+@pytest.mark.parametrize(("name", "renamed"), [("small", 9), ("paper_cpu", 12), ("figures_cpu", 28)])
+def test_records_of_a_defence_that_was_renamed_since_are_read_and_found(name, renamed):
+    folder = GridFolder(GRIDS[0].parents[1] / "results" / name)
+    records = read_records(folder.out)
+    assert sum(record["cell"]["defence"] == "abl-modified" for record in records) == renamed
+    assert all(record["config"]["defence"]["name"] == record["cell"]["defence"] for record in records)
+    assert "abl" not in {record["cell"]["defence_label"] for record in records}
+    # They keep their files and keys.
+    cells = GridConfig.load(GRIDS[0].parent / f"{name}.yaml").cells()
+    clean = [cell for cell in cells if (cell.attack, cell.defence) == ("none", "abl-modified")]
+    assert clean
+    assert [folder.record_of(cell)["cell"] for cell in clean] == [cell.names for cell in clean]
 
 
 def test_the_paper_table_is_whole():

@@ -72,13 +72,13 @@ def test_curves_against_a_count_by_hand():
 def test_the_record_of_a_cell_is_that_of_the_run(grid, shelf):
     cells = {(cell.attack, cell.defence): cell for cell in grid().cells()}
     control = perform(Task(cells["none", "none"], "measure"), shelf)
-    attacked = perform(Task(cells["badnets", "abl"], "measure"), shelf)
-    clean = perform(Task(cells["none", "abl"], "measure"), shelf)
+    attacked = perform(Task(cells["badnets", "abl-modified"], "measure"), shelf)
+    clean = perform(Task(cells["none", "abl-modified"], "measure"), shelf)
     for record in (control, attacked, clean):
         assert record.keys() == FIELDS
         assert record["status"] == "done", record["error"]
         assert record["metrics"].keys() == {field.name for field in dataclasses.fields(Metrics)}
-    plain = run(cells["badnets", "abl"].config)
+    plain = run(cells["badnets", "abl-modified"].config)
     assert attacked["metrics"] == dataclasses.asdict(plain.record.metrics)
     assert attacked["evidence"] == list(plain.record.evidence)
     assert attacked["config"]["defence"] == plain.record.config["defence"]
@@ -111,7 +111,7 @@ def test_the_control_is_measured_on_the_triggered_images_of_the_cell(grid, shelf
 
 
 def test_it_does_not_matter_what_was_shared(grid, shelf, tmp_path):
-    cell = next(c for c in grid().cells() if (c.attack, c.defence) == ("badnets", "abl"))
+    cell = next(c for c in grid().cells() if (c.attack, c.defence) == ("badnets", "abl-modified"))
     figures = ("metrics", "control", "verdict", "evidence", "curves", "config")
 
     def measured():
@@ -174,7 +174,7 @@ def test_a_failure_says_where_without_a_folder_of_this_machine(grid, shelf, tmp_
 
 
 def test_a_control_that_cannot_be_made_costs_no_training_of_the_cell(grid, shelf, monkeypatch):
-    cell = next(c for c in grid().cells() if (c.attack, c.defence) == ("badnets", "abl"))
+    cell = next(c for c in grid().cells() if (c.attack, c.defence) == ("badnets", "abl-modified"))
     tried = []
 
     def no_training(config: RunConfig, **_: object) -> None:

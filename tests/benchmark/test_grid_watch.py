@@ -24,11 +24,11 @@ def cells(grid):
 
 
 def test_time_left_is_the_mean_of_the_defence(cells):
-    none, abl = (next(cell for cell in cells if cell.defence == name) for name in ("none", "abl"))
+    none, abl = (next(cell for cell in cells if cell.defence == name) for name in ("none", "abl-modified"))
     records = [done(none, 10), done(none, 20), done(abl, 60)]
     assert seconds_of(records[0]) == 10
-    assert time_left(["none", "abl", "abl"], records, 1) == pytest.approx(15 + 60 + 60)
-    assert time_left(["none", "abl", "abl"], records, 3) == pytest.approx(45)
+    assert time_left(["none", "abl-modified", "abl-modified"], records, 1) == pytest.approx(15 + 60 + 60)
+    assert time_left(["none", "abl-modified", "abl-modified"], records, 3) == pytest.approx(45)
     assert time_left(["other"], records, 1) == pytest.approx(30)
     assert time_left([], records, 1) == 0
     assert time_left(["none"], [], 1) is None

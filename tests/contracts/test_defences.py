@@ -235,18 +235,18 @@ def test_parameters_go_round_through_the_registry(name):
 @pytest.mark.parametrize(
     ("name", "params"),
     [
-        ("abl", {"gamma": 0.0}),
-        ("abl", {"gamma": float("nan")}),
-        ("abl", {"share": 0.0}),
-        ("abl", {"share": 1.0}),
-        ("abl", {"isolation_lr": -1.0}),
-        ("abl", {"cap": 0.0}),
-        ("abl", {"isolation_epochs": 0}),
-        ("abl", {"unlearn_epochs": -1}),
-        ("abl", {"unlearn_lr": 0.0}),
-        ("abl", {"anchors": -1}),
-        ("abl", {"reduction": "mean"}),
-        ("abl", {"scope": "all"}),
+        ("abl-modified", {"gamma": 0.0}),
+        ("abl-modified", {"gamma": float("nan")}),
+        ("abl-modified", {"share": 0.0}),
+        ("abl-modified", {"share": 1.0}),
+        ("abl-modified", {"isolation_lr": -1.0}),
+        ("abl-modified", {"cap": 0.0}),
+        ("abl-modified", {"isolation_epochs": 0}),
+        ("abl-modified", {"unlearn_epochs": -1}),
+        ("abl-modified", {"unlearn_lr": 0.0}),
+        ("abl-modified", {"anchors": -1}),
+        ("abl-modified", {"reduction": "mean"}),
+        ("abl-modified", {"scope": "all"}),
         ("abl-code", {"gamma": float("nan")}),
         ("abl-code", {"share": 1.0}),
         ("abl-code", {"lr": 0.0}),
@@ -319,7 +319,7 @@ def test_values_outside_their_range(name, params):
 
 def test_an_unknown_signal_is_named_when_the_defence_is_built():
     with pytest.raises(UnknownNameError, match=r"'trajectori'\. Did you mean 'trajectory'"):
-        DEFENCES.build("abl", {"signal": "trajectori"})
+        DEFENCES.build("abl-modified", {"signal": "trajectori"})
 
 
 @every_verb

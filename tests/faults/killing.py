@@ -172,8 +172,8 @@ def commands(data: Path, folder: Path, grid: Path) -> dict[str, Command]:
     """
     fast = ["--device", "cpu", "--model", "wrn-10-1", "--quiet", "--set", "train.batch_size=16"]
     methods = {
-        "train (abl)": [
-            *("train", "--defence", "abl", "--epochs", "2", "--set", "defence.isolation_epochs=2"),
+        "train (abl-modified)": [
+            *("train", "--defence", "abl-modified", "--epochs", "2", "--set", "defence.isolation_epochs=2"),
             *("--set", "defence.unlearn_epochs=2", "--set", "defence.share=0.1"),
         ],
         "train (default)": ["train", "--epochs", "6"],

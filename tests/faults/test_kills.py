@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from killing import Command, Mortal, torture
 
-SAMPLED = {"train (abl)": 3, "poison": 4}
-ALL = ["train (abl)", "train (default)", "train (d-br)", "scan", "poison", "bench"]
+SAMPLED = {"train (abl-modified)": 3, "poison": 4}
+ALL = ["train (abl-modified)", "train (default)", "train (d-br)", "scan", "poison", "bench"]
 
 
 @pytest.mark.parametrize("name", SAMPLED)

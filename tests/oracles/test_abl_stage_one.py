@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from antibackdoor.defences import AblReleased
+from antibackdoor.defences import AblModified
 from antibackdoor.ops.objectives import flood, lga
 from antibackdoor.seeds import Seeds
 from antibackdoor.training import Phase, Trainer, TrainPlan
@@ -115,7 +115,7 @@ def test_the_loop_does_what_the_transcription_does(setting, reduction):
 @pytest.mark.parametrize("reduction", OBJECTIVES)
 def test_the_defence_uses_the_rule_it_is_told(setting, reduction):
     data, model, trainer, _, orders, images = setting
-    defence = AblReleased(
+    defence = AblModified(
         isolation_epochs=4, isolation_lr=PLAN.lr, signal="loss", gamma=GAMMA, reduction=reduction, share=0.01
     )
     weights, losses = transcribed(weights_of(model), images, data.labels.tolist(), orders, reduction)

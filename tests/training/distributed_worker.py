@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import TinyNet, make_blobs
 
 from antibackdoor.attacks import BadNets, poison
-from antibackdoor.defences import AblReleased
+from antibackdoor.defences import AblModified
 from antibackdoor.defences import filter as filter_module
 from antibackdoor.models import builder_from
 from antibackdoor.ops.metrics import isolation_quality
@@ -92,7 +92,7 @@ def main(out: Path) -> None:
     precision = []
     for seed in SEEDS:
         planted = poison(clean, attack, rate=0.1, generator=Seeds(seed).generator("poison"))
-        defence = AblReleased(isolation_epochs=6, isolation_lr=0.05, signal="loss-drop", share=0.05)
+        defence = AblModified(isolation_epochs=6, isolation_lr=0.05, signal="loss-drop", share=0.05)
         outcome = defence.scan(
             planted.observed,
             build_model=build,

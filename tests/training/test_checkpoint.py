@@ -23,7 +23,7 @@ CALLS = 6
 PLAN = TrainPlan(epochs=3, batch_size=8, lr=0.05, schedule="onecycle", augment=("crop", "flip"))
 PHASES = {
     "none": {"train": 3},
-    "abl": {"isolate": 2, "fine-tune": 3, "unlearn": 2},
+    "abl-modified": {"isolate": 2, "fine-tune": 3, "unlearn": 2},
     "abl-code": {"isolate": 2, "fine-tune": 2, "fine-tune 2": 1, "unlearn": 2},
     "abl-paper": {"isolate": 1, "joint": 2, "joint 2": 1},
     "cbd": {"biased 1": 1, "biased 2": 1, "train": 3},
@@ -34,7 +34,7 @@ PHASES = {
 }
 PARAMS = {
     "none": {},
-    "abl": {
+    "abl-modified": {
         "isolation_epochs": 2,
         "unlearn_epochs": 2,
         "unlearn_batch_size": 8,
@@ -230,7 +230,7 @@ def test_a_phase_is_not_continued_with_other_images(done, setting):
 
 
 def test_nothing_unfinished_is_left_in_the_folder(setting):
-    setting.run("abl", folder=setting.folder)
+    setting.run("abl-modified", folder=setting.folder)
     assert sorted(path.name for path in setting.folder.iterdir()) == [
         "fine-tune.safetensors",
         "isolate.safetensors",

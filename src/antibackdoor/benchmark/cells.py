@@ -14,7 +14,7 @@ from typing import Any
 from antibackdoor import plugins
 from antibackdoor.attacks import ATTACKS
 from antibackdoor.config import Choice, RunConfig
-from antibackdoor.defences import DEFENCES
+from antibackdoor.defences import DEFENCES, FORMER_NAMES
 from antibackdoor.errors import UnknownNameError
 from antibackdoor.registry import Registry, parameters_of
 from antibackdoor.types import Json
@@ -104,13 +104,21 @@ class Cell:
     @cached_property
     def key(self) -> str:
         """A hash of everything that decides the result; the same on every machine."""
-        return _hash("cell", {name: value for name, value in self.settings.items() if name != "device"})
+        values = {name: value for name, value in self.settings.items() if name != "device"}
+        values["defence"] = {**self.settings["defence"], "name": self._recorded(self.defence)}  # type: ignore[dict-item]
+        return _hash("cell", values)
 
     @property
     def file(self) -> str:
         """The name of its record: what it is, for people, and its key."""
-        words = f"{self.data}-{self.attack_label}-{self.rate or 0:g}-{self.defence_label}-{self.model}-{self.seed}"
+        label = self._recorded(self.defence) if self.defence_label == self.defence else self.defence_label
+        words = f"{self.data}-{self.attack_label}-{self.rate or 0:g}-{label}-{self.model}-{self.seed}"
         return f"{re.sub('[^A-Za-z0-9.-]+', '_', words)[:120]}-{self.key}.json"
+
+    @staticmethod
+    def _recorded(defence: str) -> str:
+        """Return the name by which records are found: the first that a defence had."""
+        return FORMER_NAMES.get(defence, defence)
 
     @cached_property
     def control(self) -> Cell:

@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from antibackdoor.benchmark.cells import Cell
 from antibackdoor.benchmark.grid import GridConfig
+from antibackdoor.defences import FORMER_NAMES
 from antibackdoor.errors import RunExistsError, StorageError
 from antibackdoor.files import atomic_write_bytes, clear_partials, locked, sha256_of
 from antibackdoor.types import Json
@@ -165,7 +166,24 @@ def _read_record(path: Path) -> Record | None:
     checksum = record.pop(_CHECKSUM, None)  # Records of version 0.1 have none.
     if checksum is not None and checksum != sha256_of(_to_bytes(record)):
         return None
-    return record
+    return _with_names_of_now(record)
+
+
+def _with_names_of_now(record: Record) -> Record:
+    """Return a record in which a defence that was renamed since has the name that it has now."""
+    cell, config = record.get("cell"), record.get("config")
+    if not isinstance(cell, dict) or not isinstance(config, dict):
+        return record
+    now = {former: name for name, former in FORMER_NAMES.items()}.get(str(cell.get("defence")))
+    settings = config.get("defence")
+    if now is None or not isinstance(settings, dict) or "plugin" in settings:
+        return record
+    label = now if cell.get("defence_label") == cell["defence"] else cell.get("defence_label")
+    return {
+        **record,
+        "cell": {**cell, "defence": now, "defence_label": label},
+        "config": {**config, "defence": {**settings, "name": now}},
+    }
 
 
 def _to_bytes(values: Mapping[str, object]) -> bytes:

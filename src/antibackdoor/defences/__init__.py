@@ -1,6 +1,6 @@
 """Defences, one file each. To add one: its file, and its line in ``DEFENCES``."""
 
-from antibackdoor.defences.abl import AblReleased
+from antibackdoor.defences.abl_modified import AblModified
 from antibackdoor.defences.abl_published import AblBackdoorBench, AblCode, AblPaper
 from antibackdoor.defences.activation_clustering import ActivationClustering
 from antibackdoor.defences.base import Defence, RatedDefence, RepairDefence
@@ -16,10 +16,11 @@ from antibackdoor.registry import Registry
 
 __all__ = [
     "DEFENCES",
+    "FORMER_NAMES",
     "AblBackdoorBench",
     "AblCode",
+    "AblModified",
     "AblPaper",
-    "AblReleased",
     "ActivationClustering",
     "Cbd",
     "Dbr",
@@ -34,12 +35,15 @@ __all__ = [
     "SpectralFilter",
 ]
 
+# Names under which committed records hold what has another name now.
+FORMER_NAMES = {"abl-modified": "abl"}
+
 DEFENCES: Registry[Defence] = Registry(
     "defence",
     {
-        "abl": AblReleased,
         "abl-backdoorbench": AblBackdoorBench,
         "abl-code": AblCode,
+        "abl-modified": AblModified,
         "abl-paper": AblPaper,
         "activation-clustering": ActivationClustering,
         "cbd": Cbd,
@@ -52,4 +56,8 @@ DEFENCES: Registry[Defence] = Registry(
         "spectral": SpectralFilter,
     },
     base=Defence,
+    gone={
+        "abl": "is called 'abl-modified' now, since it is a method of this package; Anti-Backdoor Learning as released "
+        "is 'abl-code', as in its paper 'abl-paper', in BackdoorBench's recipe 'abl-backdoorbench'"
+    },
 )

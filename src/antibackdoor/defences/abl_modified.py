@@ -1,24 +1,24 @@
-"""Anti-Backdoor Learning (Li et al., NeurIPS 2021), as its released code does it and as its paper states it.
+"""A method of ours after Anti-Backdoor Learning (Li et al., NeurIPS 2021); see ``abl_published`` for theirs.
 
-Both isolate a fixed share in a first stage that keeps losses from falling below gamma, and both then make the network
-forget what was isolated. Forgetting is bounded here, in one of two ways. "ascent" is the paper's gradient ascent, but
-each isolated image counts ``min(loss, cap)``, so it no longer matters once its loss reaches the cap. "complement"
-minimises ``-log(1 - p)`` of the isolated label instead, which cannot fall below zero and has its full gradient where
-the network is certain: there ascent has none, and a backdoor is what a network is most certain of (docs/log.md). A loss
-that is not finite ends the phase with the last good weights.
+It isolates a fixed share in a first stage that keeps losses from falling below gamma, and then makes the network
+forget what was isolated. Forgetting is bounded, in one of two ways. "ascent" is the paper's gradient ascent, but each
+isolated image counts ``min(loss, cap)``, so it no longer matters once its loss reaches the cap. "complement" minimises
+``-log(1 - p)`` of the isolated label instead, which cannot fall below zero and has its full gradient where the network
+is certain: there ascent has none, and a backdoor is what a network is most certain of (docs/log.md). A loss that is not
+finite ends the phase with the last good weights.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from antibackdoor.defences.abl_stages import check_epochs, check_rates
 from antibackdoor.defences.base import Defence
 from antibackdoor.errors import ConfigError
 from antibackdoor.isolation import SIGNALS, Evidence, Network, Scope, isolate, rank_within_classes
@@ -28,12 +28,18 @@ from antibackdoor.seeds import Seeds
 from antibackdoor.training import Fit, Objective, Phase, Step, TrainPlan
 from antibackdoor.types import History, ImageSet, Isolation, Outcome
 
-__all__ = ["AblReleased"]
+__all__ = ["AblModified"]
 
 
 @dataclass(frozen=True)
-class _Abl(Defence):
-    """Stage one, which both orders share.
+class AblModified(Defence):
+    """A method of this package in the order of ABL's code: isolate, fine-tune on the rest, forget what was isolated.
+
+    It is not Anti-Backdoor Learning as published, which is ``abl-code`` and ``abl-paper``. Images are ranked by their
+    loss trajectories, not by the last loss (docs/log.md has both, measured); forgetting is bounded and runs with frozen
+    batch-normalisation statistics; beside each isolated image goes a few of the rest, whose loss is minimised in the
+    same step, so that the network forgets the trigger and not the class. Lengths and rates but those below are the
+    plan's.
 
     Attributes:
         gamma: The level, in nats, at which stage one holds the loss.
@@ -46,6 +52,15 @@ class _Abl(Defence):
         isolation_lr: Constant learning rate of stage one.
         forget: "ascent" or "complement"; see above.
         cap: Loss, in nats, at which ascent on an image stops; four times log K, the loss of a blind guess, if None.
+        isolation_epochs: Epochs of stage one.
+        unlearn_epochs: Passes over the isolated images; 0 leaves the forgetting out.
+        unlearn_lr: Learning rate of the forgetting at its start; it falls to zero along a cosine.
+        unlearn_batch_size: Images in one update of the forgetting, anchors included.
+        anchors: Images of the rest for each isolated one in the forgetting, from the less suspect half of every class;
+            0 leaves the isolated ones alone.
+
+    Source:
+        Ours, after Li et al., NeurIPS 2021.
     """
 
     gamma: float = 0.5
@@ -56,21 +71,20 @@ class _Abl(Defence):
     isolation_lr: float = 0.1
     forget: Literal["ascent", "complement"] = "complement"
     cap: float | None = None
+    isolation_epochs: int = 10
+    unlearn_epochs: int = 20
+    unlearn_lr: float = 1e-3
+    unlearn_batch_size: int = 64
+    anchors: int = 9
 
     def __post_init__(self) -> None:
         SIGNALS.get(self.signal)
-        for name in ("gamma", "isolation_lr"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"{name}: must be a finite number above 0, got {value}")
+        check_rates(self, "gamma", "isolation_lr", "unlearn_lr")
+        check_epochs(self, isolation_epochs=1, unlearn_epochs=0, unlearn_batch_size=2, anchors=0)
         if not 0 < self.share < 1:
             raise ConfigError(f"share: must be above 0 and below 1, got {self.share}")
         if self.cap is not None and not (math.isfinite(self.cap) and self.cap > 0):
             raise ConfigError(f"cap: must be a finite number above 0, or null for 4 log K, got {self.cap}")
-
-    @abstractmethod
-    def _stage_one_epochs(self, plan: TrainPlan) -> int:
-        """Return the number of epochs before the isolation."""
 
     def scan(self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds) -> Outcome:
         """Run stage one: train under the rule, without augmentation, and isolate."""
@@ -78,8 +92,18 @@ class _Abl(Defence):
         isolation, history = self._isolate(model, data, fit, plan)
         return Outcome(model, isolation, (history,))
 
+    def run(self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds) -> Outcome:
+        """Isolate; fine-tune on the rest by the plan of ordinary training; unlearn."""
+        model = build_model(seeds.generator("init"))
+        isolation, stage_one = self._isolate(model, data, fit, plan)
+        isolated = isolation.flagged
+        histories = [stage_one, fit(model, data, Phase("fine-tune", plan), subset=~isolated)]
+        if self.unlearn_epochs:
+            histories.append(self._unlearn(model, data, isolation, fit, plan, seeds))
+        return Outcome(model, isolation, tuple(histories))
+
     def _isolate(self, model: nn.Module, data: ImageSet, fit: Fit, plan: TrainPlan) -> tuple[Isolation, History]:
-        stage_one = plan.but(epochs=self._stage_one_epochs(plan), lr=self.isolation_lr, schedule="constant", augment=())
+        stage_one = plan.but(epochs=self.isolation_epochs, lr=self.isolation_lr, schedule="constant", augment=())
         history = fit(model, data, Phase("isolate", stage_one), objective=self._held_at_gamma)
         network = Network(model, data, fit.runtime)
         evidence = Evidence.of(history, data.labels, data.num_classes, network)
@@ -111,56 +135,6 @@ class _Abl(Defence):
             return learnt + (forgetting * chosen).sum() / chosen.sum().clamp_min(1)
 
         return objective
-
-
-@dataclass(frozen=True)
-class AblReleased(_Abl):
-    """ABL in the order of the authors' code: isolate, fine-tune on the rest, then ascend on what was isolated.
-
-    Differences from that code: the images are ranked by their loss trajectories, not by the last loss
-    (``signal=loss`` is the original's rule; docs/log.md has both, measured); the loader of stage one is shuffled;
-    ascent is bounded, runs with frozen batch-normalisation statistics, and beside each isolated image goes a few of the
-    rest, whose loss is minimised in the same step, so that the network forgets the trigger and not the class.
-
-    Attributes:
-        isolation_epochs: Epochs of stage one.
-        unlearn_epochs: Passes over the isolated images; 0 leaves the ascent out.
-        unlearn_lr: Learning rate of the ascent at its start; it falls to zero along a cosine.
-        unlearn_batch_size: Images in one update of the ascent, anchors included.
-        anchors: Images of the rest for each isolated one in the ascent, from the less suspect half of every class; 0 is
-            the original's ascent alone.
-
-    Source:
-        github.com/bboylyg/ABL; stage lengths there are 10, 60 and 5 epochs, learning rate of the ascent 5e-4.
-    """
-
-    isolation_epochs: int = 10
-    unlearn_epochs: int = 20
-    unlearn_lr: float = 1e-3
-    unlearn_batch_size: int = 64
-    anchors: int = 9
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        least_values = {"isolation_epochs": 1, "unlearn_epochs": 0, "unlearn_batch_size": 2, "anchors": 0}
-        for name, least in least_values.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name}: must be at least {least}, got {getattr(self, name)}")
-        if not (math.isfinite(self.unlearn_lr) and self.unlearn_lr > 0):
-            raise ConfigError(f"unlearn_lr: must be a finite number above 0, got {self.unlearn_lr}")
-
-    def _stage_one_epochs(self, plan: TrainPlan) -> int:
-        return self.isolation_epochs
-
-    def run(self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds) -> Outcome:
-        """Isolate; fine-tune on the rest by the plan of ordinary training; unlearn."""
-        model = build_model(seeds.generator("init"))
-        isolation, stage_one = self._isolate(model, data, fit, plan)
-        isolated = isolation.flagged
-        histories = [stage_one, fit(model, data, Phase("fine-tune", plan), subset=~isolated)]
-        if self.unlearn_epochs:
-            histories.append(self._unlearn(model, data, isolation, fit, plan, seeds))
-        return Outcome(model, isolation, tuple(histories))
 
     def _unlearn(
         self, model: nn.Module, data: ImageSet, isolation: Isolation, fit: Fit, plan: TrainPlan, seeds: Seeds
