@@ -19,7 +19,7 @@ from antibackdoor.cli_export import export
 from antibackdoor.cli_formats import Baseline, BaselineRun, FailOn, FailOns, Formats
 from antibackdoor.cli_review import review
 from antibackdoor.cli_verify import verify
-from antibackdoor.errors import AntiBackdoorError, ConfigError
+from antibackdoor.errors import AntiBackdoorError, ConfigError, one_line
 
 if TYPE_CHECKING:
     from antibackdoor.config import RunConfig
@@ -412,7 +412,7 @@ def _print_metrics(metrics: Metrics) -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    typer.echo(f"antibackdoor: {' '.join(message.split())}", err=True)
+    typer.echo(f"antibackdoor: {one_line(message)}", err=True)
     sys.exit(code)
 
 

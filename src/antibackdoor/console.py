@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from antibackdoor.errors import one_line
 from antibackdoor.progress import Bar
 
 __all__ = ["ConsoleProgress"]
@@ -85,4 +86,4 @@ class ConsoleProgress:
 
     def say(self, line: str) -> None:
         """Print one line."""
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(one_line(line), markup=False, highlight=False, soft_wrap=True)

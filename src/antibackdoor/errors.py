@@ -30,6 +30,7 @@ __all__ = [
     "StorageError",
     "TrainingError",
     "UnknownNameError",
+    "one_line",
 ]
 
 
@@ -84,3 +85,9 @@ class TrainingError(AntiBackdoorError):
 
 class NonFiniteLossError(TrainingError):
     """The training loss became infinite or not a number."""
+
+
+def one_line(message: str) -> str:
+    """Return a message as one line that a terminal shows as it is: controls and invisible marks are escaped."""
+    line = " ".join(message.split())
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in line)

@@ -18,6 +18,7 @@ from antibackdoor.data.decode import WHITE, BadImageError, decode, quiet
 from antibackdoor.data.folder import scan
 from antibackdoor.data.formats import EXTENSIONS
 from antibackdoor.data.reader import Reader
+from antibackdoor.data.walk import Left, images_below
 from antibackdoor.errors import DataError
 from antibackdoor.evaluation import evaluate
 from antibackdoor.progress import SILENT, Progress
@@ -53,10 +54,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = (
-                p for p in sorted(path.rglob("*")) if p.is_file() and p.suffix.lower().removeprefix(".") in EXTENSIONS
-            )
-            found += [p for p in inside if not any(part.startswith(".") for part in p.relative_to(path).parts)]
+            found += sorted(path.parent / name for name in images_below(path.parent, path.name, Left()))
         elif path.exists():
             found.append(path)
         else:

@@ -6,10 +6,12 @@ EXIF orientation is applied; colour profiles are not. Of an animation the first 
 
 from __future__ import annotations
 
+import re
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
+from contextlib import contextmanager, nullcontext
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +37,10 @@ __all__ = [
 WIDE = "I"  # Pillow holds 16-bit grey in modes that begin so
 WHITE = 65535
 GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"})
-MAX_PIXELS = 100_000_000
+MAX_PIXELS, LARGE_PIXELS = 100_000_000, 16_000_000
+_ONE_LARGE = threading.Lock()
+TEXT_HEADER, MOST_COMMENTS = 4096, 100
+NETPBM, COMMENT = re.compile(rb"P[0-9a-zA-Z]\s*[\s#]"), re.compile(rb"#[^\r\n]*")
 ORIENTATION_TAG = 0x0112
 ORIENTATION_SOURCES = frozenset({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"})
 UPRIGHT = 1
@@ -86,8 +91,7 @@ def inspect(payload: Payload) -> Header:
         BadImageError: Not an image in a known format, or more than 100 megapixels.
     """
     try:
-        with open_payload(payload) as file, Image.open(file, formats=FORMATS) as image:
-            _check_size(image)
+        with _opened(payload) as image:
             width, height = image.size
             if _orientation(image) >= FIRST_SIDEWAYS:
                 width, height = height, width
@@ -103,8 +107,7 @@ def brightest(payload: Payload) -> int:
         BadImageError: See :func:`decode`.
     """
     try:
-        with open_payload(payload) as file, Image.open(file, formats=FORMATS) as image:
-            _check_size(image)
+        with _opened(payload) as image:
             return int(np.asarray(image).max()) if image.mode.startswith(WIDE) else 0
     except Exception as error:
         raise _bad(error) from error
@@ -127,8 +130,7 @@ def decode(payload: Payload, *, channels: int, height: int, width: int, white: i
         BadImageError: The file cannot be decoded, is truncated or has more than 100 megapixels.
     """
     try:
-        with open_payload(payload) as file, Image.open(file, formats=FORMATS) as image:
-            _check_size(image)
+        with _opened(payload) as image:
             sideways = _orientation(image) >= FIRST_SIDEWAYS
             # A JPEG can be decoded at a half, a quarter or an eighth; twice the wanted size leaves the resize
             # its say.
@@ -184,10 +186,27 @@ def _orientation(image: Image.Image) -> int:
     return value if value in TURNS else UPRIGHT
 
 
-def _check_size(image: Image.Image) -> None:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise BadImageError(_too_large(f"{width}x{height}"))
+@contextmanager
+def _opened(payload: Payload) -> Iterator[Image.Image]:
+    """Open an image whose header is sane; of large ones one at a time, so that memory does not depend on threads."""
+    with open_payload(payload) as file:
+        _check_text_header(file)
+        with Image.open(file, formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise BadImageError(_too_large(f"{width}x{height}"))
+            with _ONE_LARGE if width * height > LARGE_PIXELS else nullcontext():
+                yield image
+
+
+def _check_text_header(file: BinaryIO) -> None:
+    """Refuse a PPM whose header hides behind comments: Pillow reads those byte by byte."""
+    start = file.read(TEXT_HEADER)
+    file.seek(0)
+    if len(start) == TEXT_HEADER and NETPBM.match(start):
+        numbers = COMMENT.sub(b"", start[2:]).split()
+        if len(numbers) < 4 or start.count(b"#") > MOST_COMMENTS:
+            raise BadImageError("its header is longer than any image's")
 
 
 def _too_large(given: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from PIL import Image, features
 
 __all__ = ["EXTENSIONS", "FORMATS", "missing"]
@@ -31,6 +33,7 @@ else:
     pillow_heif.register_heif_opener()
     _BY_FORMAT |= _HEIF
 
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what matters of its complaints is raised as well
 Image.init()
 FORMATS = tuple(name for name in sorted(_BY_FORMAT) if name in Image.OPEN)
 EXTENSIONS = tuple(sorted(extension for name in FORMATS for extension in _BY_FORMAT[name]))

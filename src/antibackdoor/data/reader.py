@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -68,6 +69,9 @@ class Reader:
         """
         if like is None:
             check_trainable(listing.where, listing.classes, torch.tensor(listing.labels))
+        if len(set(listing.ids)) < len(listing):
+            twice, _ = Counter(listing.ids).most_common(1)[0]
+            raise DataError(f"{listing.where}: two images are called {twice!r}; rename one of them")
         named = (listing.classes, listing.labels, listing.ids)
         wanted = None if like is None else (like.shape, like.white)
         settings = repr((named, self.image_size, wanted, self.skip_bad))

@@ -156,7 +156,7 @@ def _location(findings: Findings, row: int) -> dict[str, Json]:
 def _physical(findings: Findings, id_: str) -> dict[str, Json]:
     """Return where an image lies: below the source where that was named from here, else below the root of the set."""
     source = PurePosixPath(findings.source).as_posix()
-    if source.endswith((".csv", ".tsv", ".parquet")):  # their paths are below the folder that they lie in
+    if source.endswith((".csv", ".tsv", ".parquet", ".tar")):  # their paths are below the folder that they lie in
         source = PurePosixPath(source).parent.as_posix() if id_ else source
     inside = source.endswith(".npz") or source.startswith("hub:") or source in {"", "embedded"}
     here = not PurePath(source).is_absolute() and ".." not in PurePath(source).parts
