@@ -81,12 +81,50 @@ def test_a_review_from_end_to_end(board: Board, run: Path, size: tuple[int, int]
         page.wait_for_function("[...document.images].slice(0, 8).every((image) => image.naturalWidth > 0)")
         by_keys(page, decided)
         by_hand(page, decided)
+        by_pages(page)
         page.locator("select[name=show]").select_option("drop")
         eventually(lambda: page.locator(".tile").count(), len(decided()))
         page.reload()
         eventually(lambda: page.locator(".tile.drop").count(), len(decided()))
         page.locator("input[name=text]").fill("NO SUCH IMAGE")
         page.wait_for_selector(".empty")
+
+
+def by_pages(page: Any) -> None:
+    """Open a group, turn its pages, go up and down in it, search in it, and go back by the browser's own button."""
+    page.locator("select[name=by]").select_option("none")
+    page.locator("select[name=show]").select_option("all")
+    page.locator("select[name=order]").select_option("id")
+    eventually(lambda: page.locator("#place").inner_text(), "1–120 of 180 images")
+    page.locator(".tile").first.focus()
+    page.keyboard.press("n")
+    eventually(lambda: page.locator("#place").inner_text(), "121–180 of 180 images")
+    names = page.locator(".tile").evaluate_all("tiles => tiles.map((tile) => tile.title.split('\\n')[0])")
+    assert names == [f"owl/{number:03d}.png" for number in range(60)]
+    page.go_back()
+    eventually(lambda: page.locator("#place").inner_text(), "1–120 of 180 images")
+    page.locator("select[name=by]").select_option("class")
+    page.get_by_role("button", name="Show all 60").first.click()
+    eventually(lambda: page.locator(".tile").count(), 60)
+    eventually(lambda: page.locator(".group h2").all_inner_texts(), ["cat"])
+    page.locator(".tile").first.focus()
+    page.keyboard.press("ArrowDown")
+    assert page.evaluate("document.activeElement.title").startswith("cat/")
+    assert not page.evaluate("document.activeElement.title").startswith("cat/000.png")
+    left = page.evaluate("document.activeElement.getBoundingClientRect().left")
+    assert left == page.locator(".tile").first.bounding_box()["x"]
+    page.keyboard.press("ArrowUp")
+    assert page.evaluate("document.activeElement.title").startswith("cat/000.png")
+    page.keyboard.press("a")
+    assert page.locator("#selected").inner_text() == "60 images selected"
+    page.keyboard.press("Escape")
+    page.keyboard.press("/")
+    page.keyboard.type("CAT/007")
+    eventually(lambda: page.locator(".tile").count(), 1)
+    page.keyboard.press("Escape")
+    page.locator(".back").click()
+    eventually(lambda: page.locator(".group").count(), 1)
+    page.locator("input[name=text]").fill("")
 
 
 def by_keys(page: Any, decided: Callable[[], dict[str, tuple[str, str]]]) -> None:

@@ -28,15 +28,12 @@ if TYPE_CHECKING:
 
 __all__ = ["build_app"]
 
+_SCRIPTS = ("address", "board", "deciding", "dialogs", "keyboard", "review", "state", "tiles")
 _ASSETS = {
     "": ("page.html", "text/html"),
-    "address.js": ("address.js", "text/javascript"),
-    "keyboard.js": ("keyboard.js", "text/javascript"),
-    "review.css": ("review.css", "text/css"),
-    "review.js": ("review.js", "text/javascript"),
-    "dialogs.js": ("dialogs.js", "text/javascript"),
-    "tiles.js": ("tiles.js", "text/javascript"),
     "icon.svg": ("icon.svg", "image/svg+xml"),
+    "review.css": ("review.css", "text/css"),
+    **{f"{name}.js": (f"{name}.js", "text/javascript") for name in _SCRIPTS},
 }
 _THUMB = 128  # pixels a side at most
 _LONGEST_PAGE, _GROUPS_A_PAGE, _PREVIEWED, _ORDINARY_SHOWN = 500, 12, 24, 8
@@ -133,13 +130,14 @@ class _Pages:
         for key, rows in found[start : start + _GROUPS_A_PAGE]:
             labels = np.unique(board.stored.labels[rows])
             one = int(labels[0]) if len(labels) == 1 else None
+            pictured = one is not None and key >= 0 and query.by != "none" and bool(board.under_review[rows].any())
             ordinary = [] if one is None else board.ordinary(one, _ORDINARY_SHOWN).tolist()
             shown.append(
                 {
                     "key": key,
                     "verdict": None if one is None else board.verdict(one),
                     "label": None if one is None else board.stored.classes[one],
-                    "pictured": one is not None and key >= 0 and query.by != "none",
+                    "pictured": pictured,
                     "tally": board.tally(rows),
                     "ordinary": ordinary,
                     "items": [board.item(row) for row in rows[:_PREVIEWED].tolist()],
