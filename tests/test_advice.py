@@ -113,6 +113,8 @@ def test_what_was_not_learned_is_said(make: Make) -> None:
     learned, hardly = (advise(make("no sign of poison", losses=loss)) for loss in (0.1, 2.0))
     assert "600 images in 3 classes of 200, after 4 epochs, when the network was sure of 100 %" in learned.looked
     assert "sure of 0 % of the labels" in hardly.looked
+    assert "do not take the set for clean yet" in hardly.next
+    assert "do not take" not in learned.next
 
 
 def test_names_of_many_classes_are_cut_short(make: Make) -> None:

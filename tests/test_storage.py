@@ -278,6 +278,21 @@ def test_a_run_goes_round(run, parts):
     assert np.array_equal(stored.gallery, data.images[order].permute(0, 2, 3, 1).numpy())
 
 
+def test_the_gallery_has_the_flagged_first_and_then_the_classes_in_doubt(tmp_path, parts):
+    data = parts["data"]
+    scores = torch.arange(len(data), dtype=torch.float32)
+    flagged = torch.zeros(len(data), dtype=torch.bool)
+    flagged[:2] = True
+    doubtful = int(data.labels[0])
+    isolation = Isolation(scores, flagged, "undecided", (), (doubtful,))
+    storage.save_run(tmp_path, **(parts | {"isolation": isolation}))
+    shown = storage.load_run(tmp_path).gallery_index.tolist()
+    of_class = [row for row in reversed(range(2, len(data))) if int(data.labels[row]) == doubtful]
+    assert shown[: 2 + len(of_class)] == [1, 0, *of_class][: storage.GALLERY]
+    rest = [row for row in reversed(range(2, len(data))) if int(data.labels[row]) != doubtful]
+    assert shown[2 + len(of_class) :] == rest[: max(0, storage.GALLERY - 2 - len(of_class))]
+
+
 def test_a_run_without_truth_or_network(tmp_path, parts):
     storage.save_run(tmp_path, **(parts | {"truth": None, "model": None}))
     stored = storage.load_run(tmp_path)

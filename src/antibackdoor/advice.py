@@ -15,6 +15,7 @@ __all__ = ["Advice", "advise"]
 
 _NAMED = 3  # classes that a sentence names
 _JUDGES = "filter"  # whose runs did not always name the classes in doubt
+_LITTLE = 0.5  # share of labels below which most of the set was not learned, so that most poison may not have been
 _SURE = math.log(2)  # a loss below: more than half of the probability is on the label
 
 
@@ -56,7 +57,14 @@ def _poisoned(run: StoredRun) -> str:
 
 
 def _clear(run: StoredRun) -> str:
-    """Say what to do where there is no sign of poison."""
+    """Say what to do where there is no sign of poison, or was little to see it in."""
+    _, sure = _training(run)
+    if sure is not None and sure < _LITTLE:
+        command = "`antibackdoor train`" if _is_scan(run) else "more epochs (`--epochs`)"
+        return (
+            f"Nothing was found, but do not take the set for clean yet: the network was sure of only {_floor(sure)} % "
+            f"of the labels when it was looked at, so train it further, with {command}."
+        )
     if _is_scan(run):
         return (
             "Nothing was found to take out; a scan looks half-way only, so train the network with `antibackdoor "

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from antibackdoor.csvs import as_text, lines_of
 from antibackdoor.report.tables import metric_rows
 from antibackdoor.stored import StoredRun
 from antibackdoor.types import Json
@@ -142,11 +141,10 @@ def since(run: StoredRun, before: StoredRun, name: str) -> StoredRun:
 
 def changes_csv(comparison: Comparison) -> str:
     """Return the images that changed as a table with the columns change, id, label, before."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["change", "id", "label", "before"])
-    writer.writerows([entry.change, entry.id, entry.label, entry.before] for entry in comparison.changed)
-    return text.getvalue()
+    rows = [
+        (entry.change, as_text(entry.id), as_text(entry.label), as_text(entry.before)) for entry in comparison.changed
+    ]
+    return lines_of([("change", "id", "label", "before"), *rows])
 
 
 def _content(run: StoredRun, row: int) -> bytes:

@@ -83,7 +83,7 @@ def save_run(
     with writing(out):
         (out / RECORD).unlink(missing_ok=True)  # while files are exchanged, this is no finished run
     order = most_suspect_first(isolation.scores)
-    top = order[:GALLERY]
+    top = _to_show(data, isolation, order)[:GALLERY]
     gallery = {"index": top.numpy(), "images": data.images[top].permute(0, 2, 3, 1).numpy()}
     checksums = {}
     if (out / CONFIG).is_file():
@@ -141,6 +141,13 @@ def _history_arrays(
     if truth is not None:
         arrays |= {"poison": truth.poison.numpy(), "cover": truth.cover.numpy()}
     return arrays
+
+
+def _to_show(data: ImageSet, isolation: Isolation, order: Tensor) -> Tensor:
+    """Return the rows in the order in which a person should see them: flagged, of classes in doubt, the others."""
+    doubtful = torch.isin(data.labels, torch.tensor(isolation.doubtful, dtype=torch.int64))
+    kind = 2 - 2 * isolation.flagged.long() - (doubtful & ~isolation.flagged).long()
+    return order[kind[order].argsort(stable=True)]
 
 
 def _suspects(data: ImageSet, isolation: Isolation, order: Tensor) -> str:

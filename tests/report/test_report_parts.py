@@ -30,6 +30,24 @@ def test_classes_are_sorted_by_flags(make: Make) -> None:
     ]
 
 
+def test_classes_in_doubt_are_marked_and_stand_before_the_others(make: Make) -> None:
+    flagged = np.zeros(N, dtype=np.bool_)
+    flagged[1] = True
+    view = make(flagged=flagged, doubtful=(3,), record={"verdict": "undecided"})
+    assert [(row.name, row.doubtful) for row in class_rows(view)] == [
+        ("c1", False),
+        ("c3", True),
+        ("c0", False),
+        ("c2", False),
+    ]
+    page = render(view)
+    assert "<bdi>c3</bdi> <span" in page
+    shown = [int(view.labels[row]) for row in view.gallery_index if not view.flagged[row]]
+    assert page.count("class in doubt</span>") == shown.count(3)
+    # Where all are, a mark would tell nothing.
+    assert "in doubt</span>" not in render(make(doubtful=(0, 1, 2, 3)))
+
+
 def test_threshold_is_named_only_where_one_explains_the_flags(make: Make) -> None:
     view = make()
     assert view.threshold == pytest.approx(float(view.scores[view.flagged].min()))

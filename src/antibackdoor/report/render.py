@@ -41,6 +41,7 @@ class _Card:
     label: str
     score: str
     flagged: bool
+    doubtful: bool
     truth: str
     source: str
     width: int
@@ -90,6 +91,7 @@ def render(view: StoredRun) -> str:
         shrunk=max(view.gallery.shape[1:3]) > _LARGEST if len(view.gallery) else False,
         largest=_LARGEST,
         charts=_charts(view),
+        doubtful=tables.in_doubt(view),
         class_rows=tables.class_rows(view),
         phase_rows=[(phase, seconds, tables.duration(seconds)) for phase, seconds in record.seconds.items()],
         total=tables.duration(sum(record.seconds.values())),
@@ -139,7 +141,7 @@ def _skipped(record: RunRecord) -> tuple[int, list[str]]:
 
 
 def _cards(view: StoredRun) -> list[_Card]:
-    cards = []
+    cards, doubtful = [], tables.in_doubt(view)
     for row, pixels in zip(view.gallery_index.tolist(), view.gallery, strict=True):
         truth = ""
         if view.poison is not None:
@@ -152,6 +154,7 @@ def _cards(view: StoredRun) -> list[_Card]:
                 label=view.classes[view.labels[row]],
                 score=tables.number(float(view.scores[row])),
                 flagged=bool(view.flagged[row]),
+                doubtful=int(view.labels[row]) in doubtful,
                 truth=truth,
                 source=source,
                 width=width,

@@ -20,6 +20,7 @@ __all__ = [
     "counts",
     "duration",
     "grouped",
+    "in_doubt",
     "metric_rows",
     "number",
     "percent",
@@ -46,6 +47,7 @@ class ClassRow:
     share: float
     poison: int
     cover: int
+    doubtful: bool
 
 
 def percent(share: float) -> str:
@@ -185,8 +187,13 @@ def metric_rows(metrics: Metrics, sizes: dict[str, int] | None = None) -> list[M
     return rows
 
 
+def in_doubt(view: StoredRun) -> frozenset[int]:
+    """Return the labels of the classes to mark as in doubt; none where all are, since a mark on all marks nothing."""
+    return frozenset(view.doubtful) if len(view.doubtful) < len(view.classes) else frozenset()
+
+
 def class_rows(view: StoredRun) -> list[ClassRow]:
-    """Return one row a class, most flagged first."""
+    """Return one row a class, most flagged first, and those in doubt before the others."""
 
     def per_class(members: NDArray[np.bool_] | None) -> list[int]:
         labels = view.labels if members is None else view.labels[members]
@@ -195,8 +202,9 @@ def class_rows(view: StoredRun) -> list[ClassRow]:
     none = np.zeros_like(view.flagged)
     poison = per_class(none if view.poison is None else view.poison)
     columns = zip(view.classes, per_class(None), per_class(view.flagged), poison, per_class(view.covered), strict=True)
+    doubtful = in_doubt(view)
     rows = [
-        ClassRow(name, images, flagged, flagged / images if images else 0.0, bad, cover)
-        for name, images, flagged, bad, cover in columns
+        ClassRow(name, images, flagged, flagged / images if images else 0.0, bad, cover, label in doubtful)
+        for label, (name, images, flagged, bad, cover) in enumerate(columns)
     ]
-    return sorted(rows, key=lambda row: -row.flagged)
+    return sorted(rows, key=lambda row: (-row.flagged, not row.doubtful))
