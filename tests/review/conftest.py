@@ -16,14 +16,17 @@ from antibackdoor.config import RunConfig
 from antibackdoor.data.sources import load
 from antibackdoor.review.board import Board
 from antibackdoor.review.server import open_board
-from antibackdoor.types import History, ImageSet, Isolation, Metrics, RunRecord
+from antibackdoor.types import History, ImageSet, Isolation, Metrics, RunRecord, Verdict
 
 PER_CLASS, SUSPECTS = 60, 24
 
 
-def write_run(out: Path, config: RunConfig, data: ImageSet, flagged: torch.Tensor) -> Path:
+def write_run(
+    out: Path, config: RunConfig, data: ImageSet, flagged: torch.Tensor, doubtful: tuple[int, ...] = ()
+) -> Path:
     """Write the folder of a run that flagged these images, as a defence that took no time would."""
     count = len(data)
+    verdict: Verdict = "undecided" if doubtful else "poisoned"
     scores = flagged.float() * 5 + torch.linspace(1, 0, count)
     record = RunRecord(
         config=config.dump(),
@@ -32,7 +35,7 @@ def write_run(out: Path, config: RunConfig, data: ImageSet, flagged: torch.Tenso
         device={},
         seconds={},
         metrics=Metrics(),
-        verdict="poisoned",
+        verdict=verdict,
         data={"name": data.name, "classes": list(data.classes)},
     )
     losses = np.zeros((1, count), np.float32)
@@ -43,7 +46,7 @@ def write_run(out: Path, config: RunConfig, data: ImageSet, flagged: torch.Tenso
         record=record,
         model=None,
         data=data,
-        isolation=Isolation(scores, flagged, "poisoned"),
+        isolation=Isolation(scores, flagged, verdict, doubtful=doubtful),
         histories=(History("ordinary", losses, np.zeros(1), np.zeros(1)),),
         truth=None,
     )

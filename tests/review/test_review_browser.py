@@ -11,10 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from antibackdoor.config import RunConfig
+from antibackdoor.data.sources import load
 from antibackdoor.decisions import read_decisions
 from antibackdoor.review.board import Board
+from antibackdoor.review.server import open_board
 
 sync_api = pytest.importorskip("playwright.sync_api")
 uvicorn = pytest.importorskip("uvicorn")
@@ -49,13 +54,14 @@ def serving(board: Board) -> Iterator[str]:
 def browsing(address: str, width: int, height: int) -> Iterator[Any]:
     """Open the page in a new browser; nothing may go wrong in it, and nothing else may be asked for."""
     wrong: list[str] = []
+    own = address.split("#")[0]
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_context(viewport={"width": width, "height": height}, has_touch=width < 600).new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(60_000)
         page.on("console", lambda message: wrong.append(message.text))
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("request", lambda asked: None if asked.url.startswith(address) else wrong.append(asked.url))
+        page.on("request", lambda asked: None if asked.url.startswith(own) else wrong.append(asked.url))
         page.goto(address)
         page.wait_for_selector(".tile")
         yield page
@@ -64,7 +70,7 @@ def browsing(address: str, width: int, height: int) -> Iterator[Any]:
 
 
 def eventually(say: Callable[[], object], expected: object) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while say() != expected and time.monotonic() < end:
         time.sleep(0.05)
     assert say() == expected
@@ -88,6 +94,30 @@ def test_a_review_from_end_to_end(board: Board, run: Path, size: tuple[int, int]
         eventually(lambda: page.locator(".tile.drop").count(), len(decided()))
         page.locator("input[name=text]").fill("NO SUCH IMAGE")
         page.wait_for_selector(".empty")
+
+
+def test_twenty_thousand_images(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    labels = np.arange(20_000) % 10
+    pixels = np.random.default_rng(0).integers(0, 256, (20_000, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "many.npz", images=pixels, labels=labels)
+    data = load(tmp_path / "many.npz").train
+    config = RunConfig.parse({"data": {"source": str(tmp_path / "many.npz")}})
+    run = make_run(tmp_path / "many", config, data, torch.arange(20_000) < 4000)
+    with serving(open_board(run)) as address, browsing(f"{address}#by=none&show=all&offset=19920", 1280, 900) as page:
+        eventually(lambda: page.locator("#place").inner_text(), "19,921–20,000 of 20,000 images")
+        assert page.locator(".tile").count() == 80
+        page.locator("select[name=by]").select_option("likeness")
+        page.locator("select[name=show]").select_option("flagged")
+        page.locator("#pager:not([hidden])").wait_for()
+        assert page.locator(".tile").count() <= 12 * 24  # a page of groups, whatever there is
+        page.keyboard.press("n")
+        eventually(lambda: page.locator("#place").inner_text().split("–")[0], "13")
+        page.locator("select[name=by]").select_option("none")
+        eventually(lambda: page.locator("#place").inner_text(), "1–120 of 4,000 images")
+        page.locator(".tile").first.focus()
+        page.keyboard.press("Shift+D")
+        eventually(lambda: page.locator("#tally").inner_text(), "4,000 of 8,000 images decided")
+    assert len(read_decisions(run / "decisions.csv")) == 4000
 
 
 def by_pages(page: Any) -> None:

@@ -23,6 +23,7 @@ from antibackdoor.data.sources import load
 from antibackdoor.decisions import read_decisions
 from antibackdoor.files import locked
 from antibackdoor.pipeline import prepare_poison
+from antibackdoor.review.board import Query
 from antibackdoor.review.likeness import cluster, ordinary_of, shrink
 from antibackdoor.review.server import open_board
 
@@ -98,6 +99,19 @@ def test_an_experiment_shows_what_was_planted(make_run: Callable[..., Path], ima
     board = open_board(run)
     assert np.array_equal(board.pictures.images, truth.observed.images.numpy())
     assert not board.pictures.changed.any()
+
+
+def test_a_class_in_doubt_comes_first_though_nothing_is_flagged(
+    make_run: Callable[..., Path], images: Path, tmp_path: Path
+) -> None:
+    data = load(images).train
+    config = RunConfig.parse({"data": {"source": str(images)}})
+    run = make_run(tmp_path / "run", config, data, torch.zeros(len(data), dtype=torch.bool), doubtful=(2,))
+    board = open_board(run, near=20)
+    assert np.flatnonzero(board.near).tolist() == [*range(20), *range(120, 140)]
+    key, rows = board.groups(Query(by="class"))[0]
+    assert (key, len(rows), board.verdict(key)) == (2, 20, "undecided")
+    assert set(board.groups(Query())[0][1].tolist()) <= set(range(120, 140))
 
 
 def test_a_damaged_file_of_decisions(run: Path) -> None:
