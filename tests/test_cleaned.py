@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import shutil
+import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -148,6 +150,38 @@ def test_images_that_are_no_files_become_files(tmp_path: Path) -> None:
     for row in rows_of(tmp_path / "out" / "images.csv"):
         assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / row["file"])), pixels[int(row["id"][-5:])])
         assert row["file"].split("/")[1:] == [row["label"], f"{row['id'][-5:]}.png"]
+
+
+def test_a_source_that_is_called_otherwise_now_is_known(tmp_path: Path) -> None:
+    npz = write_npz(tmp_path / "d.npz", 10)
+    assert invoke("scan", npz, "--out", tmp_path / "run", *SCAN).code == 0
+    npz.rename(tmp_path / "other.npz")
+    done = invoke("export", tmp_path / "run", tmp_path / "out", "--data", tmp_path / "other.npz", "--quiet")
+    assert done.code == 0, done
+    assert {row["id"] for row in rows_of(tmp_path / "out" / "images.csv")} == {f"{npz}/{row:05d}" for row in range(30)}
+    refused(
+        invoke("export", tmp_path / "run", tmp_path / "b", "--data", write_npz(tmp_path / "e.npz", 9)), "other images"
+    )
+
+
+def test_images_in_tar_files_become_files(tmp_path: Path) -> None:
+    folder, tars = write_folder(tmp_path / "f", 10), tmp_path / "tars"
+    tars.mkdir()
+    for part in range(2):
+        with tarfile.open(tars / f"{part}.tar", "w") as tar:
+            for path in sorted(folder.rglob("*.png"))[part::2]:
+                label = tarfile.TarInfo(f"{path.parent.name}-{path.stem}.cls")
+                label.size = len(path.parent.name)
+                tar.add(path, f"{path.parent.name}-{path.stem}.png")
+                tar.addfile(label, io.BytesIO(path.parent.name.encode()))
+    assert invoke("scan", tars, "--out", tmp_path / "run", *SCAN).code == 0
+    done = invoke("export", tmp_path / "run", tmp_path / "out", "--quiet")
+    assert done.code == 0, done
+    for row in rows_of(tmp_path / "out" / "images.csv"):
+        name = row["id"].rpartition("/")[2]
+        assert row["file"].split("/")[1:] == [row["label"], name]
+        own = np.asarray(Image.open(folder / name.replace("-", "/")))
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / row["file"])), own)
 
 
 def test_images_of_a_table_lie_under_their_class(tmp_path: Path) -> None:

@@ -93,8 +93,7 @@ def export(
 
     "folder" writes ``out/clean`` and ``out/quarantine``, in each of which an image of a folder lies under its id, the
     list ``out/images.csv``, and ``out/clean.csv``, by which the cleaned set is read under the ids of the source; the
-    other formats write the list alone. Images that are no files are written as PNG files, as
-    the run saw them.
+    other formats write the list alone. Images that are no files are written as PNG files, as the run saw them.
 
     Args:
         run: A finished run folder.
@@ -172,9 +171,8 @@ def _same_images(run: Path, stored: StoredRun, given: str, progress: Progress, *
     values = {**stored.record.config, "data": {**section, "source": given, "test": None}}  # type: ignore[dict-item]
     config = RunConfig.parse(values)
     whole = limited(load_data(config.data, progress), config.data, Seeds(config.seed)).train
-    if not is_file:  # They are called by the name of the source, which may have been moved.
-        start = stored.ids[0].rpartition("/")[0]
-        whole = replace(whole, ids=tuple(f"{start}/{name.rpartition('/')[2]}" for name in whole.ids))
+    if not is_file:
+        whole = replace(whole, ids=_named_as(stored.ids, whole.ids))
     data = whole
     if before := load_decided(run):
         data = follow(data, before, run / DECIDED).data
@@ -184,6 +182,15 @@ def _same_images(run: Path, stored: StoredRun, given: str, progress: Progress, *
         what = "holds other images than" if other else "holds other pixels or labels than"
         raise DataError(f"{given} {what} {run} looked at; scan it again before it is handed on as clean")
     return whole
+
+
+def _named_as(names: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
+    """Return other names as if they began as these do, where all begin alike: with the name of a source that moved."""
+    starts, theirs = ({name.rpartition("/")[0] for name in those} for those in (names, others))
+    if len(starts) != 1 or len(theirs) != 1 or starts == theirs:
+        return tuple(others)
+    start = starts.pop()
+    return tuple(f"{start}/{name.rpartition('/')[2]}" for name in others)
 
 
 def _refuse(out: Path, to: Format, source: Path | None, *, overwrite: bool) -> None:
