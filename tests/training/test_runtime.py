@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 
 from antibackdoor.errors import DeviceError
 from antibackdoor.seeds import Seeds
-from antibackdoor.training import Phase, Runtime, Trainer, TrainPlan, runtime
+from antibackdoor.training import Phase, Runtime, Trainer, TrainPlan, memory, runtime
 
 
 @pytest.mark.parametrize(
@@ -166,3 +167,32 @@ def test_the_optimiser_is_fused_on_a_gpu(device, fused):
     trainer = Trainer(Runtime(torch.device(device), torch.float32, "", "off"), Seeds(0))
     optimizer = trainer._optimizer_of(nn.Linear(2, 2), Phase("train", TrainPlan()))
     assert optimizer.defaults["fused"] is fused
+
+
+@pytest.fixture
+def _unset(monkeypatch):
+    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("_unset")
+@pytest.mark.parametrize(
+    ("name", "value"), [("MALLOC_TRIM_THRESHOLD_", "1"), ("GLIBC_TUNABLES", "glibc.malloc.trim_threshold=1")]
+)
+def test_the_users_own_settings_of_memory_stay(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    assert not memory.keep_freed_memory.__wrapped__()
+
+
+@pytest.mark.usefixtures("_unset")
+def test_memory_is_kept_by_glibc_alone(monkeypatch):
+    asked = []
+    library = SimpleNamespace(mallopt=lambda *values: asked.append(values) or 1)
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: library)
+    assert not memory.keep_freed_memory.__wrapped__()
+    library.gnu_get_libc_version = None
+    if sys.platform == "linux":
+        assert memory.keep_freed_memory.__wrapped__()
+        assert asked == [(-3, 32 << 20), (-1, 1 << 30)]
+    monkeypatch.setattr(memory.sys, "platform", "darwin")
+    assert not memory.keep_freed_memory.__wrapped__()

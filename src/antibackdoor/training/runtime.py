@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from antibackdoor.errors import DeviceError
+from antibackdoor.training.memory import keep_freed_memory
 from antibackdoor.types import Json
 
 if TYPE_CHECKING:
@@ -132,6 +133,8 @@ class Runtime:
         """
         chosen = _resolve_device(device)
         dtype, reason = _resolve_precision(precision, chosen)
+        if chosen.type == "cpu":
+            keep_freed_memory()
         accelerator = None
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             from accelerate import Accelerator, InitProcessGroupKwargs
