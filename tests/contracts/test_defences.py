@@ -124,6 +124,8 @@ def test_a_defence_is_given_what_is_observed_and_nothing_else(name):
         "ids",
         "name",
         "skipped",
+        "white",  # how grey of 16 bits was read
+        "vouched",  # a person's own word, not the truth of an experiment
     }
 
 
