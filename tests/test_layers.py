@@ -24,7 +24,7 @@ LAYERS = (
         *("advice", "claiming", "content", "deciding", "decisions", "evaluation", "exporting"),
         *("imagelist", "naming", "storage", "stored", "verifying"),
     },
-    {"pipeline", "benchmark", "cleaned", "result", "comparing", "report", "review", "api", "formats"},
+    {"pipeline", "estimating", "benchmark", "cleaned", "result", "comparing", "report", "review", "api", "formats"},
 )
 # Anything else at the top level is a command, which may import everything.
 COMMANDS = len(LAYERS)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from antibackdoor import cli_formats
+from antibackdoor import cli_dry_run, cli_formats
 from antibackdoor.cli_bench import bench
 from antibackdoor.cli_compare import compare
 from antibackdoor.cli_export import export
@@ -73,6 +73,9 @@ Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace the run, or the poisoned set, in the output folder.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what is in DATA and how long the run will take; write nothing.")
+]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable images out, and list them in the record.")]
 DecisionsFile = Annotated[
     Path | None, typer.Option("--decisions", help="CSV file of what a person decided; see docs/decisions.md.")
@@ -169,6 +172,7 @@ def train(
     settings: Settings = None,
     decisions: DecisionsFile = None,
     skip_bad: SkipBad = False,
+    dry_run: DryRun = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -190,6 +194,9 @@ def train(
         "device": device,
     }
     parsed = _config(config, values, settings)
+    if dry_run:
+        cli_dry_run.tell(parsed, out, resume=resume, overwrite=overwrite, progress=_progress(quiet))
+        return
     run(parsed, out=out, resume=resume, overwrite=overwrite, progress=_progress(quiet))
     cli_formats.emit(out, cli_formats.requests(None))
 
@@ -213,6 +220,7 @@ def scan(
     settings: Settings = None,
     decisions: DecisionsFile = None,
     skip_bad: SkipBad = False,
+    dry_run: DryRun = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -233,6 +241,10 @@ def scan(
         "device": device,
     }
     parsed = _config(config, values, settings)
+    if dry_run:
+        asked_of = {"resume": resume, "overwrite": overwrite}
+        cli_dry_run.tell(parsed, out, scan_only=True, progress=_progress(quiet), **asked_of)
+        return
     asked, earlier = cli_formats.requests(format_), Baseline.read(baseline)
     progress = _progress(quiet, beside=cli_formats.documents(asked))
     result = run(parsed, out=out, scan_only=True, resume=resume, overwrite=overwrite, progress=progress)

@@ -24,6 +24,7 @@ from antibackdoor.deciding import Decided, decide, spared
 from antibackdoor.defences import DEFENCES, Defence
 from antibackdoor.defences.given import check_given, hand_over
 from antibackdoor.errors import ConfigError, NonFiniteLossError
+from antibackdoor.estimating import before_long
 from antibackdoor.evaluation import evaluate
 from antibackdoor.models import BuildModel, ModelSpec, builder_from
 from antibackdoor.progress import SILENT, Progress
@@ -40,6 +41,7 @@ __all__ = [
     "digest",
     "limited",
     "load_data",
+    "plan_of",
     "plant",
     "prepare_poison",
     "run",
@@ -117,7 +119,7 @@ def _run(
     with clock.phase("load"):
         loaded = limited(data or load_data(config.data, progress), config.data, seeds)
     build_model, spec = builder_from(model or config.model, loaded.train)
-    plan = _plan(config)
+    plan = plan_of(config)
     with clock.phase("poison"):
         planted = planted or plant(config.attack, loaded, build_model, runtime, seeds, progress)
     truth = planted.train if planted else None
@@ -147,6 +149,17 @@ def _run(
         if finished:
             progress.say(f"{out}: this run is finished; nothing is trained again, its files are written anew")
     trainer = Trainer(runtime, seeds, held_out=held_out, checkpoints=checkpoints, progress=progress)
+    if progress is not SILENT and not resume and config.train.compile in {"auto", "off"}:
+        told = before_long(
+            observed,
+            build_model=build_model,
+            plan=plan,
+            defence=given.defence,
+            runtime=runtime,
+            scan_only=scan_only,
+        )
+        if told is not None:
+            progress.say(told)
     method = given.defence.scan if scan_only else given.defence.run
     try:
         outcome = method(observed, build_model=build_model, fit=trainer, plan=plan, seeds=seeds)
@@ -313,7 +326,8 @@ def _what_was_kept(out: Path | None) -> str:
     return "nothing was kept"
 
 
-def _plan(config: RunConfig) -> TrainPlan:
+def plan_of(config: RunConfig) -> TrainPlan:
+    """Return the plan of ordinary training that a configuration asks for."""
     train = config.train
     return TrainPlan(
         epochs=train.epochs,

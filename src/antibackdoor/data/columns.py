@@ -76,6 +76,10 @@ class ColumnListing(Listing):
                     count -= len(column)
             start += count
 
+    def sample(self, count: int) -> Sequence[int]:
+        """Return the first rows: others would take reading all before them."""
+        return range(min(count, len(self)))
+
     def place(self, row: int) -> str:
         """Return where an image is found, for a message."""
         for file, count in zip(self.files, self.counts, strict=True):

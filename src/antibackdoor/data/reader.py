@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from antibackdoor.errors import DataError, StorageError
 from antibackdoor.progress import Progress
 from antibackdoor.types import ImageSet
 
-__all__ = ["Reader"]
+__all__ = ["Reader", "Sample"]
 
 SIDES = (32, 48, 64, 96, 128)
 # Networks here are for small images; a larger set is shrunk unless the caller names a size.
@@ -34,6 +35,19 @@ CHUNK_BYTES = 4_000_000
 
 R = TypeVar("R")
 Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Some images of a source.
+
+    Attributes:
+        data: The images, with all classes of the source.
+        seconds: That one image took.
+    """
+
+    data: ImageSet
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -90,6 +104,33 @@ class Reader:
         if like is None:
             check_trainable(listing.where, meta.classes, labels)
         return ImageSet(images, labels, meta.classes, meta.ids, listing.where, meta.skipped, meta.white)
+
+    def sample(self, listing: Listing, count: int) -> Sample:
+        """Decode some images as :meth:`read` would, and keep nothing.
+
+        Args:
+            listing: The images.
+            count: At most how many.
+
+        Raises:
+            DataError: A bad image without ``skip_bad``, or too few images in the listing.
+        """
+        check_trainable(listing.where, listing.classes, torch.tensor(listing.labels))
+        with quiet():
+            started = time.perf_counter()
+            rows = listing.sample(count)
+            headers = dict(self._each("looking at image sizes", listing, rows, inspect, chunk=8))
+            _require_any(headers, listing)
+            shape = self._choose_shape(listing.where, list(headers.values()))
+            white = self._choose_white(listing, [row for row, header in headers.items() if header.wide])
+            read = partial(decode, channels=shape[0], height=shape[1], width=shape[2], white=white)
+            found = dict(self._each("reading images", listing, tuple(headers), read, chunk=8))
+            _require_any(found, listing)
+            seconds = (time.perf_counter() - started) / len(rows)
+        images = torch.from_numpy(np.stack(list(found.values())))
+        labels = torch.tensor([listing.labels[row] for row in found])
+        ids = tuple(listing.ids[row] for row in found)
+        return Sample(ImageSet(images, labels, listing.classes, ids, listing.where, white=white), seconds)
 
     def _build(self, listing: Listing, key: str, like: ImageSet | None) -> None:
         with quiet():

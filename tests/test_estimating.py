@@ -1,0 +1,175 @@
+"""``--dry-run`` and the time that a long run says as it begins."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from end_to_end import invoke, write_folder, write_npz
+
+from antibackdoor import estimating, pipeline
+from antibackdoor.config import DataConfig, RunConfig
+from antibackdoor.data.sources import Loaded, from_arrays
+from antibackdoor.defences import DEFENCES
+from antibackdoor.estimating import Duration, before_long, duration_of, in_words, look_into
+from antibackdoor.models import builder_from
+from antibackdoor.progress import SILENT, Silent
+from antibackdoor.training import Runtime, TrainPlan
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ANTIBACKDOOR_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def few():
+    """60 grey images of 8x8 in two classes."""
+    values = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    return from_arrays(values, np.arange(60) % 2)
+
+
+def test_the_command(tmp_path: Path, cache: Path) -> None:
+    folder = write_folder(tmp_path / "d")
+    for command, training in (("train", "on clean images, up to"), ("scan", "training: about")):
+        done = invoke(command, folder, "--out", tmp_path / "run", "--dry-run", "--set", "train.batch_size=16")
+        assert (done.code, done.err) == (0, "")
+        assert "images: 60 to train on, 0 to measure on" in done.out
+        assert "classes: 3, of 20 (cat) to 20 (cat) images" in done.out
+        assert training in done.out
+        assert not (tmp_path / "run").exists()
+        assert not cache.exists()
+
+
+def test_what_the_run_would_refuse(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "d")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    (folder / "cat" / "000.png").write_bytes(b"no image")
+    for given, message in (
+        ((folder, "--out", tmp_path / "run"), "holds another run"),
+        ((folder, "--out", tmp_path / "r"), "cat/000.png"),
+        ((folder, "--out", tmp_path / "r", "--skip-bad", "--model", "wrn"), "unknown model"),
+        ((tmp_path / "none", "--out", tmp_path / "r"), "no such folder"),
+    ):
+        done = invoke("train", *given, "--dry-run")
+        assert done.code == 2
+        assert message in done.err
+
+
+def test_sources(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "d")
+    held = look_into(DataConfig(source=str(folder), test=str(folder), limit=30, image_size=16), SILENT)
+    assert (held.images, held.test_images, held.sample.shape) == (30, 60, (3, 16, 16))
+    assert set(held.sizes.values()) == {20}
+    file = write_npz(tmp_path / "d.npz")
+    of_arrays = look_into(DataConfig(source=str(file), test=str(file)), SILENT)
+    assert of_arrays.images == of_arrays.test_images == sum(of_arrays.sizes.values())
+
+
+def test_a_sample_is_spread_over_the_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimating, "SAMPLE", 7)
+    held = look_into(DataConfig(source=str(write_folder(tmp_path / "d"))), SILENT)
+    assert len(held.sample) == 7
+    assert held.sample.labels.tolist() == [0, 0, 0, 1, 1, 2, 2]
+    assert held.images == 60
+
+
+def timed(data, monkeypatch, *, defence="filter", model="wrn-10-1", scan_only=False, seconds=0.5):
+    """What would be said if every image took half a second in each epoch; and which networks were timed."""
+    built = []
+
+    def measure(sample, build_model, plan, runtime):
+        built.append(sum(value.numel() for value in build_model(torch.Generator()).parameters()))
+        return seconds
+
+    monkeypatch.setattr(estimating, "_seconds_an_image", measure)
+    found = duration_of(
+        data,
+        100,
+        build_model=builder_from(model, data)[0],
+        plan=TrainPlan(epochs=20),
+        defence=DEFENCES.build(defence, {}),
+        runtime=Runtime.create("cpu"),
+        scan_only=scan_only,
+    )
+    return found, len(built)
+
+
+def test_how_many_trainings_there_are(few, monkeypatch):
+    once = 100 * 20 * 0.5
+    found, networks = timed(few, monkeypatch)
+    assert (found.least, found.most, networks) == (once, 3 * once, 1)
+    found, networks = timed(few, monkeypatch, scan_only=True)
+    assert (found.least, found.most, networks) == (once / 2, once / 2, 1)
+    found, networks = timed(few, monkeypatch, model="resnet-18")  # searched by a smaller one
+    assert (found.least, found.most, networks) == (2 * once, 4 * once, 2)
+    found, networks = timed(few, monkeypatch, model="resnet-18", scan_only=True)
+    assert (found.least, networks) == (once / 2, 1)
+    found, networks = timed(few, monkeypatch, defence="none")
+    assert (found.least, found.most, networks) == (once, once, 1)
+    found, networks = timed(few, monkeypatch, defence="d-br")
+    assert (found.least, found.most) == (once, None)
+    assert found.memory > 10**7
+
+
+def test_it_is_measured(few):
+    found = duration_of(
+        few,
+        1000,
+        build_model=builder_from("wrn-10-1", few)[0],
+        plan=TrainPlan(epochs=3, batch_size=16),
+        defence=DEFENCES.build("none", {}),
+        runtime=Runtime.create("cpu"),
+        scan_only=False,
+    )
+    assert 1e-3 < found.least < 3600
+
+
+def test_words():
+    assert [in_words(s) for s in (0, 40, 300, 5399, 9000)] == ["1 s", "40 s", "5 min", "90 min", "2.5 h"]
+    assert Duration(60, 60, 2**30).lines() == [
+        "training: about 60 s",
+        "memory: about 1.0 GiB, and the images as far as there is room",
+    ]
+    assert Duration(60, 600, 0).training() == "training: about 60 s on clean images, up to 10 min with poison"
+    assert Duration(60, None, 0).training() == "training: about 60 s for each training that the defence makes"
+
+
+class Told(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def test_only_a_long_run_says_it(few, monkeypatch):
+    arguments = {
+        "build_model": builder_from("wrn-10-1", few)[0],
+        "plan": TrainPlan(epochs=2, batch_size=16),
+        "defence": DEFENCES.build("none", {}),
+        "runtime": Runtime.create("cpu"),
+        "scan_only": False,
+    }
+    assert before_long(few, **arguments) is None
+    monkeypatch.setattr(estimating, "LONG", 60)
+    assert re.fullmatch(r"training: about \d+ (s|min|h)", before_long(few, **arguments) or "")
+
+
+def test_saying_it_changes_nothing(few, monkeypatch):
+    config = RunConfig.parse({"defence": "none", "model": "wrn-10-1", "train": {"epochs": 2}, "device": "cpu"})
+    before = pipeline.run(config, data=Loaded(few, few), progress=Told())
+    monkeypatch.setattr(estimating, "LONG", 1)
+    told = Told()
+    after = pipeline.run(config, data=Loaded(few, few), progress=told)
+    assert any(line.startswith("training: about") for line in told.lines)
+    assert torch.equal(before.isolation.scores, after.isolation.scores)
+    assert before.model is not None
+    assert after.model is not None
+    for one, other in zip(before.model.parameters(), after.model.parameters(), strict=True):
+        assert torch.equal(one, other)
