@@ -20,7 +20,14 @@ from antibackdoor.training import Runtime
 
 __all__ = ["FAMILIES", "describe", "diagnose"]
 
-_EXTRAS = {"timm": "models", "datasets": "hub", "pillow_heif": "heif", "pyarrow": "tables", "ray": "ray"}
+_EXTRAS = {
+    "timm": "models",
+    "datasets": "hub",
+    "pillow_heif": "heif",
+    "pyarrow": "tables",
+    "ray": "ray",
+    "uvicorn": "review",
+}
 
 
 def _registered(registry: Registry[object]) -> list[tuple[str, str]]:

@@ -199,7 +199,10 @@ class _Pages:
         return Response(png(shown), media_type="image/png", headers=_KEPT)
 
     def group(self, request: Request) -> Response:
-        """The mean of a group ("mean"), of ordinary images of its class ("ordinary"), and what sets it apart."""
+        """The mean of a group ("mean"), that of ordinary images ("ordinary"), and what sets it apart ("differs").
+
+        The group stands for its suspects, where it has some.
+        """
         by, what = request.path_params["by"], request.path_params["what"]
         if by not in GROUPINGS or what not in ("mean", "ordinary", "differs"):
             raise HTTPException(404, "no such picture")
@@ -210,6 +213,8 @@ class _Pages:
         board = self._board
         rows = board.group_rows(by, group)
         rows = rows[board.pictures.places[rows] >= 0]
+        if board.stored.flagged[rows].any():  # what suspects have in common is not thinned by others
+            rows = rows[board.stored.flagged[rows]]
         if not len(rows):
             raise HTTPException(404, "no such group")
         ordinary = self._class(int(board.stored.labels[rows[0]]))

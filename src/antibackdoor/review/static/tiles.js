@@ -76,7 +76,7 @@ export function groupHead(group, by, decideAll) {
   if (group.pictured) {
     const address = `group/${by}/${group.key}`;
     pictures.append(
-      portrait(`${address}/mean`, "mean of the group"),
+      portrait(`${address}/mean`, group.tally.flagged ? "mean of suspects" : "mean of the group"),
       portrait(`${address}/ordinary`, "ordinary mean"),
       portrait(`${address}/differs`, "what differs"),
     );
