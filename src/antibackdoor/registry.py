@@ -88,7 +88,7 @@ class Registry(Generic[T]):
         if name not in members:
             members = self._members()
         if name not in members and name in self._gone:
-            raise ConfigError(f"{self.kind} {name!r}: {self._gone[name]}")
+            raise ConfigError(f"{self.kind} {name!r} {self._gone[name]}")
         if name not in members:
             raise UnknownNameError(self.kind, name, members)
         return members[name]
