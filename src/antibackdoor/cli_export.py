@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from antibackdoor.errors import UnknownNameError
+from antibackdoor.errors import ConfigError, UnknownNameError
 
 __all__ = ["export"]
 
@@ -16,7 +16,11 @@ def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run folder.")],
     dest: Annotated[Path, typer.Argument(metavar="DEST", help="Folder to write, or the file of a list.")],
     to: Annotated[
-        str, typer.Option("--to", help="folder: cleaned images, quarantine and list; csv, parquet, json: the list.")
+        str,
+        typer.Option(
+            "--to",
+            help="folder: cleaned images, quarantine, list; csv, parquet, json: the list; torch-export: the network.",
+        ),
     ] = "folder",
     data: Annotated[
         str | None, typer.Option("--data", metavar="DATA", help="Where the images are now, if they were moved.")
@@ -32,10 +36,17 @@ def export(
     from antibackdoor.cleaned import CLEAN, FORMATS, LIST, QUARANTINE
     from antibackdoor.cleaned import export as write
     from antibackdoor.console import ConsoleProgress
+    from antibackdoor.portable import TORCH_EXPORT, export_network
     from antibackdoor.storage import read_record
 
+    if to == TORCH_EXPORT:
+        if data is not None or decisions is not None or copy:
+            raise ConfigError(f"export: --data, --decisions and --copy say nothing to --to {TORCH_EXPORT}")
+        difference = export_network(run, dest, overwrite=overwrite)
+        typer.echo(f"network: {dest}; on the images of the report its probabilities differ by {difference:.1g} at most")
+        return
     if to not in FORMATS:
-        raise UnknownNameError("format", to, FORMATS)
+        raise UnknownNameError("format", to, [*FORMATS, TORCH_EXPORT])
     images = write(
         run,
         dest,
