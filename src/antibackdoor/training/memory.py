@@ -19,7 +19,7 @@ def keep_freed_memory() -> bool:
     """Let glibc keep up to 1 GiB of freed memory in this process, once and for all; no figure depends on it.
 
     By itself it gives the activations of a batch back to the system after every batch, which then hands out the same
-    pages again, each filled with zeros first: a tenth to a quarter of the time of a small network (docs/log.md).
+    pages again, each filled with zeros first: about a tenth of the time of a small network (docs/log.md).
 
     Returns:
         Whether it was set: not where there is no glibc, nor where the user's environment has settings of its own.
