@@ -287,6 +287,20 @@ def test_a_file_that_is_no_grid(tmp_path):
             GridConfig.load(tmp_path / "bad.yaml")
 
 
+def test_records_of_before_there_were_decisions_keep_their_names():
+    records = Path(__file__).parents[2] / "benchmarks" / "results" / "small" / "cells"
+    cells = GridConfig.load(Path(__file__).parents[2] / "benchmarks" / "grids" / "small.yaml").cells()
+    assert [(records / cell.file).is_file() for cell in cells if cell.is_control] == [True] * 3
+    data = {"name": "embedded", "source": "embedded"}
+    parsed = [
+        GridConfig.parse({"data": [{**data, "decisions": path}], "attacks": ["badnets"], "defences": ["none"]})
+        for path in (None, "/somewhere/decisions.csv")
+    ]
+    settings = [grid.cells()[0].settings["data"] for grid in parsed]
+    assert "decisions" not in settings[0]
+    assert settings[1]["decisions"] == "decisions.csv"
+
+
 def test_images_of_a_grid_are_known_to_be_clean_so_controls_have_trusted_ones():
     given = {"attacks": ["badnets"], "rates": [0.1], "defences": ["nad"]}
     cells = GridConfig.parse({**given, "data": ["embedded"]}).cells()

@@ -91,7 +91,10 @@ class Cell:
         """The configuration with every default filled in, the name of the data in place of where they lie."""
         config = self.config
         values = config.dump()
-        data = config.data.model_dump(mode="json", exclude=set(PLACES))
+        # Where there are no decisions they are not named, so that records of before there were any keep their keys.
+        data = config.data.model_dump(mode="json", exclude={*PLACES, "decisions"})
+        if config.data.decisions is not None:
+            data["decisions"] = Path(config.data.decisions).name
         # Other trusted images give other results, wherever they lie.
         data["trusted"] = None if config.data.trusted is None else Path(config.data.trusted).name
         values["data"] = {"name": self.data, **data}
