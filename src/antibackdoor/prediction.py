@@ -54,7 +54,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            found += sorted(path.parent / name for name in images_below(path.parent, path.name, Left()))
+            found += sorted(path / name for name in images_below(path, ".", Left()))
         elif path.exists():
             found.append(path)
         else:

@@ -216,6 +216,20 @@ def test_pipes_sockets_and_devices(two_classes, read, said, tmp_path):
             inspect(two_classes / "cat" / name)
 
 
+def test_folders_to_predict(two_classes, monkeypatch):
+    (two_classes / "cat" / ".hidden").mkdir()
+    (two_classes / "cat" / ".hidden" / "x.png").write_bytes(b"x")
+    (two_classes / "loop").symlink_to("loop")
+    (two_classes / "cat" / "up").symlink_to("..")
+    wanted = [os.path.join(name, f"{k}.png") for name in ("cat", "dog") for k in range(3)]
+    assert [str(path) for path in find_images([two_classes])] == [str(two_classes / name) for name in wanted]
+    monkeypatch.chdir(two_classes)
+    for start in (".", "./", "cat", "../pets"):
+        found = find_images([type(two_classes)(start)])
+        assert len(found) == (3 if start == "cat" else 6)
+        assert all(path.is_file() and not path.is_absolute() for path in found)
+
+
 NAMES = {
     "a newline": b"a\nb.png",
     "quotes": b"\"a' <b>&.png",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from antibackdoor.data.labels import checked_labels, numbered
 from antibackdoor.data.listing import Listing
@@ -59,6 +59,8 @@ class ColumnListing(Listing):
 
     image: str
     counts: tuple[int, ...]
+
+    chunk: ClassVar[int] = 4  # their bytes are in memory while they wait
 
     def payloads(self, rows: Sequence[int]) -> Iterator[Payload]:
         """Yield the bytes of each of ``rows``, which rise; a few rows of a file are in memory at a time."""

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from antibackdoor.data.opening import Payload, printable
 
@@ -31,6 +32,8 @@ class Listing:
     classes: tuple[str, ...]
     labels: tuple[int, ...]
     ids: tuple[str, ...]
+
+    chunk: ClassVar[int] = 32  # images that a thread takes at a time, at most
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -186,7 +186,7 @@ class Reader:
 
         items = zip(rows, listing.payloads(rows), strict=True)
         with self.progress.bar(title, len(rows), "images") as bar:
-            for results in map_chunks(attempt, items, chunk=chunk):
+            for results in map_chunks(attempt, items, chunk=min(chunk, listing.chunk)):
                 bad = [(row, result) for row, result in results if isinstance(result, BadImageError)]
                 if bad and not self.skip_bad:
                     row, reason = bad[0]
