@@ -146,12 +146,12 @@ def test_the_command_until_it_is_interrupted(run: Path) -> None:
         line = process.stdout.readline()
         match = re.search(r"(http://127\.0\.0\.1:\d+)/[\w-]{32}/", line)
         assert match, line
-        with urllib.request.urlopen(f"{match[0]}api/run", timeout=20) as answer:
+        with urllib.request.urlopen(f"{match[0]}api/run", timeout=120) as answer:
             assert b'"flagged":24' in answer.read()
         with pytest.raises(urllib.error.HTTPError, match="403"):
-            urllib.request.urlopen(f"{match[1]}/guess/api/run", timeout=20)
+            urllib.request.urlopen(f"{match[1]}/guess/api/run", timeout=120)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=120)
     finally:
         process.kill()
     assert (process.returncode, err) == (0, "")
