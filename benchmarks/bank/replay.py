@@ -1,17 +1,20 @@
 r"""Judge recorded runs with the evidence of the defence `witnesses`; print the null, and a line a poisoned class.
 
-    python benchmarks/bank/replay.py --data DIR --bank BANK [--only dev*] [--null]
+    python benchmarks/bank/replay.py --data DIR --bank BANK [--only dev*] [--null] [--evidence-only]
 
-Only the detector's part of a run is looked at. `--null` prints the Gumbel distributions that
-`defences/witnesses/calibration.py` holds, from the clean runs that are looked at: name them by `--only 'dev-c*'`.
+Only the detector's part of a run is looked at. The evidence on every part of every class is measured once for a state
+of the code and kept in BANK/evidence-DIGEST/, so that a decision on the whole bank takes seconds. `--null` prints the
+Gumbel distributions that `defences/witnesses/calibration.py` holds, from the clean runs among those that are looked at.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import hashlib
 import json
 import math
-from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +23,34 @@ from record import HERE, Loaded, prepared, source
 from sklearn.metrics import roc_auc_score
 
 from antibackdoor.api import load_plugin
-from antibackdoor.defences.witnesses.calibration import NULLS
-from antibackdoor.defences.witnesses.decide import Accusation, decide
+from antibackdoor.defences.witnesses import decide as deciding
+from antibackdoor.defences.witnesses.calibration import COMBINED
+from antibackdoor.defences.witnesses.decide import combined, holm, refined, weigh
 from antibackdoor.defences.witnesses.evidence import STATISTICS
 from antibackdoor.defences.witnesses.observe import Seen
-from antibackdoor.defences.witnesses.parts import parts_of, views_of
+from antibackdoor.files import atomic_write
 from antibackdoor.models import builder_from
 from antibackdoor.training import Runtime
+
+# What the evidence depends on; the calibration and the rule are applied anew each time.
+_EVIDENCE = ("evidence.py", "observe.py", "parts.py", "views.py")
+
+
+def digest() -> str:
+    """Return a digest of the code that evidence depends on, comments and docstrings aside."""
+    room, kept = Path(deciding.__file__).parent, []
+    for name in _EVIDENCE:
+        tree = ast.parse((room / name).read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list):  # texts on their own do nothing
+                node.body = [one for one in body if not _is_text(one)] or [ast.Pass()]  # type: ignore[attr-defined]
+        kept.append(ast.dump(tree))
+    return hashlib.sha256("".join(kept).encode()).hexdigest()[:10]
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
 def seen_of(path: Path, sources: dict[str, Loaded], root: Path) -> tuple[dict, Seen, np.ndarray]:
@@ -40,7 +64,7 @@ def seen_of(path: Path, sources: dict[str, Loaded], root: Path) -> tuple[dict, S
     if not (data.labels.numpy() == kept["labels"]).all():
         raise SystemExit(f"{path.name}: the images cannot be drawn again as they were recorded")
     build_model, _ = builder_from(run.get("model", "wrn-10-1"), data)
-    network, prefix = build_model(torch.Generator()), "plain_weights_10/"
+    network, prefix = build_model(torch.Generator()), f"plain_weights_{len(kept['plain_passed'])}/"
     weights = {name.removeprefix(prefix): torch.from_numpy(kept[name]) for name in kept.files if prefix in name}
     network.load_state_dict({name: w.float() if w.is_floating_point() else w for name, w in weights.items()})
     logs = np.nan_to_num(kept["plain_passed"].astype(np.float64), neginf=math.log(1e-6))
@@ -51,19 +75,28 @@ def seen_of(path: Path, sources: dict[str, Loaded], root: Path) -> tuple[dict, S
     return facts, seen, kept["poison"]
 
 
-def described(one: Accusation, poison: np.ndarray) -> str:
-    """Return what was seen of a poisoned class; poison is bool (n,), of its images."""
-    inside = one.part.members
-    areas = {
-        part.view: max(area, 1 - area)
-        for part in parts_of(one.part.views)
-        for area in [roc_auc_score(poison, part.inside)]
-    }
-    return (
-        f"class {one.part.views.label}: statistic {one.statistic:.1f}, cut by {one.part.view}, purity "
-        f"{poison[inside].mean():.2f}, recall {inside[poison].mean():.2f}; AUROC of each cut "
-        + ", ".join(f"{view} {area:.2f}" for view, area in areas.items())
-    )
+def measured(path: Path, sources: dict[str, Loaded], root: Path) -> dict:
+    """Return the evidence on every part of every class of a run, and what the part truly is."""
+    facts, seen, poison = seen_of(path, sources, root)
+    classes = []
+    for label, weighed in weigh(seen):
+        rows = weighed[0][0].views.rows
+        truth, foreign = poison[rows], weighed[0][0].views.foreign
+        parts = []
+        for part, figures, _ in weighed:
+            one = {"figures": figures, "source": part.source, "size": int(part.members.sum())}
+            posterior = refined(part)
+            one |= {"flagged": int((posterior > 0.5).sum()), "false": int(((posterior > 0.5) & ~truth).sum())}
+            if truth.any():
+                one |= {"purity": float(truth[part.members].mean()), "recall": float((posterior[truth] > 0.5).mean())}
+                if not truth.all():
+                    one["auroc"] = float(roc_auc_score(truth, posterior))
+            parts.append(one)
+        found = {"label": label, "images": len(rows), "poison": int(truth.sum()), "parts": parts}
+        if truth.any() and not truth.all():
+            found["auroc of foreign"] = float(roc_auc_score(truth, foreign))
+        classes.append(found)
+    return {"facts": facts, "images": len(poison), "classes": classes, "poison": int(poison.sum())}
 
 
 def gumbel(values: list[float]) -> str:
@@ -73,50 +106,89 @@ def gumbel(values: list[float]) -> str:
     return f"n {len(values)}, place {place:.3f}, scale {scale:.3f}, max {max(values):.2f}"
 
 
+def null(runs: dict[str, dict]) -> None:
+    """Print the distribution of the largest value of a class, over classes of clean runs."""
+    clean = [one["parts"] for run in runs.values() if not run["poison"] for one in run["classes"]]
+    print(f"clean runs {sum(not run['poison'] for run in runs.values())}, classes {len(clean)}")
+    for name in STATISTICS:
+        print(f"{name}: {gumbel([max(part['figures'][name] for part in parts) for parts in clean])}")
+    print(f"combined: {gumbel([max(combined(part['figures']) for part in parts) for parts in clean])}")
+
+
+def judge(name: str, run: dict, alpha: float) -> dict:
+    """Print what is decided on a run and what was seen of poisoned classes; return the figures."""
+    best = {one["label"]: max(one["parts"], key=lambda part: combined(part["figures"])) for one in run["classes"]}
+    raw = [COMBINED.p_value(combined(part["figures"])) for part in best.values()]
+    adjusted = dict(zip(best, holm(raw), strict=True))
+    accused = [label for label, p in adjusted.items() if p <= alpha]
+    truth = [one["label"] for one in run["classes"] if one["poison"]]
+    flagged = sum(best[label]["flagged"] for label in accused)
+    false = sum(best[label]["false"] for label in accused)
+    doubtful = [label for label, p in adjusted.items() if alpha < p <= 5 * alpha]
+    words = f"poisoned {accused}" if accused else f"undecided {doubtful}" if doubtful else "no sign"
+    facts = run["facts"]["run"]
+    kinds = "+".join(one["name"] for one in facts.get("attacks", [])) or facts.get("trouble", "clean")
+    success = " ".join(f"{value:.2f}" for value in run["facts"]["success"]) or "-"
+    recall = f"{(flagged - false) / run['poison']:.3f}" if run["poison"] else "-"
+    rate = false / max(1, run["images"] - run["poison"])
+    print(
+        f"{name} {facts['data']} {kinds}: detector's success {success}, truth {truth}; {words}, least p "
+        f"{min(adjusted.values(), default=1):.2g}, recall {recall}, false flags {rate:.4f}"
+    )
+    for one in run["classes"]:
+        if one["poison"]:
+            part = best[one["label"]]
+            figures = ", ".join(f"{key} {value:.2f}" for key, value in part["figures"].items())
+            print(
+                f"    class {one['label']}, {one['poison']} of {one['images']}: statistic "
+                f"{combined(part['figures']):.1f} ({part['source']} of {part['size']}: {figures}), purity "
+                f"{part.get('purity', math.nan):.2f}, refined: AUROC {part.get('auroc', math.nan):.3f}, recall "
+                f"{part.get('recall', math.nan):.3f}, false {part['false']}; foreign AUROC "
+                f"{one.get('auroc of foreign', math.nan):.2f}"
+            )
+    return {"accused": accused, "truth": truth, "false": rate}
+
+
 def main() -> None:
     """Go through the bank."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--bank", type=Path, required=True)
-    parser.add_argument("--only", default="*", help="pattern of names")
+    parser.add_argument("--only", nargs="+", default=["*"], help="patterns of names")
     parser.add_argument("--alpha", type=float, default=0.01)
     parser.add_argument("--null", action="store_true")
+    parser.add_argument("--evidence-only", action="store_true", help="measure what is not measured yet, judge nothing")
+    parser.add_argument("--kept-only", action="store_true", help="judge what is measured already")
     arguments = parser.parse_args()
     load_plugin(HERE.parent / "unseen.py")
     sources: dict[str, Loaded] = {}
-    nulls: dict[str, list[float]] = {name: [] for name in (*STATISTICS, "combined")}
-    for path in sorted(arguments.bank.glob(f"{arguments.only}.detector.npz")):
-        facts, seen, poison = seen_of(path, sources, arguments.data)
-        if arguments.null:
-            for parts in map(parts_of, views_of(seen)):
-                figures = [{name: measure(seen, part) for name, measure in STATISTICS.items()} for part in parts]
-                for name in STATISTICS:
-                    nulls[name].append(max(one[name] for one in figures))
-                sums = [sum(-math.log(NULLS[name].p_value(value)) for name, value in one.items()) for one in figures]
-                nulls["combined"].append(max(sums))
-            continue
-        decision = decide(seen, arguments.alpha)
-        accused = Counter(one.part.views.label for one in decision.poisoned)
-        doubtful = [one.part.views.label for one in decision.doubtful]
-        flagged, clean = decision.suspects, ~poison
-        words = f"poisoned {sorted(accused)}" if accused else f"undecided {doubtful}" if doubtful else "no sign"
-        recall = f"{flagged[poison].mean():.3f}" if poison.any() else "-"
-        success = " ".join(f"{value:.2f}" for value in facts["success"]) or "-"
-        truth = sorted(set(seen.labels[poison].tolist()))
-        kinds = "+".join(one["name"] for one in facts["run"].get("attacks", [])) or facts["run"].get("trouble", "clean")
-        print(
-            f"{path.name.split('.')[0]} {facts['run']['data']} {kinds}: detector's success {success}, truth {truth}; "
-            f"{words}, least p {decision.accusations[0].adjusted:.2g}, recall {recall}, "
-            f"false flags {flagged[clean].mean():.4f}",
-            flush=True,
-        )
-        for one in decision.accusations:
-            truth_of = poison[one.part.views.rows]
-            if truth_of.any():
-                print(f"    {described(one, truth_of)}", flush=True)
+    folder = arguments.bank / f"evidence-{digest()}"
+    folder.mkdir(exist_ok=True)
+    runs: dict[str, dict] = {}
+    for path in sorted({path for only in arguments.only for path in arguments.bank.glob(f"{only}.detector.npz")}):
+        name = path.name.split(".")[0]
+        kept = folder / f"{name}.json"
+        if not kept.exists():
+            if arguments.kept_only:
+                continue
+            text = json.dumps(measured(path, sources, arguments.data))
+            atomic_write(kept, partial(_write, text=text))
+        runs[name] = json.loads(kept.read_text(encoding="utf-8"))
+    if arguments.evidence_only:
+        return
     if arguments.null:
-        for name, values in nulls.items():
-            print(f"{name}: {gumbel(values)}")
+        null(runs)
+        return
+    clean, wrong = 0, 0
+    for name, run in runs.items():
+        figures = judge(name, run, arguments.alpha)
+        if not run["poison"]:
+            clean, wrong = clean + 1, wrong + bool(figures["accused"])
+    print(f"{len(runs)} runs, {clean} clean, {wrong} of them called poisoned; evidence of {folder.name}")
+
+
+def _write(file: object, *, text: str) -> None:
+    file.write(text.encode())  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":

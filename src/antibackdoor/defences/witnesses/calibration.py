@@ -37,8 +37,9 @@ class Null:
 # sum). The largest sum of a clean class was 10.5; poisoned classes whose trigger the detector had learned to 97 % and
 # more had 16.6 to 26.6 where they were alone, and 10.1 beside another attack.
 NULLS = {
-    "transfer": Null(0.008, 0.081),
-    "mixing": Null(0.102, 0.065),
-    "diversity": Null(0.090, 0.167),
+    "turning": Null(0.045, 0.143),
+    "mixing": Null(0.146, 0.073),
+    "diversity": Null(0.244, 0.178),
+    "misplaced": Null(0.393, 0.138),
 }
-COMBINED = Null(1.53, 1.58)
+COMBINED = Null(2.17, 1.26)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +20,8 @@ Floats = NDArray[np.float64]
 _WRONG, _SURER = 0.5, 0.1
 # Probability of the own label from which the network accepts an image, and below which it rejects one.
 _ACCEPTS, _REJECTS = 0.9, 0.1
+# Posterior from which an image that is rejected may belong to the suspects.
+_POSSIBLE = 0.01
 # New suspects, as a share of those there are, that are worth another training.
 _WORTH = 0.05
 
@@ -46,56 +46,48 @@ class Adjudication:
 
 
 def adjudicate(
-    logs: Floats,
-    seen: Seen,
-    decisions: Sequence[Decision],
-    suspects: Bools,
-    near: Bools,
-    shown: Bools,
-    alpha: float,
+    logs: Floats, seen: Seen, decision: Decision, suspects: Bools, near: Bools, shown: Bools
 ) -> Adjudication:
     """Judge suspects and the rest of their classes by a network that was not shown them.
 
-    Where it rejects most suspects of a class, their labels are wrong: those that it accepts are let go, and images of
-    the class that it was shown and still rejects, while the first network had learned them, are suspected too. Where it
-    accepts most of them, they carry the labels of what they show: clean-label poison, or no poison. Then the class
-    stays accused only where the evidence is ten times as sure.
+    Where it rejects most suspects of a class, their labels are wrong: those that it accepts and in which the encoder
+    sees the class too are let go, and images that may belong to them, which it was shown and still rejects, are
+    suspected too. Where it accepts most of them and the encoder sees the class in most, they carry the labels of what
+    they show: clean-label poison, or no poison. Then the class stays accused only where the evidence is ten times as
+    sure.
 
     Args:
         logs: float64 (N,), logarithm of the loss of every image in that network.
-        seen: What the first network showed.
-        decisions: Of all looks.
+        seen: What the detector showed.
+        decision: Made on it.
         suspects: bool (N,).
         near: bool (N,).
         shown: bool (N,), what the network was trained on.
-        alpha: The error of a decision.
     """
     own = np.exp(-np.exp(logs))  # probability of the own label
-    before = np.exp(-np.exp(seen.trajectories[-1]))
     suspects, near, cleared = suspects.copy(), near.copy(), np.zeros_like(suspects)
-    notes, missed_in_all = [], 0
-    surest: dict[int, float] = {}
-    for decision in decisions:
-        for one in decision.accusations:
-            label = one.part.views.label
-            surest[label] = min(surest.get(label, math.inf), one.adjusted)
-    count = int(suspects.sum())
-    for label in np.unique(seen.labels[suspects]):
-        of_class = seen.labels == label
+    notes, missed_in_all, count = [], 0, int(suspects.sum())
+    for one in decision.poisoned:
+        rows, name = one.part.views.rows, seen.data.classes[one.part.views.label]
+        of_class = np.zeros_like(suspects)
+        of_class[rows] = True
         accused = suspects & of_class
+        if not accused.any():
+            continue
+        strange, possible = np.zeros_like(suspects), np.zeros_like(suspects)
+        strange[rows], possible[rows] = one.part.views.foreign > 0, one.posterior > _POSSIBLE
         rejected = float((own[accused] < 0.5).mean())
-        name = seen.data.classes[label]
-        if rejected >= _WRONG:
-            freed = accused & (own > _ACCEPTS)
-            missed = of_class & shown & ~accused & (own < _REJECTS) & (before > 0.5)
+        if max(rejected, float(strange[accused].mean())) >= _WRONG:
+            freed = accused & (own > _ACCEPTS) & ~strange
+            missed = possible & shown & ~accused & (own < _REJECTS)
             suspects = (suspects & ~freed) | missed
             near = (near & ~freed) | missed
             missed_in_all += int(missed.sum())
             notes.append(
-                f"A network trained without the suspects of {name!r} rejects {100 * rejected:.0f} % of them; it "
-                f"accepts {int(freed.sum())}, which are let go, and rejects {int(missed.sum())} more."
+                f"A network trained without the suspects of {name!r} rejects {100 * rejected:.0f} % of them; "
+                f"{int(freed.sum())} are let go, and {int(missed.sum())} more are suspected."
             )
-        elif surest.get(int(label), 1.0) > _SURER * alpha:
+        elif one.adjusted > _SURER * decision.alpha:
             suspects &= ~of_class
             near &= ~of_class
             cleared |= of_class

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from antibackdoor.defences.witnesses.calibration import COMBINED, NULLS
-from antibackdoor.defences.witnesses.evidence import STATISTICS
+from antibackdoor.defences.witnesses.evidence import STATISTICS, Scene
 from antibackdoor.defences.witnesses.observe import Seen
-from antibackdoor.defences.witnesses.parts import Part, parts_of, views_of
+from antibackdoor.defences.witnesses.parts import Part, alike, parts_of, shared_picture
+from antibackdoor.defences.witnesses.views import Features, views_of
 
-__all__ = ["Accusation", "Decision", "decide", "holm", "refined"]
+__all__ = ["Accusation", "Decision", "combined", "decide", "holm", "refined", "weigh"]
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -48,13 +47,12 @@ class Accusation:
     @property
     def kind(self) -> str:
         """What was found, in words."""
-        return f"two kinds of images by {_NAMES[self.part.view]}"
+        return _NAMES[self.part.source]
 
 
 _NAMES = {
-    "learning": "how they were learned",
-    "features": "what is seen in them",
-    "both": "how they were learned and what is seen in them",
+    "mixture": "a group of images by how they were learned and what is seen in them",
+    "picture": "a group of images by how they were learned, what is seen in them and a picture that they share",
 }
 
 
@@ -87,26 +85,19 @@ class Decision:
         return tuple(one for one in self.accusations if self.alpha < one.adjusted <= 5 * self.alpha)
 
 
-def decide(seen: Seen, alpha: float, *, known: Bools | None = None) -> Decision:
+def decide(seen: Seen, alpha: float) -> Decision:
     """Judge every class.
 
     Args:
         seen: What was observed.
         alpha: Largest probability of accusing any class of a clean set, above 0 and below 1.
-        known: bool (N,), images that are suspected already: they are not looked at again.
 
     Source:
         p-values of the statistics are combined as by Fisher; since they are not independent, the sum has an empirical
         null of its own. Over classes by Holm, 1979.
     """
     count = len(seen.labels)
-    if known is not None and known.any():
-        return _among(seen, alpha, np.flatnonzero(~known))
-    strongest = [
-        max(map(lambda part: _weighed(seen, part), parts), key=lambda one: one[2])
-        for parts in map(parts_of, views_of(seen))
-        if parts
-    ]
+    strongest = [max(weighed, key=lambda one: one[2]) for _, weighed in weigh(seen)]
     raw = [COMBINED.p_value(statistic) for _, _, statistic in strongest]
     accusations = []
     suspects, near, scores = np.zeros(count, dtype=bool), np.zeros(count, dtype=bool), np.zeros(count)
@@ -122,26 +113,22 @@ def decide(seen: Seen, alpha: float, *, known: Bools | None = None) -> Decision:
     return Decision(tuple(accusations), suspects, near, scores, alpha)
 
 
-def _among(seen: Seen, alpha: float, rows: NDArray[np.int64]) -> Decision:
-    """Judge some images alone, and return the decision by the rows of the whole set."""
-    smaller = dataclasses.replace(
-        seen,
-        data=seen.data.select(torch.from_numpy(rows)),
-        trajectories=seen.trajectories[:, rows],
-        features=seen.features[rows],
-        trained=seen.trained[rows],
-    )
-    found = decide(smaller, alpha)
-    count = len(seen.labels)
-    suspects, near, scores = np.zeros(count, dtype=bool), np.zeros(count, dtype=bool), np.zeros(count)
-    suspects[rows], near[rows], scores[rows] = found.suspects, found.near, found.scores
-    return Decision(found.accusations, suspects, near, scores, alpha)
+def weigh(seen: Seen) -> Iterator[tuple[int, list[tuple[Part, dict[str, float], float]]]]:
+    """Yield every class that has parts: each part with its statistics by name and the sum of -log p over them."""
+    features = Features(seen)
+    for views in views_of(seen, features):
+        scene = Scene(seen, features, views.label)
+        weighed = []
+        for part in parts_of(views):
+            figures = {name: measure(scene, part) for name, measure in STATISTICS.items()}
+            weighed.append((part, figures, combined(figures)))
+        if weighed:
+            yield views.label, weighed
 
 
-def _weighed(seen: Seen, part: Part) -> tuple[Part, dict[str, float], float]:
-    """Return a part with its statistics and the sum of -log p over them."""
-    figures = {name: measure(seen, part) for name, measure in STATISTICS.items()}
-    return part, figures, sum(-math.log(NULLS[name].p_value(value)) for name, value in figures.items())
+def combined(figures: Mapping[str, float]) -> float:
+    """Return the sum of -log p over statistics."""
+    return sum(-math.log(NULLS[name].p_value(value)) for name, value in figures.items())
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -156,12 +143,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def refined(part: Part) -> Floats:
     """Return the posterior of every image of a class, float64 (n,), from all views of it together.
 
-    Two Gaussians are fitted to the joint views, started from the part, whichever view it was found in.
+    Two Gaussians are fitted to the joint views and to how much of the part's picture an image has, started from the
+    part.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
-    points, inside = part.views.points["both"], part.members
+    views, inside = part.views, part.members
+    picture = shared_picture(part)
+    spread = max(float(picture[views.fitted].std()), 1e-9)
+    points = np.column_stack([views.points, (picture - picture[views.fitted].mean()) / spread])
     start = np.stack([points[inside].mean(0), points[~inside].mean(0)])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -172,17 +163,13 @@ def refined(part: Part) -> Floats:
             weights_init=[inside.mean(), 1 - inside.mean()],
             precisions_init=[_precision(points[side]) for side in (inside, ~inside)],
             max_iter=50,
-        ).fit(points[part.views.fitted])
+        ).fit(points[views.fitted])
     posterior: Floats = mixture.predict_proba(points)[:, 0]
     # A mixture that left its start describes something else.
-    return posterior if _overlap(posterior > 0.5, inside) >= 0.5 else part.inside
+    return posterior if alike(posterior > 0.5, inside) >= 0.5 else inside.astype(np.float64)
 
 
 def _precision(points: Floats) -> Floats:
     covariance = np.cov(points.T).reshape(points.shape[1], -1) + 0.05 * np.eye(points.shape[1])
     found: Floats = np.asarray(np.linalg.inv(covariance), dtype=np.float64)
     return found
-
-
-def _overlap(one: Bools, other: Bools) -> float:
-    return float((one & other).sum() / max(1, (one | other).sum()))

@@ -1,54 +1,105 @@
 """Evidence on a part of a class: small functions of one signature, each a statistic that is large where it is poison.
 
-``STATISTICS`` is the table: ``(Seen, Part) -> float``. What each gives on clean trainings is its null, in
+``STATISTICS`` is the table: ``(Scene, Part) -> float``. What each gives on clean trainings is its null, in
 ``calibration``; a statistic is worth nothing without one. To add one, write a function, give it a line in the table and
 print its null with ``benchmarks/bank/replay.py --null``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from antibackdoor.defences.witnesses.observe import Seen
 from antibackdoor.defences.witnesses.parts import Part
+from antibackdoor.defences.witnesses.views import Features
 from antibackdoor.training import evaluating
 
-__all__ = ["STATISTICS", "Statistic", "diversity", "mixing", "transfer"]
+__all__ = ["STATISTICS", "Scene", "Statistic", "diversity", "misplaced", "mixing", "turning"]
 
-Statistic: TypeAlias = Callable[[Seen, Part], float]
-
-# Images of other classes that a part's difference is put on, and images of a part that are mixed with them.
-_HOSTS, _DONORS, _CHUNK = 240, 240, 128
+# Images of other classes that are tried on, and images of either side of a class that take part.
+_HOSTS, _DONORS, _DESCRIBED, _CHUNK = 120, 120, 400, 128
 _LEARNED = 0.7  # probability from which a label counts as learned
+# Most that may be taken from an image of another class: what replaces it altogether is another image, not a trigger.
+_REPLACED = 0.5
+_STEADY = 0.02  # of the spread of all activations: below it a pixel counts as constant
 
 
-def transfer(seen: Seen, part: Part) -> float:
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """One class, and what its parts are tried on.
+
+    Attributes:
+        seen: What was observed.
+        features: Of all images, with classifiers.
+        label: The class.
+    """
+
+    seen: Seen
+    features: Features
+    label: int
+
+    @cached_property
+    def hosts(self) -> NDArray[np.int64]:
+        """Rows of other classes, int64 (M,), as evenly over them as their sizes allow, always the same ones."""
+        labels = self.seen.labels
+        rows = np.flatnonzero((labels != self.label) & self.seen.trained)
+        order = np.random.default_rng(0).permutation(rows)
+        rank = np.zeros(len(order), dtype=np.int64)
+        for other in np.unique(labels[order]):
+            own = labels[order] == other
+            rank[own] = np.arange(own.sum())
+        return order[np.argsort(rank, kind="stable")][:_HOSTS]
+
+    @cached_property
+    def taken_before(self) -> NDArray[np.float64]:
+        """Float64 (M,), 1 where a host is taken for the class as it is."""
+        return _taken(self.seen, self.seen.data.images[torch.from_numpy(self.hosts)], self.label)
+
+    def share_of_fewest(self, turned: NDArray[np.float64]) -> float:
+        """Return the mean over the lower half of the hosts' classes of the mean of each; turned is (M,)."""
+        sources = self.seen.labels[self.hosts]
+        means = np.sort([turned[sources == source].mean() for source in np.unique(sources)])
+        return float(means[: max(1, len(means) // 2)].mean())
+
+
+Statistic: TypeAlias = Callable[[Scene, Part], float]
+
+
+def turning(scene: Scene, part: Part) -> float:
     """Return how far what the part has, and the rest of its class has not, turns images of other classes into it.
 
-    The difference of the two mean images is added to images of all other classes. The statistic is the share that is
-    turned, less the share that is taken for the class anyway, averaged over the half of the source classes in which
-    fewest are: a trigger turns images of any class, what is typical of a class only those that are like it. A fixed
-    trigger, a patch or a pattern over the image, is its own mean difference.
+    At every place, mean and spread of the part are compared with those of the rest, and images of other classes are
+    changed alike: a patch replaces what is there, a blended picture weakens it and adds its own, a cast scales it. That
+    is done once on pixels and once on what the network's first convolution makes of them, where textures are. The
+    statistic is the share that is turned, less the share that is taken for the class anyway, averaged over both and
+    over the half of the source classes in which fewest are: a trigger turns images of any class, what is typical of a
+    class only those that are like it.
 
     Source:
         Ours. The question is that of trigger inversion (Neural Cleanse, S&P 2019), answered without optimising.
     """
-    rows, inside = part.views.rows, part.members
-    images = seen.data.images
-    difference = _mean(images, rows[inside]) - _mean(images, rows[~inside])
-    hosts = _others(seen, part.views.label, _HOSTS)
-    before = _taken_for(seen, _pixels(images, hosts), part.views.label)
-    after = _taken_for(seen, (_pixels(images, hosts) + difference).clamp(0, 1), part.views.label)
-    return _of_fewest(after - before, seen.labels[hosts])
+    seen, rows = scene.seen, part.views.rows
+    sides = [side[_spread(len(side), _DESCRIBED)] for side in (rows[part.members], rows[~part.members])]
+    first = next(module for module in seen.network.modules() if isinstance(module, nn.Conv2d))
+    hosts = seen.data.images[torch.from_numpy(scene.hosts)]
+    shares = []
+    for place in (None, first):
+        change = _change(*(_moments(seen, side, place) for side in sides))
+        with _changed(place, change):
+            shares.append(_taken(seen, hosts, scene.label, change=change if place is None else None))
+    return float(np.mean([scene.share_of_fewest(after - scene.taken_before) for after in shares]))
 
 
-def mixing(seen: Seen, part: Part) -> float:
+def mixing(scene: Scene, part: Part) -> float:
     """Return how much more firmly images of the part keep their class than the rest when mixed with foreign ones.
 
     Every image is averaged with one of another class; the statistic is the mean probability of its own label in the
@@ -58,33 +109,136 @@ def mixing(seen: Seen, part: Part) -> float:
         STRIP (ACSAC 2019) asks for the entropy of such mixtures; here parts of one class are compared.
     """
     rows, inside = part.views.rows, part.members
-    kept = []
+    images, kept = scene.seen.data.images, []
     for side in (rows[inside], rows[~inside]):
-        donors = side[_spread(len(side), _DONORS)]
-        hosts = _others(seen, part.views.label, len(donors))
-        mixed = 0.5 * _pixels(seen.data.images, donors[: len(hosts)]) + 0.5 * _pixels(seen.data.images, hosts)
-        kept.append(float(_probability(seen, mixed, part.views.label).mean()))
+        donors = side[_spread(len(side), min(_DONORS, len(scene.hosts)))]
+        hosts = scene.hosts[: len(donors)]
+        mixed = (_pixels(images, donors) + _pixels(images, hosts)) / 2
+        kept.append(float(_probability(scene.seen, mixed, scene.label).mean()))
     return kept[0] - kept[1]
 
 
-def diversity(seen: Seen, part: Part) -> float:
+def diversity(scene: Scene, part: Part) -> float:
     """Return how much more the part's contents differ, as those of other classes do, than the rest's: a log ratio.
 
     In the directions of feature space in which the other classes differ, a part of a clean class is spread as its class
     is, wherever it lies; images of many classes under one label are spread as those classes are, whatever trigger they
-    share. The ratio of variances is weighted by the share of the part that is learned, since wrong labels that came
-    about by mistake are not.
+    share. The ratio of variances is weighted by the share of the part that is learned.
 
     Source:
         Ours; after SCAn (USENIX Security 2021), which takes a class apart by the variation that all classes share.
     """
     inside, views = part.members, part.views
     spread = [float((views.white[side] @ views.between).var(0).mean()) for side in (inside, ~inside)]
-    learned = float((seen.trajectories[-1, views.rows[inside]] < np.log(-np.log(_LEARNED))).mean())
+    learned = float(_learned(scene.seen, views.rows[inside]).mean())
     return learned * float(np.log(max(spread[0], 1e-9) / max(spread[1], 1e-9)))
 
 
-STATISTICS: dict[str, Statistic] = {"transfer": transfer, "mixing": mixing, "diversity": diversity}
+def misplaced(scene: Scene, part: Part) -> float:
+    """Return the share of the part that looks like other classes though it is learned, by how many classes these are.
+
+    A classifier of the encoder's features that was fitted without the part says what each of its images shows. The
+    share that shows another class and is learned all the same is multiplied by the entropy of these classes, as a share
+    of the largest that there could be: an odd kind of a clean class looks like one other class, not like all of them.
+
+    Source:
+        Ours; that mislabelled neighbours tell poison is the idea of Deep k-NN (Peri et al., ECCV workshops 2020).
+    """
+    rows = part.views.rows[part.members]
+    shown, _ = scene.features.without(rows)
+    wrong = shown != scene.label
+    if not wrong.any():
+        return 0.0
+    counts = np.unique(shown[wrong], return_counts=True)[1] / wrong.sum()
+    others = len(np.unique(scene.seen.labels)) - 1
+    entropy = -float((counts * np.log(counts)).sum() / np.log(max(2, others)))
+    return entropy * float((wrong & _learned(scene.seen, rows)).mean())
+
+
+STATISTICS: dict[str, Statistic] = {
+    "turning": turning,
+    "mixing": mixing,
+    "diversity": diversity,
+    "misplaced": misplaced,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class _Change:
+    """An affine map at every place of an image or of its activations: x + share (x - middle) + shift."""
+
+    middle: Tensor
+    share: Tensor
+    shift: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x + (x - self.middle) * self.share + self.shift
+
+
+def _change(part: tuple[Tensor, Tensor], rest: tuple[Tensor, Tensor]) -> _Change:
+    """Return what makes the rest's means and spreads those of the part, within what leaves half of an image."""
+    steady = _STEADY * float((part[1] ** 2 + rest[1] ** 2).mean().sqrt()) + 1e-6
+    ratio = ((part[1] + steady) / (rest[1] + steady)).clamp(0, 1.5)
+    replaced = float((1 - ratio).clamp_min(0).mean())
+    within = min(1.0, _REPLACED / max(replaced, 1e-6))
+    return _Change(rest[0], within * (ratio - 1), within * (part[0] - rest[0]))
+
+
+class _Enough(Exception):  # noqa: N818 - no error: it ends a forward pass
+    """What was asked of a forward pass is there."""
+
+
+@torch.no_grad()
+def _moments(seen: Seen, rows: NDArray[np.int64], place: nn.Module | None) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation at every place, of pixels or of what a layer makes of them."""
+    total, squares = torch.zeros(()), torch.zeros(())
+    for part in np.array_split(rows, -(-len(rows) // _CHUNK)):
+        x = _pixels(seen.data.images, part)
+        if place is not None:
+            x = _activations(seen, x, place)
+        total, squares = total + x.sum(0), squares + (x**2).sum(0)
+    mean = total / len(rows)
+    return mean, (squares / len(rows) - mean**2).clamp_min(0).sqrt()
+
+
+def _activations(seen: Seen, pixels: Tensor, place: nn.Module) -> Tensor:
+    """Return what a layer makes of images, float32 on the CPU, without the layers after it."""
+    found: list[Tensor] = []
+
+    def stop(_: nn.Module, __: Any, output: Tensor) -> None:
+        found.append(output.float().cpu())
+        raise _Enough
+
+    handle = place.register_forward_hook(stop)
+    try:
+        _logits(seen, pixels)
+    except _Enough:
+        pass
+    finally:
+        handle.remove()
+    return found[0]
+
+
+@contextmanager
+def _changed(place: nn.Module | None, change: _Change) -> Iterator[None]:
+    """Have a layer's output changed for the time being."""
+    if place is None:
+        yield
+        return
+    handle = place.register_forward_hook(
+        lambda _, __, output: _Change(
+            *(part.to(output.device, output.dtype) for part in (change.middle, change.share, change.shift))
+        )(output)
+    )
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _learned(seen: Seen, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    found: NDArray[np.bool_] = seen.trajectories[-1, rows] < np.log(-np.log(_LEARNED))
+    return found
 
 
 def _spread(count: int, most: int) -> NDArray[np.int64]:
@@ -92,44 +246,27 @@ def _spread(count: int, most: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
-def _others(seen: Seen, label: int, count: int) -> NDArray[np.int64]:
-    """Return rows of other classes, as evenly over them as their sizes allow, always the same ones."""
-    rows = np.flatnonzero((seen.labels != label) & seen.trained)
-    order = np.random.default_rng(0).permutation(rows)
-    rank = np.zeros(len(order), dtype=np.int64)
-    for other in np.unique(seen.labels[order]):
-        own = seen.labels[order] == other
-        rank[own] = np.arange(own.sum())
-    return order[np.argsort(rank, kind="stable")][:count]
-
-
 def _pixels(images: Tensor, rows: NDArray[np.int64]) -> Tensor:
     return images[torch.from_numpy(rows)].float().div(255)
 
 
-def _mean(images: Tensor, rows: NDArray[np.int64]) -> Tensor:
-    total = torch.zeros(images.shape[1:])
-    for part in torch.from_numpy(rows).split(1024):
-        total += images[part].float().sum(0)
-    return total / (255 * len(rows))
-
-
 @torch.no_grad()
-def _probability(seen: Seen, pixels: Tensor, label: int) -> NDArray[np.float64]:
-    parts = []
+def _logits(seen: Seen, pixels: Tensor) -> Tensor:
     with evaluating(seen.network), seen.runtime.autocast():
-        for batch in pixels.split(_CHUNK):
-            given = batch.to(seen.runtime.device, memory_format=torch.channels_last)
-            parts.append(seen.network(given).float().softmax(1)[:, label].cpu())
+        given = pixels.to(seen.runtime.device, memory_format=torch.channels_last)
+        logits: Tensor = seen.network(given)
+    return logits.float().cpu()
+
+
+def _probability(seen: Seen, pixels: Tensor, label: int) -> NDArray[np.float64]:
+    parts = [_logits(seen, batch).softmax(1)[:, label] for batch in pixels.split(_CHUNK)]
     found: NDArray[np.float64] = torch.cat(parts).double().numpy()
     return found
 
 
-def _taken_for(seen: Seen, pixels: Tensor, label: int) -> NDArray[np.float64]:
+def _taken(seen: Seen, images: Tensor, label: int, *, change: _Change | None = None) -> NDArray[np.float64]:
+    """Return 1 where an image, uint8 (M, C, H, W), is taken for a class, changed before or as it is; float64 (M,)."""
+    pixels = images.float().div(255)
+    if change is not None:
+        pixels = change(pixels).clamp(0, 1)
     return (_probability(seen, pixels, label) > 0.5).astype(np.float64)
-
-
-def _of_fewest(turned: NDArray[np.float64], sources: NDArray[np.int64]) -> float:
-    """Return the mean over the lower half of the source classes of the mean of each."""
-    means = np.sort([turned[sources == source].mean() for source in np.unique(sources)])
-    return float(means[: max(1, len(means) // 2)].mean())

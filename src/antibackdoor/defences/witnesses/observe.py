@@ -24,7 +24,7 @@ __all__ = ["Seen", "detector_for", "detector_plan", "encode", "log_losses", "obs
 
 # The detector: the network of the bank of evidence, on pictures of at most this side. It is trained without
 # augmentation, which blurs what marks poison (docs/log.md), for so many epochs of at least so many updates together.
-DETECTOR, SIDE, EPOCHS, UPDATES = "wrn-10-1", 64, 10, 750
+DETECTOR, SIDE, EPOCHS, UPDATES = "wrn-10-1", 64, 20, 1500
 _SMALLEST_BATCH, _LARGEST_BATCH = 32, 128
 _FLOOR = 1e-6
 

@@ -17,7 +17,7 @@ __all__ = ["isolation_of"]
 
 def isolation_of(
     seen: Seen,
-    decisions: Sequence[Decision],
+    decision: Decision,
     suspects: NDArray[np.bool_],
     notes: Sequence[str],
     *,
@@ -27,20 +27,15 @@ def isolation_of(
 
     Args:
         seen: What was observed.
-        decisions: Of all looks, one or more.
+        decision: Made on it.
         suspects: bool (N,), what is flagged.
         notes: Sentences to add.
         scanned: The detector alone has looked.
     """
-    scores = np.max([decision.scores for decision in decisions], 0) + 0.0
-    scores = scores + suspects * (scores.max() + 1)
+    scores = decision.scores + suspects * (decision.scores.max(initial=0) + 1)
     poisoned = set(seen.labels[suspects].tolist())
-    surest: dict[int, Accusation] = {}
-    for one in (one for decision in decisions for one in decision.accusations):
-        label = one.part.views.label
-        if label not in surest or one.p_value < surest[label].p_value:
-            surest[label] = one
-    doubtful = {one.part.views.label for decision in decisions for one in decision.doubtful} - poisoned
+    surest = {one.part.views.label: one for one in decision.accusations}
+    doubtful = {one.part.views.label for one in decision.doubtful} - poisoned
     sentences = []
     for label in sorted(poisoned):
         count = int((suspects & (seen.labels == label)).sum())
@@ -55,7 +50,7 @@ def isolation_of(
         name = seen.data.classes[nearest.part.views.label]
         sentences.append(f"No class shows what poison shows; nearest is {name!r}: {_described(nearest)}.")
     with_what = "without an encoder" if seen.witness == "none" else f"with the encoder {seen.witness} as second witness"
-    what = "A detector trained without augmentation" if scanned else "A detector and the network itself"
+    what = "A detector trained without augmentation" if scanned else "A detector and a network trained on what it left"
     sentences.append(f"{what} looked, {with_what}; a backdoor that neither has learned is not seen.")
     verdict: Verdict = "poisoned" if poisoned else "undecided" if doubtful or not surest else "no sign of poison"
     flags = torch.from_numpy(suspects.copy())
@@ -64,4 +59,4 @@ def isolation_of(
 
 def _described(one: Accusation) -> str:
     figures = ", ".join(f"{name} {value:.2f}" for name, value in one.figures.items())
-    return f"{one.kind}, one of {int((one.posterior > 0.5).sum())} images ({figures}; adjusted p {one.adjusted:.2g})"
+    return f"{one.kind}, {int((one.posterior > 0.5).sum())} in all ({figures}; adjusted p {one.adjusted:.2g})"

@@ -1,0 +1,225 @@
+"""Every class as the evidence sees it: how its images were learned, what an encoder sees in them, what they show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from antibackdoor.defences.witnesses.observe import Seen
+from antibackdoor.models import size_within
+
+__all__ = ["SMALLEST_CLASS", "Features", "Views", "views_of"]
+
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+
+# Fewer images describe no two Gaussians in nine dimensions.
+SMALLEST_CLASS = 40
+# Principal components: of the encoder's features in all, of each view in a class; and images that what all classes
+# share is fitted to.
+_FEATURES, _OF_VIEW, _FITTED_TO = 64, 4, 6000
+# Shrinkage of the within-class covariance towards a multiple of the identity.
+_SHRINKAGE = 0.1
+# Pictures: their side in pixels, principal components of what natural images vary in, and images these are fitted to.
+_SIDE, _NATURAL, _PICTURES = 32, 64, 3000
+_CLIP, _FLOOR = 8.0, 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class Views:
+    """A class seen in several ways.
+
+    Attributes:
+        label: The class.
+        rows: int64 (n,), its images.
+        fitted: bool (n,), those that mixtures are fitted to.
+        points: float64 (n, 9): four components of the trajectory of losses, four of the encoder's features, and
+            ``foreign``, each of unit variance.
+        foreign: float64 (n,), log odds that the encoder's features are of another class.
+        white: float64 (n, D), features whitened by the within-class covariance of the other classes.
+        between: float64 (D, d), orthonormal directions in which the other classes differ, in that space.
+        pictures: float32 (n, P), pixels less the class's mean, whitened by what natural images of the set vary in.
+        losses: float64 (E, n), log-losses standardised in every epoch.
+    """
+
+    label: int
+    rows: NDArray[np.int64]
+    fitted: Bools
+    points: Floats
+    foreign: Floats
+    white: Floats = field(repr=False)
+    between: Floats = field(repr=False)
+    pictures: NDArray[np.float32] = field(repr=False)
+    losses: Floats = field(repr=False)
+
+
+class Features:
+    """The encoder's features of all images, and classifiers of them.
+
+    Attributes:
+        values: float64 (N, D), principal components.
+        foreign: float64 (N,), log odds of the likeliest other class to the own one, by a classifier that was not fitted
+            to the image.
+
+    Source:
+        Linear discriminants with shrinkage, five folds.
+    """
+
+    def __init__(self, seen: Seen) -> None:
+        self._labels, self._trained = seen.labels, seen.trained
+        self.values = _principal(seen.features.astype(np.float64), _FEATURES)
+        self.foreign = np.zeros(len(self._labels))
+        fold = np.random.default_rng(0).integers(0, 5, len(self._labels))
+        for number in range(5):
+            aside = fold == number
+            self.foreign[aside] = self._odds(~aside, aside)
+
+    def without(self, aside: NDArray[np.int64]) -> tuple[NDArray[np.int64], Floats]:
+        """Return which class, int64 (n,), a classifier fitted without these rows sees in each, and log odds (n,)."""
+        keep, rows = np.ones(len(self._labels), dtype=bool), np.zeros(len(self._labels), dtype=bool)
+        keep[aside], rows[aside] = False, True
+        scores, classes = self._scores(keep, rows)
+        return classes[scores.argmax(1)], self._against(scores, classes, self._labels[rows])
+
+    def _odds(self, keep: Bools, rows: Bools) -> Floats:
+        scores, classes = self._scores(keep, rows)
+        return self._against(scores, classes, self._labels[rows])
+
+    def _scores(self, keep: Bools, rows: Bools) -> tuple[Floats, NDArray[np.int64]]:
+        """Return log posteriors (n, K) up to a constant, all classes as probable, and the classes."""
+        from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+        fitted = np.flatnonzero(keep & self._trained)
+        fitted = fitted[:: max(1, len(fitted) // _FITTED_TO)]
+        classes = np.unique(self._labels[fitted])
+        model = LinearDiscriminantAnalysis(
+            solver="lsqr", shrinkage=_SHRINKAGE, priors=np.full(len(classes), 1 / len(classes))
+        ).fit(self.values[fitted], self._labels[fitted])
+        scores: Floats = self.values[rows] @ model.coef_.T + model.intercept_
+        if len(classes) == 2:  # one discriminant stands for both
+            scores = np.hstack([-scores / 2, scores / 2])
+        return scores, classes
+
+    @staticmethod
+    def _against(scores: Floats, classes: NDArray[np.int64], labels: NDArray[np.int64]) -> Floats:
+        scores = scores.copy()
+        at = (np.arange(len(scores)), np.minimum(np.searchsorted(classes, labels), len(classes) - 1))
+        own = np.where(classes[at[1]] == labels, scores[at], -np.inf)
+        scores[at] = -np.inf
+        found: Floats = np.clip(scores.max(1) - own, -1e3, 1e3)
+        return found
+
+
+def views_of(seen: Seen, features: Features) -> Iterator[Views]:
+    """Yield the views of every class that has 40 images to fit to.
+
+    Source:
+        Log-losses standardised in class and epoch, and their mixture: ours; trajectories were clustered before by
+        TellTale (NDSS 2025). Whitening by the within-class covariance: SPECTRE (ICML 2021), SCAn (USENIX Security
+        2021); here that of the other classes, so that a class cannot hide what it holds.
+    """
+    labels = seen.labels
+    basis = _Natural(seen)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        fitted = seen.trained[rows]
+        if fitted.sum() < SMALLEST_CLASS:
+            continue
+        losses = _standard(seen.trajectories[:, rows], fitted)
+        white, between = _whitened(features.values, labels, int(label), fitted)
+        foreign = features.foreign[rows]
+        strange = np.clip((foreign - np.median(foreign[fitted])) / max(foreign[fitted].std(), _FLOOR), -4, 4)
+        points = np.column_stack(
+            [
+                _unit(_principal(losses, _OF_VIEW, fitted), fitted),
+                _unit(_principal(white, _OF_VIEW, fitted), fitted),
+                strange,
+            ]
+        )
+        yield Views(int(label), rows, fitted, points, foreign, white, between, basis.of(rows), losses.T)
+
+
+class _Natural:
+    """What the images of a set vary in by nature: taken out, a shared picture stands out."""
+
+    def __init__(self, seen: Seen) -> None:
+        from sklearn.decomposition import PCA
+
+        self._images = seen.data.images
+        height, width = self._images.shape[2:]
+        self._size = size_within(height, width, _SIDE)
+        rows = np.random.default_rng(0).permutation(np.flatnonzero(seen.trained))[:_PICTURES]
+        pixels, labels = self._pixels(rows), seen.labels[rows]
+        for label in np.unique(labels):
+            pixels[labels == label] -= pixels[labels == label].mean(0)
+        count = min(_NATURAL, len(rows) - 1, pixels.shape[1])
+        found = PCA(count, svd_solver="randomized", random_state=0).fit(pixels)
+        rest = max(float(found.noise_variance_), _FLOOR)
+        self._directions: NDArray[np.float32] = found.components_.astype(np.float32)
+        shrink = 1 - np.sqrt(rest / np.maximum(found.explained_variance_, rest))
+        self._shrink, self._rest = shrink.astype(np.float32), np.float32(rest)
+
+    def of(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return images of a class less their mean, whitened, float32 (n, P)."""
+        pixels = self._pixels(rows)
+        pixels -= pixels.mean(0)
+        pixels -= (pixels @ self._directions.T * self._shrink) @ self._directions
+        pixels /= np.sqrt(self._rest)
+        return pixels
+
+    def _pixels(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        parts: list[Tensor] = []
+        for part in torch.from_numpy(rows).split(1024):
+            images = self._images[part].float().div(255)
+            if self._size is not None:
+                images = torch.nn.functional.interpolate(images, self._size, mode="area")
+            parts.append(images.flatten(1))
+        found: NDArray[np.float32] = torch.cat(parts).numpy()
+        return found
+
+
+def _standard(logs: Floats, fitted: Bools) -> Floats:
+    """Return log-losses (E, n) standardised in every epoch by median and deviation, (n, E)."""
+    middle = np.median(logs[:, fitted], 1, keepdims=True)
+    spread = 1.4826 * np.median(np.abs(logs[:, fitted] - middle), 1, keepdims=True) + 1e-3
+    found: Floats = np.clip((logs - middle) / spread, -_CLIP, _CLIP)
+    return found.T
+
+
+def _principal(points: Floats, count: int, fitted: Bools | None = None) -> Floats:
+    """Return principal components, float64 (n, at most count), of points that are fitted to."""
+    from sklearn.decomposition import PCA
+
+    own = points if fitted is None else points[fitted]
+    count = min(count, points.shape[1], len(own) - 1)
+    solver = "randomized" if min(own.shape) > 200 else "full"
+    found: Floats = PCA(count, svd_solver=solver, random_state=0).fit(own).transform(points)
+    return found
+
+
+def _unit(points: Floats, fitted: Bools) -> Floats:
+    found: Floats = (points - points[fitted].mean(0)) / np.maximum(points[fitted].std(0), _FLOOR)
+    return found
+
+
+def _whitened(features: Floats, labels: NDArray[np.int64], label: int, fitted: Bools) -> tuple[Floats, Floats]:
+    """Return a class's features whitened by what the other classes are spread by, and where those differ."""
+    others = [np.flatnonzero(labels == other) for other in np.unique(labels) if other != label]
+    means = np.stack([features[rows].mean(0) for rows in others])
+    residuals = np.concatenate([features[rows] - mean for rows, mean in zip(others, means, strict=True)])
+    covariance = residuals.T @ residuals / max(1, len(residuals))
+    scale = np.trace(covariance) / len(covariance)
+    covariance = (1 - _SHRINKAGE) * covariance + (_SHRINKAGE * scale + _FLOOR) * np.eye(len(covariance))
+    values, vectors = np.linalg.eigh(covariance)
+    whitening = vectors / np.sqrt(values)
+    own = features[labels == label]
+    white = (own - own[fitted].mean(0)) @ whitening
+    # Where there is one other class, what tells it from this one stands in.
+    apart = means - means.mean(0) if len(means) > 1 else means - own[fitted].mean(0)
+    between = np.linalg.svd(apart @ whitening, full_matrices=False)[2][: max(1, min(len(means) - 1, 8))]
+    return white, between.T
