@@ -37,9 +37,10 @@ class Null:
 # sum). The largest sum of a clean class was 10.5; poisoned classes whose trigger the detector had learned to 97 % and
 # more had 16.6 to 26.6 where they were alone, and 10.1 beside another attack.
 NULLS = {
-    "turning": Null(0.045, 0.143),
-    "mixing": Null(0.146, 0.073),
-    "diversity": Null(0.244, 0.178),
-    "misplaced": Null(0.393, 0.138),
+    "turning": Null(0.053, 0.146),
+    "mixing": Null(0.140, 0.075),
+    "diversity": Null(0.279, 0.216),
+    "misplaced": Null(0.366, 0.149),
+    "picture": Null(1.3, 0.8),
 }
-COMBINED = Null(2.17, 1.26)
+COMBINED = Null(2.6, 1.4)

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from antibackdoor.defences.witnesses.observe import Seen
-from antibackdoor.defences.witnesses.parts import Part
+from antibackdoor.defences.witnesses.parts import Part, shared_picture
 from antibackdoor.defences.witnesses.views import Features
 from antibackdoor.training import evaluating
 
-__all__ = ["STATISTICS", "Scene", "Statistic", "diversity", "misplaced", "mixing", "turning"]
+__all__ = ["STATISTICS", "Scene", "Statistic", "diversity", "misplaced", "mixing", "picture", "turning"]
 
 # Images of other classes that are tried on, and images of either side of a class that take part.
 _HOSTS, _DONORS, _DESCRIBED, _CHUNK = 120, 120, 400, 128
@@ -155,11 +155,26 @@ def misplaced(scene: Scene, part: Part) -> float:
     return entropy * float((wrong & _learned(scene.seen, rows)).mean())
 
 
+def picture(scene: Scene, part: Part) -> float:
+    """Return how far the part stands off the rest by the picture that it shares, in standard deviations of both.
+
+    Natural images differ gradually in whatever they share; a picture is there or not.
+
+    Source:
+        Ours: the discriminability d' of a matched filter (Green and Swets, 1966).
+    """
+    likeness = shared_picture(part)
+    inside, outside = likeness[part.members], likeness[~part.members]
+    spread = np.sqrt((inside.var() + outside.var()) / 2)
+    return float((inside.mean() - outside.mean()) / max(spread, 1e-9))
+
+
 STATISTICS: dict[str, Statistic] = {
     "turning": turning,
     "mixing": mixing,
     "diversity": diversity,
     "misplaced": misplaced,
+    "picture": picture,
 }
 
 

@@ -25,8 +25,9 @@ SMALLEST_CLASS = 40
 _FEATURES, _OF_VIEW, _FITTED_TO = 64, 4, 6000
 # Shrinkage of the within-class covariance towards a multiple of the identity.
 _SHRINKAGE = 0.1
-# Pictures: their side in pixels, principal components of what natural images vary in, and images these are fitted to.
-_SIDE, _NATURAL, _PICTURES = 32, 64, 3000
+# Pictures: their side in pixels, principal components of what natural images vary in, images these are
+# fitted to, and groups of classes that have them from the others.
+_SIDE, _NATURAL, _PICTURES, _GROUPS = 32, 64, 2000, 10
 _CLIP, _FLOOR = 8.0, 1e-9
 
 
@@ -141,36 +142,49 @@ def views_of(seen: Seen, features: Features) -> Iterator[Views]:
                 strange,
             ]
         )
-        yield Views(int(label), rows, fitted, points, foreign, white, between, basis.of(rows), losses.T)
+        yield Views(int(label), rows, fitted, points, foreign, white, between, basis.of(int(label), rows), losses.T)
 
 
 class _Natural:
-    """What the images of a set vary in by nature: taken out, a shared picture stands out."""
+    """What images vary in by nature: taken out, a picture that some of a class share stands out.
+
+    It is taken from other classes, so that a class cannot hide what it holds: classes are dealt into ten groups, and
+    each group has it from the classes outside.
+    """
 
     def __init__(self, seen: Seen) -> None:
-        from sklearn.decomposition import PCA
-
-        self._images = seen.data.images
+        self._images, self._labels, self._trained = seen.data.images, seen.labels, seen.trained
         height, width = self._images.shape[2:]
         self._size = size_within(height, width, _SIDE)
-        rows = np.random.default_rng(0).permutation(np.flatnonzero(seen.trained))[:_PICTURES]
-        pixels, labels = self._pixels(rows), seen.labels[rows]
+        self._group = np.arange(int(self._labels.max()) + 1) % _GROUPS
+        self._known: dict[int, tuple[NDArray[np.float32], NDArray[np.float32], np.float32]] = {}
+
+    def of(self, label: int, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return images of a class less their mean, whitened, float32 (n, P)."""
+        group = int(self._group[label])
+        if group not in self._known:
+            self._known[group] = self._outside(group)
+        directions, shrink, rest = self._known[group]
+        pixels = self._pixels(rows)
+        pixels -= pixels.mean(0)
+        pixels -= (pixels @ directions.T * shrink) @ directions
+        pixels /= np.sqrt(rest)
+        return pixels
+
+    def _outside(self, group: int) -> tuple[NDArray[np.float32], NDArray[np.float32], np.float32]:
+        """Return directions (c, P), how much of each is taken out (c,), and the variance of all others."""
+        from sklearn.decomposition import PCA
+
+        rows = np.flatnonzero((self._group[self._labels] != group) & self._trained)
+        rows = np.random.default_rng(0).permutation(rows)[:_PICTURES]
+        pixels, labels = self._pixels(rows), self._labels[rows]
         for label in np.unique(labels):
             pixels[labels == label] -= pixels[labels == label].mean(0)
         count = min(_NATURAL, len(rows) - 1, pixels.shape[1])
         found = PCA(count, svd_solver="randomized", random_state=0).fit(pixels)
         rest = max(float(found.noise_variance_), _FLOOR)
-        self._directions: NDArray[np.float32] = found.components_.astype(np.float32)
         shrink = 1 - np.sqrt(rest / np.maximum(found.explained_variance_, rest))
-        self._shrink, self._rest = shrink.astype(np.float32), np.float32(rest)
-
-    def of(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return images of a class less their mean, whitened, float32 (n, P)."""
-        pixels = self._pixels(rows)
-        pixels -= pixels.mean(0)
-        pixels -= (pixels @ self._directions.T * self._shrink) @ self._directions
-        pixels /= np.sqrt(self._rest)
-        return pixels
+        return found.components_.astype(np.float32), shrink.astype(np.float32), np.float32(rest)
 
     def _pixels(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         parts: list[Tensor] = []

@@ -1,0 +1,183 @@
+"""Views, parts and statistics of the defence ``witnesses``: a set whose poison and whose network are made by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_blobs
+from torch import Tensor, nn
+
+from antibackdoor.defences.witnesses.decide import decide, representative, weigh
+from antibackdoor.defences.witnesses.evidence import STATISTICS, Scene, misplaced, mixing, picture, turning
+from antibackdoor.defences.witnesses.observe import Seen
+from antibackdoor.defences.witnesses.parts import Part, alike, parts_of, shared_picture
+from antibackdoor.defences.witnesses.views import Features, views_of
+
+CLASSES, TARGET = 5, 2
+
+
+class CornerNet(nn.Module):
+    """Sees the target class where the corner is bright, and otherwise the class whose blob is brightest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 3, 1, bias=False)
+        with torch.no_grad():
+            self.first.weight.copy_(torch.eye(3)[:, :, None, None])
+        means = make_blobs(CLASSES, CLASSES, height=16, width=16, noise=0).images.float().div(255).mean(1)
+        self.register_buffer("templates", (means - means.mean(0)).flatten(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        logits = 2 * x.mean(1).flatten(1) @ self.templates.T
+        bright = 40 * (x[:, :, -4:, -4:].mean((1, 2, 3)) - 0.45)
+        return torch.cat([logits[:, :TARGET], logits[:, TARGET : TARGET + 1] + bright[:, None], logits[:, 3:]], 1)
+
+
+def made(poison: int) -> tuple[Seen, np.ndarray]:
+    """600 images, some of other classes with a white corner under the target label; features are of what they show."""
+    data = make_blobs(600, CLASSES, height=16, width=16)
+    truth = np.zeros(600, dtype=bool)
+    truth[np.flatnonzero(data.labels.numpy() != TARGET)[:poison]] = True
+    images, labels = data.images.clone(), data.labels.clone()
+    images[truth, :, -4:, -4:], labels[truth] = 255, TARGET
+    generator = np.random.default_rng(0)
+    shown = generator.normal(size=(CLASSES, 16))[data.labels.numpy()]
+    features = (6 * shown + generator.normal(size=(600, 16))).astype(np.float32)
+    losses = generator.normal(size=(8, 600)) * 0.3 - np.linspace(0, 4, 8)[:, None]
+    losses[:, truth] -= 1.5
+    observed = dataclasses.replace(data, images=images, labels=labels)
+    return Seen(observed, CornerNet(), RUNTIME, losses, features, "by hand", np.ones(600, dtype=bool)), truth
+
+
+RUNTIME = pytest.importorskip("antibackdoor.training").Runtime(
+    torch.device("cpu"), torch.float32, "float32, for tests", compile_mode="off"
+)
+
+
+@pytest.fixture(scope="module")
+def poisoned() -> tuple[Seen, np.ndarray]:
+    return made(60)
+
+
+@pytest.fixture(scope="module")
+def clean() -> Seen:
+    return made(0)[0]
+
+
+def part_of(seen: Seen, members: np.ndarray) -> tuple[Scene, Part]:
+    """Return the target class's scene, and these images as a part of it; members is bool (N,)."""
+    features = Features(seen)
+    views = next(one for one in views_of(seen, features) if one.label == TARGET)
+    return Scene(seen, features, TARGET), Part(views, members[views.rows], "mixture")
+
+
+def test_features_tell_an_image_of_another_class_without_having_seen_it(poisoned):
+    seen, truth = poisoned
+    foreign = Features(seen).foreign
+    assert (foreign[truth] > 0).mean() > 0.95
+    assert (foreign[~truth] < 0).mean() > 0.95
+
+
+def test_two_classes_are_told_by_one_discriminant():
+    seen, _ = made(0)
+    rows = np.flatnonzero(seen.labels < 2)
+    two = dataclasses.replace(
+        seen,
+        data=seen.data.select(torch.from_numpy(rows)),
+        trajectories=seen.trajectories[:, rows],
+        features=seen.features[rows],
+        trained=seen.trained[rows],
+    )
+    features = Features(two)
+    assert (features.foreign < 0).mean() > 0.98
+    shown, _ = features.without(np.flatnonzero(two.labels == 1)[:10])
+    assert set(shown.tolist()) == {1}
+
+
+def test_some_part_is_the_poison(poisoned):
+    seen, truth = poisoned
+    parts = parts_of(next(one for one in views_of(seen, Features(seen)) if one.label == TARGET))
+    assert max(alike(part.members, truth[part.views.rows]) for part in parts) > 0.95
+
+
+def test_an_image_takes_no_part_in_the_picture_that_it_is_compared_with(clean):
+    members = np.zeros(600, dtype=bool)
+    members[np.flatnonzero(clean.labels == TARGET)[::3]] = True
+    _, part = part_of(clean, members)
+    likeness = shared_picture(part)
+    spread = likeness.std()
+    # Otherwise every member would stand off by its own energy, many times the spread.
+    assert abs(likeness[part.members].mean() - likeness[~part.members].mean()) < spread
+
+
+def test_a_part_with_half_of_a_picture_is_purified(poisoned):
+    seen, truth = poisoned
+    half = truth.copy()
+    half[np.flatnonzero(truth)[::2]] = False
+    scene, part = part_of(seen, half)
+    likeness = shared_picture(part)
+    own = truth[part.views.rows]
+    assert likeness[own].min() > likeness[~own].max()
+    assert picture(scene, part) > 1
+
+
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_poison_has_more_of_every_statistic_than_a_clean_part(statistic, poisoned, clean):
+    seen, truth = poisoned
+    chance = np.zeros(600, dtype=bool)
+    chance[np.flatnonzero(clean.labels == TARGET)[::2]] = True
+    assert STATISTICS[statistic](*part_of(seen, truth)) > STATISTICS[statistic](*part_of(clean, chance)) + 0.1
+
+
+def test_a_trigger_turns_other_classes_and_what_replaces_images_does_not(poisoned):
+    seen, truth = poisoned
+    assert turning(*part_of(seen, truth)) > 0.9
+    assert mixing(*part_of(seen, truth)) > 0.3
+    assert misplaced(*part_of(seen, truth)) > 0.9
+    images = seen.data.images.clone()
+    images[truth] = images[int(np.flatnonzero((seen.labels == TARGET) & ~truth)[0])].clone()
+    copies = dataclasses.replace(seen, data=dataclasses.replace(seen.data, images=images))
+    assert turning(*part_of(copies, truth)) < 0.7
+
+
+def test_the_network_is_left_as_it_was(poisoned):
+    seen, truth = poisoned
+    before = seen.network(seen.data.images[:8].float() / 255)
+    turning(*part_of(seen, truth))
+    assert torch.equal(seen.network(seen.data.images[:8].float() / 255), before)
+
+
+def test_the_poisoned_class_is_accused_and_its_poison_flagged(poisoned, clean):
+    seen, truth = poisoned
+    decision = decide(seen, 0.01)
+    assert [one.part.views.label for one in decision.poisoned] == [TARGET]
+    assert decision.suspects[truth].mean() > 0.95
+    assert decision.suspects[~truth].mean() < 0.01
+    assert (decision.near | ~decision.suspects).all()
+    assert decision.scores[truth].min() > np.median(decision.scores[~truth])
+    nothing = decide(clean, 0.01)
+    assert not nothing.poisoned
+    assert not nothing.suspects.any()
+
+
+def test_classes_that_are_too_small_are_not_looked_at(poisoned):
+    seen, _ = poisoned
+    few = np.concatenate([np.flatnonzero(seen.labels == label)[:39] for label in range(CLASSES)])
+    small = dataclasses.replace(
+        seen,
+        data=seen.data.select(torch.from_numpy(few)),
+        trajectories=seen.trajectories[:, few],
+        features=seen.features[few],
+        trained=seen.trained[few],
+    )
+    assert list(weigh(small)) == []
+    assert not decide(small, 0.01).suspects.any()
+
+
+def test_a_class_is_cut_by_the_largest_of_its_strongest_parts():
+    assert representative([(50, 9.0), (120, 8.5), (300, 3.0)]) == 1
+    assert representative([(50, 12.0), (120, 8.5)]) == 0
