@@ -80,15 +80,22 @@ def measured(path: Path, sources: dict[str, Loaded], root: Path) -> dict:
     facts, seen, poison = seen_of(path, sources, root)
     classes = []
     for label, weighed in weigh(seen):
-        rows = weighed[0][0].views.rows
-        truth, foreign = poison[rows], weighed[0][0].views.foreign
+        views = weighed[0][0].views
+        # Near-duplicates are not looked at, and share the fate of what they are copies of.
+        copies, of = views.copies.T
+        every = np.concatenate([np.arange(len(views.rows)), of])
+        rows = np.concatenate([views.rows, copies])
+        truth, foreign = poison[rows], views.foreign[every]
         parts = []
         for part, figures, _ in weighed:
             one = {"figures": figures, "source": part.source, "size": int(part.members.sum())}
-            posterior = refined(part)
+            posterior = refined(part)[every]
             one |= {"flagged": int((posterior > 0.5).sum()), "false": int(((posterior > 0.5) & ~truth).sum())}
             if truth.any():
-                one |= {"purity": float(truth[part.members].mean()), "recall": float((posterior[truth] > 0.5).mean())}
+                one |= {
+                    "purity": float(truth[part.members[every]].mean()),
+                    "recall": float((posterior[truth] > 0.5).mean()),
+                }
                 if not truth.all():
                     one["auroc"] = float(roc_auc_score(truth, posterior))
             parts.append(one)

@@ -34,6 +34,10 @@ SHORTER |= {"tune_updates": 2, "updates": 2, "curve_updates": 2}
 SHORTER |= {"tune_epochs": 2, "epochs": 5, "turning_epoch": 3}
 
 
+# The encoder is not what is tested, and takes seconds to load.
+SHORTER |= {"witness": "none"}
+
+
 def build(name: str, **params: object) -> Defence:
     known = {field.name for field in dataclasses.fields(DEFENCES.get(name))}
     known -= {"updates"} if name.startswith("abl-") else set()

@@ -164,6 +164,24 @@ def test_the_poisoned_class_is_accused_and_its_poison_flagged(poisoned, clean):
     assert not nothing.suspects.any()
 
 
+def test_of_near_duplicates_one_is_looked_at_and_all_are_flagged_like_it(poisoned):
+    seen, truth = poisoned
+    images = seen.data.images.clone()
+    own = np.flatnonzero((seen.labels == TARGET) & ~truth)
+    poison = np.flatnonzero(truth)
+    noise = torch.randint(-3, 4, images[own[1:11]].shape, generator=torch.Generator().manual_seed(0))
+    images[own[1:11]] = (images[int(own[0])].int() + noise).clamp(0, 255).to(torch.uint8)
+    images[poison[1:4]] = images[int(poison[0])].clone()
+    copied = dataclasses.replace(seen, data=dataclasses.replace(seen.data, images=images))
+    views = next(one for one in views_of(copied, Features(copied)) if one.label == TARGET)
+    assert set(views.copies[:, 0].tolist()) == {*own[1:11].tolist(), *poison[1:4].tolist()}
+    assert set(views.rows[views.copies[:, 1]].tolist()) == {int(own[0]), int(poison[0])}
+    assert not set(views.rows.tolist()) & set(views.copies[:, 0].tolist())
+    suspects = decide(copied, 0.01).suspects
+    assert suspects[poison[:4]].all()
+    assert not suspects[own[:11]].any()
+
+
 def test_classes_that_are_too_small_are_not_looked_at(poisoned):
     seen, _ = poisoned
     few = np.concatenate([np.flatnonzero(seen.labels == label)[:39] for label in range(CLASSES)])

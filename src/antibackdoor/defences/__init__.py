@@ -12,6 +12,7 @@ from antibackdoor.defences.mcr import Mcr
 from antibackdoor.defences.nad import Nad
 from antibackdoor.defences.none import NoDefence
 from antibackdoor.defences.spectral import SpectralFilter
+from antibackdoor.defences.witnesses import Witnesses
 from antibackdoor.registry import Registry
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "RatedDefence",
     "RepairDefence",
     "SpectralFilter",
+    "Witnesses",
 ]
 
 # Names under which committed records hold what has another name now.
@@ -54,6 +56,7 @@ DEFENCES: Registry[Defence] = Registry(
         "nad": Nad,
         "none": NoDefence,
         "spectral": SpectralFilter,
+        "witnesses": Witnesses,
     },
     base=Defence,
     gone={

@@ -114,6 +114,9 @@ def decide(seen: Seen, alpha: float) -> Decision:
         scores[rows] = posterior * -math.log(p_value)
         if adjusted <= alpha:
             suspects[rows], near[rows] = posterior > 0.5, posterior > _NEAR
+        copies, of = part.views.copies.T
+        for values in (suspects, near, scores):
+            values[copies] = values[rows[of]]
     accusations.sort(key=lambda one: one.p_value)
     return Decision(tuple(accusations), suspects, near, scores, alpha)
 

@@ -28,6 +28,8 @@ _SHRINKAGE = 0.1
 # Pictures: their side in pixels, principal components of what natural images vary in, images these are
 # fitted to, and groups of classes that have them from the others.
 _SIDE, _NATURAL, _PICTURES, _GROUPS = 32, 64, 2000, 10
+# Copies: images whose whitened pixels differ by less than this share of their own energy, among so many at a time.
+_COPY, _AT_A_TIME = 0.15, 4096
 _CLIP, _FLOOR = 8.0, 1e-9
 
 
@@ -37,7 +39,8 @@ class Views:
 
     Attributes:
         label: The class.
-        rows: int64 (n,), its images.
+        rows: int64 (n,), its images; of near-duplicates, which share a picture by nature, the first alone.
+        copies: int64 (c, 2), the other near-duplicates, and the place in ``rows`` of what each is a copy of.
         fitted: bool (n,), those that mixtures are fitted to.
         points: float64 (n, 9): four components of the trajectory of losses, four of the encoder's features, and
             ``foreign``, each of unit variance.
@@ -50,6 +53,7 @@ class Views:
 
     label: int
     rows: NDArray[np.int64]
+    copies: NDArray[np.int64]
     fitted: Bools
     points: Floats
     foreign: Floats
@@ -62,10 +66,11 @@ class Views:
 class Features:
     """The encoder's features of all images, and classifiers of them.
 
-    Attributes:
-        values: float64 (N, D), principal components.
-        foreign: float64 (N,), log odds of the likeliest other class to the own one, by a classifier that was not fitted
-            to the image.
+    ``values`` are their principal components, float64 (N, D); ``foreign`` are log odds of the likeliest other class to
+    the own one, float64 (N,), by a classifier that was not fitted to the image.
+
+    Args:
+        seen: What was observed.
 
     Source:
         Linear discriminants with shrinkage, five folds.
@@ -128,11 +133,19 @@ def views_of(seen: Seen, features: Features) -> Iterator[Views]:
     basis = _Natural(seen)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
+        if len(rows) < SMALLEST_CLASS:
+            continue
+        pictures = basis.of(int(label), rows)
+        original = _originals(pictures)
+        own = original == np.arange(len(rows))
+        place = np.cumsum(own) - 1
+        copies = np.column_stack([rows[~own], place[original[~own]]])
+        rows, pictures = rows[own], pictures[own]
         fitted = seen.trained[rows]
         if fitted.sum() < SMALLEST_CLASS:
             continue
         losses = _standard(seen.trajectories[:, rows], fitted)
-        white, between = _whitened(features.values, labels, int(label), fitted)
+        white, between = _whitened(features.values, labels, int(label), rows, fitted)
         foreign = features.foreign[rows]
         strange = np.clip((foreign - np.median(foreign[fitted])) / max(foreign[fitted].std(), _FLOOR), -4, 4)
         points = np.column_stack(
@@ -142,7 +155,7 @@ def views_of(seen: Seen, features: Features) -> Iterator[Views]:
                 strange,
             ]
         )
-        yield Views(int(label), rows, fitted, points, foreign, white, between, basis.of(int(label), rows), losses.T)
+        yield Views(int(label), rows, copies, fitted, points, foreign, white, between, pictures, losses.T)
 
 
 class _Natural:
@@ -221,17 +234,33 @@ def _unit(points: Floats, fitted: Bools) -> Floats:
     return found
 
 
-def _whitened(features: Floats, labels: NDArray[np.int64], label: int, fitted: Bools) -> tuple[Floats, Floats]:
+def _originals(pictures: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Return, of every image, the place of the first that it is a near-duplicate of, or its own; int64 (n,)."""
+    found = np.arange(len(pictures))
+    for first in range(0, len(pictures), _AT_A_TIME):
+        part = pictures[first : first + _AT_A_TIME]
+        energy = (part**2).sum(1)
+        both = energy[:, None] + energy
+        alike = np.tril(both - 2 * part @ part.T < _COPY * both / 2, -1)
+        found[first : first + _AT_A_TIME] = first + np.where(alike.any(1), alike.argmax(1), np.arange(len(part)))
+    while not (found[found] == found).all():  # a copy of a copy
+        found = found[found]
+    return found
+
+
+def _whitened(
+    features: Floats, labels: NDArray[np.int64], label: int, rows: NDArray[np.int64], fitted: Bools
+) -> tuple[Floats, Floats]:
     """Return a class's features whitened by what the other classes are spread by, and where those differ."""
     others = [np.flatnonzero(labels == other) for other in np.unique(labels) if other != label]
-    means = np.stack([features[rows].mean(0) for rows in others])
-    residuals = np.concatenate([features[rows] - mean for rows, mean in zip(others, means, strict=True)])
+    means = np.stack([features[other].mean(0) for other in others])
+    residuals = np.concatenate([features[other] - mean for other, mean in zip(others, means, strict=True)])
     covariance = residuals.T @ residuals / max(1, len(residuals))
     scale = np.trace(covariance) / len(covariance)
     covariance = (1 - _SHRINKAGE) * covariance + (_SHRINKAGE * scale + _FLOOR) * np.eye(len(covariance))
     values, vectors = np.linalg.eigh(covariance)
     whitening = vectors / np.sqrt(values)
-    own = features[labels == label]
+    own = features[rows]
     white = (own - own[fitted].mean(0)) @ whitening
     # Where there is one other class, what tells it from this one stands in.
     apart = means - means.mean(0) if len(means) > 1 else means - own[fitted].mean(0)
