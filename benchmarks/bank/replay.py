@@ -82,9 +82,7 @@ def measured(path: Path, sources: dict[str, Loaded], root: Path) -> dict:
     for label, weighed in weigh(seen):
         views = weighed[0][0].views
         # Near-duplicates are not looked at, and share the fate of what they are copies of.
-        copies, of = views.copies.T
-        every = np.concatenate([np.arange(len(views.rows)), of])
-        rows = np.concatenate([views.rows, copies])
+        rows, every = views.with_copies
         truth, foreign = poison[rows], views.foreign[every]
         parts = []
         for part, figures, _ in weighed:

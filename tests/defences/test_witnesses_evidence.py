@@ -10,7 +10,8 @@ import torch
 from conftest import make_blobs
 from torch import Tensor, nn
 
-from antibackdoor.defences.witnesses.decide import decide, representative, weigh
+from antibackdoor.defences.witnesses.crosscheck import Adjudication, adjudicate
+from antibackdoor.defences.witnesses.decide import Decision, decide, representative, weigh
 from antibackdoor.defences.witnesses.evidence import STATISTICS, Scene, misplaced, mixing, picture, turning
 from antibackdoor.defences.witnesses.observe import Seen
 from antibackdoor.defences.witnesses.parts import Part, alike, parts_of, shared_picture
@@ -199,3 +200,44 @@ def test_classes_that_are_too_small_are_not_looked_at(poisoned):
 def test_a_class_is_cut_by_the_largest_of_its_strongest_parts():
     assert representative([(50, 9.0), (120, 8.5), (300, 3.0)]) == 1
     assert representative([(50, 12.0), (120, 8.5)]) == 0
+
+
+def judged(seen: Seen, decision: Decision, own: np.ndarray) -> Adjudication:
+    """Return what a network makes of a decision that gives every image this probability of its own label, (N,)."""
+    return adjudicate(np.log(-np.log(own)), seen, decision, decision.suspects, decision.near, ~decision.near)
+
+
+def test_the_retrained_network_lets_go_of_what_it_and_the_encoder_accept(poisoned):
+    seen, truth = poisoned
+    decision = decide(seen, 0.01)
+    wrong = np.flatnonzero((seen.labels == TARGET) & ~truth)[:5]
+    decision.suspects[wrong] = decision.near[wrong] = True
+    ruling = judged(seen, decision, np.where(truth, 0.02, 0.97))
+    assert not ruling.suspects[wrong].any()
+    assert not ruling.near[wrong].any()
+    assert ruling.suspects[truth].mean() > 0.95
+    assert not ruling.changes
+    # A backdoor that is still there accepts its poison, in which the encoder sees other classes.
+    assert judged(seen, decision, np.full(600, 0.97)).suspects[truth].mean() > 0.95
+
+
+def test_unsure_evidence_on_images_with_right_labels_is_dropped(poisoned):
+    seen, truth = poisoned
+    decision = decide(seen, 0.01)
+    one = decision.poisoned[0]
+    views = dataclasses.replace(one.part.views, foreign=np.full(len(one.part.views.rows), -1.0))
+    part = dataclasses.replace(one.part, views=views)
+    for adjusted, stays in ((0.009, False), (0.0001, True)):
+        accused = dataclasses.replace(one, part=part, adjusted=adjusted)
+        ruling = judged(seen, dataclasses.replace(decision, accusations=(accused,)), np.full(600, 0.97))
+        assert ruling.suspects.any() == stays
+        assert ruling.changes == (not stays)
+
+
+def test_a_class_in_doubt_beside_a_poisoned_one_is_left_out_and_judged(poisoned):
+    seen, truth = poisoned
+    decision = decide(seen, 0.01)
+    one = decision.poisoned[0]
+    doubted = dataclasses.replace(decision, accusations=(dataclasses.replace(one, adjusted=0.03),))
+    doubted.suspects[:] = False
+    assert judged(seen, doubted, np.where(truth, 0.02, 0.97)).suspects[truth].mean() > 0.95

@@ -54,7 +54,7 @@ def adjudicate(
     sees the class too are let go, and images that may belong to them, which it was shown and still rejects, are
     suspected too. Where it accepts most of them and the encoder sees the class in most, they carry the labels of what
     they show: clean-label poison, or no poison. Then the class stays accused only where the evidence is ten times as
-    sure.
+    sure. What was left out of classes in doubt is judged alike, and suspected where it is rejected.
 
     Args:
         logs: float64 (N,), logarithm of the loss of every image in that network.
@@ -67,20 +67,20 @@ def adjudicate(
     own = np.exp(-np.exp(logs))  # probability of the own label
     suspects, near, cleared = suspects.copy(), near.copy(), np.zeros_like(suspects)
     notes, missed_in_all, count = [], 0, int(suspects.sum())
-    for one in decision.poisoned:
-        rows, name = one.part.views.rows, seen.data.classes[one.part.views.label]
+    for one in decision.poisoned + decision.doubtful:
+        (rows, of), name = one.part.views.with_copies, seen.data.classes[one.part.views.label]
         of_class = np.zeros_like(suspects)
         of_class[rows] = True
-        accused = suspects & of_class
+        accused = (suspects if one.adjusted <= decision.alpha else near & ~shown) & of_class
         if not accused.any():
             continue
         strange, possible = np.zeros_like(suspects), np.zeros_like(suspects)
-        strange[rows], possible[rows] = one.part.views.foreign > 0, one.posterior > _POSSIBLE
+        strange[rows], possible[rows] = one.part.views.foreign[of] > 0, one.posterior[of] > _POSSIBLE
         rejected = float((own[accused] < 0.5).mean())
         if max(rejected, float(strange[accused].mean())) >= _WRONG:
             freed = accused & (own > _ACCEPTS) & ~strange
             missed = possible & shown & ~accused & (own < _REJECTS)
-            suspects = (suspects & ~freed) | missed
+            suspects = ((suspects | accused) & ~freed) | missed
             near = (near & ~freed) | missed
             missed_in_all += int(missed.sum())
             notes.append(

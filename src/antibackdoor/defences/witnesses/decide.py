@@ -67,7 +67,8 @@ class Decision:
     Attributes:
         accusations: The strongest of every class that was looked at, least p-value first.
         suspects: bool (N,), images of poisoned classes with a posterior above one half.
-        near: bool (N,), the suspects and what may belong to them.
+        near: bool (N,), what is left out of training: the suspects, what may belong to them, and, once a class is
+            poisoned, the parts of classes in doubt.
         scores: float64 (N,), higher is more suspect; comparable over classes.
         alpha: The error it was made at.
     """
@@ -110,15 +111,17 @@ def decide(seen: Seen, alpha: float) -> Decision:
         posterior = refined(part)
         accusation = Accusation(part, figures, statistic, p_value, adjusted, posterior)
         accusations.append(accusation)
-        rows = part.views.rows
-        scores[rows] = posterior * -math.log(p_value)
+        rows, of = part.views.with_copies
+        scores[rows] = posterior[of] * -math.log(p_value)
         if adjusted <= alpha:
-            suspects[rows], near[rows] = posterior > 0.5, posterior > _NEAR
-        copies, of = part.views.copies.T
-        for values in (suspects, near, scores):
-            values[copies] = values[rows[of]]
+            suspects[rows], near[rows] = posterior[of] > 0.5, posterior[of] > _NEAR
     accusations.sort(key=lambda one: one.p_value)
-    return Decision(tuple(accusations), suspects, near, scores, alpha)
+    decision = Decision(tuple(accusations), suspects, near, scores, alpha)
+    if decision.poisoned:  # whoever poisoned one class may have poisoned another
+        for one in decision.doubtful:
+            rows, of = one.part.views.with_copies
+            near[rows] = one.posterior[of] > 0.5
+    return decision
 
 
 def weigh(seen: Seen) -> Iterator[tuple[int, list[tuple[Part, dict[str, float], float]]]]:

@@ -62,6 +62,12 @@ class Views:
     pictures: NDArray[np.float32] = field(repr=False)
     losses: Floats = field(repr=False)
 
+    @property
+    def with_copies(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """All images of the class, int64 (m,), and the place in ``rows`` of what each is or is a copy of, (m,)."""
+        copies, of = self.copies.T
+        return np.concatenate([self.rows, copies]), np.concatenate([np.arange(len(self.rows)), of])
+
 
 class Features:
     """The encoder's features of all images, and classifiers of them.
