@@ -25,7 +25,7 @@ from sklearn.metrics import roc_auc_score
 from antibackdoor.api import load_plugin
 from antibackdoor.defences.witnesses import decide as deciding
 from antibackdoor.defences.witnesses.calibration import COMBINED
-from antibackdoor.defences.witnesses.decide import combined, holm, refined, representative, weigh
+from antibackdoor.defences.witnesses.decide import combined, holm, refined, weigh
 from antibackdoor.defences.witnesses.evidence import STATISTICS
 from antibackdoor.defences.witnesses.observe import Seen
 from antibackdoor.files import atomic_write
@@ -122,11 +122,8 @@ def null(runs: dict[str, dict]) -> None:
 
 def judge(name: str, run: dict, alpha: float) -> dict:
     """Print what is decided on a run and what was seen of poisoned classes; return the figures."""
-    best, raw = {}, []
-    for one in run["classes"]:
-        weights = [(part["size"], combined(part["figures"])) for part in one["parts"]]
-        best[one["label"]] = one["parts"][representative(weights)]
-        raw.append(COMBINED.p_value(max(weight for _, weight in weights)))
+    best = {one["label"]: max(one["parts"], key=lambda part: combined(part["figures"])) for one in run["classes"]}
+    raw = [COMBINED.p_value(combined(part["figures"])) for part in best.values()]
     adjusted = dict(zip(best, holm(raw), strict=True))
     accused = [label for label, p in adjusted.items() if p <= alpha]
     truth = [one["label"] for one in run["classes"] if one["poison"]]

@@ -11,7 +11,7 @@ from conftest import make_blobs
 from torch import Tensor, nn
 
 from antibackdoor.defences.witnesses.crosscheck import Adjudication, adjudicate
-from antibackdoor.defences.witnesses.decide import Decision, decide, representative, weigh
+from antibackdoor.defences.witnesses.decide import Decision, decide, weigh
 from antibackdoor.defences.witnesses.evidence import STATISTICS, Scene, misplaced, mixing, picture, turning
 from antibackdoor.defences.witnesses.observe import Seen
 from antibackdoor.defences.witnesses.parts import Part, alike, parts_of, shared_picture
@@ -195,11 +195,6 @@ def test_classes_that_are_too_small_are_not_looked_at(poisoned):
     )
     assert list(weigh(small)) == []
     assert not decide(small, 0.01).suspects.any()
-
-
-def test_a_class_is_cut_by_the_largest_of_its_strongest_parts():
-    assert representative([(50, 9.0), (120, 8.5), (300, 3.0)]) == 1
-    assert representative([(50, 12.0), (120, 8.5)]) == 0
 
 
 def judged(seen: Seen, decision: Decision, own: np.ndarray) -> Adjudication:

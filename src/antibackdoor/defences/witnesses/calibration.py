@@ -37,10 +37,10 @@ class Null:
 # sum). The largest sum of a clean class was 10.5; poisoned classes whose trigger the detector had learned to 97 % and
 # more had 16.6 to 26.6 where they were alone, and 10.1 beside another attack.
 NULLS = {
-    "turning": Null(0.053, 0.146),
-    "mixing": Null(0.140, 0.075),
-    "diversity": Null(0.279, 0.216),
-    "misplaced": Null(0.366, 0.149),
-    "picture": Null(1.3, 0.8),
+    "turning": Null(0.058, 0.144),
+    "mixing": Null(0.142, 0.077),
+    "diversity": Null(0.298, 0.197),
+    "misplaced": Null(0.361, 0.152),
+    "picture": Null(2.026, 0.805),
 }
-COMBINED = Null(2.6, 1.4)
+COMBINED = Null(2.486, 1.609)

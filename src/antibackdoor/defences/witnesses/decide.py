@@ -16,14 +16,12 @@ from antibackdoor.defences.witnesses.observe import Seen
 from antibackdoor.defences.witnesses.parts import Part, alike, parts_of, shared_picture
 from antibackdoor.defences.witnesses.views import Features, views_of
 
-__all__ = ["Accusation", "Decision", "combined", "decide", "holm", "refined", "representative", "weigh"]
+__all__ = ["Accusation", "Decision", "combined", "decide", "holm", "refined", "weigh"]
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 # No statistic alone may weigh more than this, in -log p: near-duplicates share a picture, odd kinds turn other images.
 _MOST = 7.0
-# Of the parts of a class whose evidence is this near to the strongest, the largest is the one that it is cut by.
-_NEARLY = 2.0
 # An image is left out of training, though not flagged, from this posterior on: a little poison teaches the backdoor.
 _NEAR = 0.1
 
@@ -102,12 +100,11 @@ def decide(seen: Seen, alpha: float) -> Decision:
         null of its own. Over classes by Holm, 1979.
     """
     count = len(seen.labels)
-    weighed = [parts for _, parts in weigh(seen)]
-    raw = [COMBINED.p_value(max(statistic for _, _, statistic in parts)) for parts in weighed]
+    strongest = [max(weighed, key=lambda one: one[2]) for _, weighed in weigh(seen)]
+    raw = [COMBINED.p_value(statistic) for _, _, statistic in strongest]
     accusations = []
     suspects, near, scores = np.zeros(count, dtype=bool), np.zeros(count, dtype=bool), np.zeros(count)
-    for parts, p_value, adjusted in zip(weighed, raw, holm(raw), strict=True):
-        part, figures, statistic = parts[representative([(one.members.sum(), value) for one, _, value in parts])]
+    for (part, figures, statistic), p_value, adjusted in zip(strongest, raw, holm(raw), strict=True):
         posterior = refined(part)
         accusation = Accusation(part, figures, statistic, p_value, adjusted, posterior)
         accusations.append(accusation)
@@ -140,12 +137,6 @@ def weigh(seen: Seen) -> Iterator[tuple[int, list[tuple[Part, dict[str, float], 
 def combined(figures: Mapping[str, float]) -> float:
     """Return the sum of -log p over statistics, none of which counts for more than 7."""
     return sum(min(_MOST, -math.log(NULLS[name].p_value(value))) for name, value in figures.items())
-
-
-def representative(parts: Sequence[tuple[int, float]]) -> int:
-    """Return which part a class is cut by, given the size and the combined statistic of each."""
-    strongest = max(statistic for _, statistic in parts)
-    return max(range(len(parts)), key=lambda i: (parts[i][1] >= strongest - _NEARLY, parts[i][0]))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

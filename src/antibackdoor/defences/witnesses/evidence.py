@@ -123,12 +123,15 @@ def diversity(scene: Scene, part: Part) -> float:
 
     In the directions of feature space in which the other classes differ, a part of a clean class is spread as its class
     is, wherever it lies; images of many classes under one label are spread as those classes are, whatever trigger they
-    share. The ratio of variances is weighted by the share of the part that is learned.
+    share. The ratio of variances is weighted by the share of the part that is learned. Of two classes, images of the
+    other one alone can be under a wrong label, so that it says nothing, and is 0.
 
     Source:
         Ours; after SCAn (USENIX Security 2021), which takes a class apart by the variation that all classes share.
     """
     inside, views = part.members, part.views
+    if len(np.unique(scene.seen.labels)) < 3:
+        return 0.0
     spread = [float((views.white[side] @ views.between).var(0).mean()) for side in (inside, ~inside)]
     learned = float(_learned(scene.seen, views.rows[inside]).mean())
     return learned * float(np.log(max(spread[0], 1e-9) / max(spread[1], 1e-9)))
