@@ -37,6 +37,7 @@ class Null:
 # sum). The largest sum of a clean class was 10.5; poisoned classes whose trigger the detector had learned to 97 % and
 # more had 16.6 to 26.6 where they were alone, and 10.1 beside another attack.
 NULLS = {
+    "learning": Null(2.0, 0.6),
     "turning": Null(0.058, 0.144),
     "mixing": Null(0.142, 0.077),
     "diversity": Null(0.298, 0.197),
