@@ -105,9 +105,10 @@ def measured(path: Path, sources: dict[str, Loaded], root: Path) -> dict:
 
 
 def gumbel(values: list[float]) -> str:
-    """Return location, scale and largest of a fit by mean and spread."""
-    scale = float(np.std(values)) * math.sqrt(6) / math.pi
-    place = np.mean(values) - np.euler_gamma * scale
+    """Return location and scale of a fit by the median and the 95 % quantile, and the largest value."""
+    median, high = np.quantile(values, [0.5, 0.95])
+    scale = (high - median) / (math.log(math.log(2)) - math.log(-math.log(0.95)))
+    place = median + scale * math.log(math.log(2))
     return f"n {len(values)}, place {place:.3f}, scale {scale:.3f}, max {max(values):.2f}"
 
 

@@ -20,17 +20,16 @@ from torch import Tensor, nn
 
 from antibackdoor.defences.witnesses.observe import Seen
 from antibackdoor.defences.witnesses.parts import Part, shared_picture
-from antibackdoor.defences.witnesses.views import OF_VIEW, Features
+from antibackdoor.defences.witnesses.views import Features
 from antibackdoor.training import evaluating
 
-__all__ = ["STATISTICS", "Scene", "Statistic", "diversity", "learning", "misplaced", "mixing", "picture", "turning"]
+__all__ = ["STATISTICS", "Scene", "Statistic", "diversity", "misplaced", "mixing", "picture", "turning"]
 
 # Images of other classes that are tried on, and images of either side of a class that take part.
 _HOSTS, _DONORS, _DESCRIBED, _CHUNK = 120, 120, 400, 128
 _LEARNED = 0.7  # probability from which a label counts as learned
 # Most that may be taken from an image of another class: what replaces it altogether is another image, not a trigger.
 _REPLACED = 0.5
-_REGULAR = 0.05  # of the unit variance of a component, added to the covariance within parts
 _STEADY = 0.02  # of the spread of all activations: below it a pixel counts as constant
 
 
@@ -173,26 +172,7 @@ def picture(scene: Scene, part: Part) -> float:
     return float((inside.mean() - outside.mean()) / max(spread, 1e-9))
 
 
-def learning(scene: Scene, part: Part) -> float:
-    """Return how far the part stands off the rest by how it was learned, in standard deviations of both.
-
-    The distance is along the discriminant of the trajectories' components. Easy and hard images of one kind shade into
-    each other; what is learned for another reason, such as a trigger, lies apart.
-
-    Source:
-        That backdoored images are learned unlike clean ones: Anti-Backdoor Learning (Li et al., NeurIPS 2021).
-    """
-    points, inside = part.views.points[:, :OF_VIEW], part.members
-    sides = points[inside], points[~inside]
-    between = sides[0].mean(0) - sides[1].mean(0)
-    within = sum(np.cov(side.T) for side in sides) / 2 + _REGULAR * np.eye(points.shape[1])
-    along = [side @ np.linalg.solve(within, between) for side in sides]
-    spread = np.sqrt((along[0].var() + along[1].var()) / 2)
-    return float((along[0].mean() - along[1].mean()) / max(spread, 1e-9))
-
-
 STATISTICS: dict[str, Statistic] = {
-    "learning": learning,
     "turning": turning,
     "mixing": mixing,
     "diversity": diversity,

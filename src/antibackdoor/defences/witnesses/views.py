@@ -13,7 +13,7 @@ from torch import Tensor
 from antibackdoor.defences.witnesses.observe import Seen
 from antibackdoor.models import size_within
 
-__all__ = ["OF_VIEW", "SMALLEST_CLASS", "Features", "Views", "views_of"]
+__all__ = ["SMALLEST_CLASS", "Features", "Views", "views_of"]
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 SMALLEST_CLASS = 40
 # Principal components: of the encoder's features in all, of each view in a class; and images that what all classes
 # share is fitted to.
-_FEATURES, OF_VIEW, _FITTED_TO = 64, 4, 6000
+_FEATURES, _OF_VIEW, _FITTED_TO = 64, 4, 6000
 # Shrinkage of the within-class covariance towards a multiple of the identity.
 _SHRINKAGE = 0.1
 # Pictures: their side in pixels, principal components of what natural images vary in, images these are
@@ -156,8 +156,8 @@ def views_of(seen: Seen, features: Features) -> Iterator[Views]:
         strange = np.clip((foreign - np.median(foreign[fitted])) / max(foreign[fitted].std(), _FLOOR), -4, 4)
         points = np.column_stack(
             [
-                _unit(_principal(losses, OF_VIEW, fitted), fitted),
-                _unit(_principal(white, OF_VIEW, fitted), fitted),
+                _unit(_principal(losses, _OF_VIEW, fitted), fitted),
+                _unit(_principal(white, _OF_VIEW, fitted), fitted),
                 strange,
             ]
         )
