@@ -20,12 +20,12 @@ RUNTIME = Runtime.create("cpu")
 
 @pytest.fixture(scope="module")
 def images() -> tuple[ImageSet, ImageSet]:
-    """700 training and 400 test images of the embedded set."""
+    """1,000 training and 400 test images of the embedded set."""
     loaded = load("embedded")
     seeds = Seeds(11)
     return tuple(
         subsample(part, count, seeds.generator(name))
-        for part, count, name in ((loaded.train, 700, "train"), (loaded.test, 400, "test"))
+        for part, count, name in ((loaded.train, 1000, "train"), (loaded.test, 400, "test"))
     )
 
 
