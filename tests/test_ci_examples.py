@@ -41,6 +41,10 @@ def repository(tmp_path: Path) -> tuple[Path, dict[str, str]]:
     return tmp_path / "repo", kept | {"PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}"}
 
 
+def ran(command: list[str], folder: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=120)
+
+
 def test_the_workflow_scans_annotates_and_leaves_what_it_uploads(repository: tuple[Path, dict[str, str]]) -> None:
     folder, env = repository
     job = yaml.safe_load(WORKFLOW.read_text(encoding="utf-8"))["jobs"]["scan"]
@@ -48,15 +52,7 @@ def test_the_workflow_scans_annotates_and_leaves_what_it_uploads(repository: tup
     codes = {}
     for step in steps():
         if step.get("name") in {"Scan", "Annotate"}:
-            done = subprocess.run(
-                ["bash", "-e", "-o", "pipefail", "-c", step["run"]],
-                cwd=folder,
-                env=env,
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=120,
-            )
+            done = ran(["bash", "-e", "-o", "pipefail", "-c", step["run"]], folder, env)
             codes[step["name"]] = done.returncode
             assert done.stderr == "", done.stderr
             if step["name"] == "Scan":
@@ -90,14 +86,6 @@ def test_the_hook_runs_as_pre_commit_would_run_it(repository: tuple[Path, dict[s
     assert not hook()["pass_filenames"]
     assert re.search(used["files"], "data/train/cat/000.png")
     for code in (3, 3):  # the second time over the run of the first
-        done = subprocess.run(
-            [*hook()["entry"].split(), *used["args"]],
-            cwd=folder,
-            env=env,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
+        done = ran([*hook()["entry"].split(), *used["args"]], folder, env)
         assert (done.returncode, done.stderr) == (code, "")
         assert "verdict: undecided" in done.stdout

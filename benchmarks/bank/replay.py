@@ -14,7 +14,6 @@ import ast
 import hashlib
 import json
 import math
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +24,10 @@ from sklearn.metrics import roc_auc_score
 from antibackdoor.api import load_plugin
 from antibackdoor.defences.witnesses import decide as deciding
 from antibackdoor.defences.witnesses.calibration import COMBINED
-from antibackdoor.defences.witnesses.decide import combined, holm, refined, weigh
+from antibackdoor.defences.witnesses.decide import DOUBT, combined, holm, refined, weigh
 from antibackdoor.defences.witnesses.evidence import STATISTICS
 from antibackdoor.defences.witnesses.observe import Seen
-from antibackdoor.files import atomic_write
+from antibackdoor.files import atomic_write_bytes
 from antibackdoor.models import builder_from
 from antibackdoor.training import Runtime
 
@@ -79,7 +78,7 @@ def measured(path: Path, sources: dict[str, Loaded], root: Path) -> dict:
     """Return the evidence on every part of every class of a run, and what the part truly is."""
     facts, seen, poison = seen_of(path, sources, root)
     classes = []
-    for label, weighed in weigh(seen):
+    for weighed in weigh(seen):
         views = weighed[0][0].views
         # Near-duplicates are not looked at, and share the fate of what they are copies of.
         rows, every = views.with_copies
@@ -97,7 +96,7 @@ def measured(path: Path, sources: dict[str, Loaded], root: Path) -> dict:
                 if not truth.all():
                     one["auroc"] = float(roc_auc_score(truth, posterior))
             parts.append(one)
-        found = {"label": label, "images": len(rows), "poison": int(truth.sum()), "parts": parts}
+        found = {"label": views.label, "images": len(rows), "poison": int(truth.sum()), "parts": parts}
         if truth.any() and not truth.all():
             found["auroc of foreign"] = float(roc_auc_score(truth, foreign))
         classes.append(found)
@@ -130,7 +129,7 @@ def judge(name: str, run: dict, alpha: float) -> dict:
     truth = [one["label"] for one in run["classes"] if one["poison"]]
     flagged = sum(best[label]["flagged"] for label in accused)
     false = sum(best[label]["false"] for label in accused)
-    doubtful = [label for label, p in adjusted.items() if alpha < p <= 5 * alpha]
+    doubtful = [label for label, p in adjusted.items() if alpha < p <= DOUBT * alpha]
     words = f"poisoned {accused}" if accused else f"undecided {doubtful}" if doubtful else "no sign"
     facts = run["facts"]["run"]
     kinds = "+".join(one["name"] for one in facts.get("attacks", [])) or facts.get("trouble", "clean")
@@ -177,8 +176,7 @@ def main() -> None:
         if not kept.exists():
             if arguments.kept_only:
                 continue
-            text = json.dumps(measured(path, sources, arguments.data))
-            atomic_write(kept, partial(_write, text=text))
+            atomic_write_bytes(kept, json.dumps(measured(path, sources, arguments.data)).encode())
         runs[name] = json.loads(kept.read_text(encoding="utf-8"))
     if arguments.evidence_only:
         return
@@ -191,10 +189,6 @@ def main() -> None:
         if not run["poison"]:
             clean, wrong = clean + 1, wrong + bool(figures["accused"])
     print(f"{len(runs)} runs, {clean} clean, {wrong} of them called poisoned; evidence of {folder.name}")
-
-
-def _write(file: object, *, text: str) -> None:
-    file.write(text.encode())  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":

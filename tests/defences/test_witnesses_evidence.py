@@ -76,6 +76,17 @@ def part_of(seen: Seen, members: np.ndarray) -> tuple[Scene, Part]:
     return Scene(seen, features, TARGET), Part(views, members[views.rows], "mixture")
 
 
+def only(seen: Seen, rows: np.ndarray) -> Seen:
+    """Return what was seen of some images, int64 (n,)."""
+    return dataclasses.replace(
+        seen,
+        data=seen.data.select(torch.from_numpy(rows)),
+        trajectories=seen.trajectories[:, rows],
+        features=seen.features[rows],
+        trained=seen.trained[rows],
+    )
+
+
 def test_features_tell_an_image_of_another_class_without_having_seen_it(poisoned):
     seen, truth = poisoned
     foreign = Features(seen).foreign
@@ -84,18 +95,10 @@ def test_features_tell_an_image_of_another_class_without_having_seen_it(poisoned
 
 
 def test_two_classes_are_told_by_one_discriminant(clean):
-    seen = clean
-    rows = np.flatnonzero(seen.labels < 2)
-    two = dataclasses.replace(
-        seen,
-        data=seen.data.select(torch.from_numpy(rows)),
-        trajectories=seen.trajectories[:, rows],
-        features=seen.features[rows],
-        trained=seen.trained[rows],
-    )
+    two = only(clean, np.flatnonzero(clean.labels < 2))
     features = Features(two)
     assert (features.foreign < 0).mean() > 0.98
-    shown, _ = features.without(np.flatnonzero(two.labels == 1)[:10])
+    shown = features.seen_without(np.flatnonzero(two.labels == 1)[:10])
     assert set(shown.tolist()) == {1}
 
 
@@ -186,13 +189,7 @@ def test_of_near_duplicates_one_is_looked_at_and_all_are_flagged_like_it(poisone
 def test_classes_that_are_too_small_are_not_looked_at(poisoned):
     seen, _ = poisoned
     few = np.concatenate([np.flatnonzero(seen.labels == label)[:39] for label in range(CLASSES)])
-    small = dataclasses.replace(
-        seen,
-        data=seen.data.select(torch.from_numpy(few)),
-        trajectories=seen.trajectories[:, few],
-        features=seen.features[few],
-        trained=seen.trained[few],
-    )
+    small = only(seen, few)
     assert list(weigh(small)) == []
     assert not decide(small, 0.01).suspects.any()
 

@@ -1,9 +1,9 @@
-"""One Gaussian or two: how a class is cut wherever it is cut."""
+"""Mixtures of Gaussians: how a class is cut wherever it is cut."""
 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from sklearn.mixture import GaussianMixture
 
-__all__ = ["two_gaussians"]
+__all__ = ["fit_mixture", "two_gaussians"]
+
+
+def fit_mixture(mixture: GaussianMixture, points: NDArray[np.floating[Any]]) -> GaussianMixture:
+    """Fit a mixture to points, float (n, D), and return it; one that has not settled by its last step will do."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return mixture.fit(points)
 
 
 def two_gaussians(points: NDArray[np.float64], *, restarts: int) -> tuple[GaussianMixture, float]:
@@ -24,11 +33,8 @@ def two_gaussians(points: NDArray[np.float64], *, restarts: int) -> tuple[Gaussi
     Returns:
         The mixture, and the gain in BIC per point over one Gaussian.
     """
-    from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        two = GaussianMixture(2, n_init=restarts, random_state=0, reg_covar=1e-3).fit(points)
-        one = GaussianMixture(1, random_state=0, reg_covar=1e-3).fit(points)
+    two = fit_mixture(GaussianMixture(2, n_init=restarts, random_state=0, reg_covar=1e-3), points)
+    one = fit_mixture(GaussianMixture(1, random_state=0, reg_covar=1e-3), points)
     return two, float((one.bic(points) - two.bic(points)) / len(points))

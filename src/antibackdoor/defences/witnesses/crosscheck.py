@@ -33,14 +33,12 @@ class Adjudication:
     Attributes:
         suspects: bool (N,), after it.
         near: bool (N,), what is to be left out of training.
-        cleared: bool (N,), classes that were accused and are not any more.
         changes: Another training is worth it.
         notes: Sentences.
     """
 
     suspects: Bools
     near: Bools
-    cleared: Bools
     changes: bool
     notes: tuple[str, ...]
 
@@ -65,7 +63,7 @@ def adjudicate(
         shown: bool (N,), what the network was trained on.
     """
     own = np.exp(-np.exp(logs))  # probability of the own label
-    suspects, near, cleared = suspects.copy(), near.copy(), np.zeros_like(suspects)
+    suspects, near, cleared = suspects.copy(), near.copy(), False
     notes, missed_in_all, count = [], 0, int(suspects.sum())
     for one in decision.poisoned + decision.doubtful:
         (rows, of), name = one.part.views.with_copies, seen.data.classes[one.part.views.label]
@@ -90,7 +88,7 @@ def adjudicate(
         elif one.adjusted > _SURER * decision.alpha:
             suspects &= ~of_class
             near &= ~of_class
-            cleared |= of_class
+            cleared = True
             notes.append(
                 f"A network trained without the suspects of {name!r} gives {100 * (1 - rejected):.0f} % of them their "
                 "own label, and the evidence is not sure enough for poison with right labels: the class is cleared."
@@ -100,5 +98,5 @@ def adjudicate(
                 f"A network trained without the suspects of {name!r} gives {100 * (1 - rejected):.0f} % of them their "
                 "own label: poison with right labels, if it is poison."
             )
-    changes = bool(cleared.any()) or missed_in_all > _WORTH * max(1, count)
-    return Adjudication(suspects, near, cleared, changes, tuple(notes))
+    changes = cleared or missed_in_all > _WORTH * max(1, count)
+    return Adjudication(suspects, near, changes, tuple(notes))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,13 +14,16 @@ from antibackdoor.defences.witnesses.evidence import STATISTICS, Scene
 from antibackdoor.defences.witnesses.observe import Seen
 from antibackdoor.defences.witnesses.parts import Part, alike, parts_of, shared_picture
 from antibackdoor.defences.witnesses.views import Features, views_of
+from antibackdoor.isolation.mixture import fit_mixture
 
-__all__ = ["Accusation", "Decision", "combined", "decide", "holm", "refined", "weigh"]
+__all__ = ["DOUBT", "Accusation", "Decision", "combined", "decide", "holm", "refined", "weigh"]
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
-# No statistic alone may weigh more than this, in -log p: near-duplicates share a picture, odd kinds turn other images.
+# No statistic alone may weigh more than this, in -log p: a plain background shared by some is a picture as well.
 _MOST = 7.0
+# Times the error up to which a class is in doubt.
+DOUBT = 5
 # An image is left out of training, though not flagged, from this posterior on: a little poison teaches the backdoor.
 _NEAR = 0.1
 
@@ -84,8 +86,8 @@ class Decision:
 
     @property
     def doubtful(self) -> tuple[Accusation, ...]:
-        """Those that are not, but would be at five times the error."""
-        return tuple(one for one in self.accusations if self.alpha < one.adjusted <= 5 * self.alpha)
+        """Those that are not, but would be at ``DOUBT`` times the error."""
+        return tuple(one for one in self.accusations if self.alpha < one.adjusted <= DOUBT * self.alpha)
 
 
 def decide(seen: Seen, alpha: float) -> Decision:
@@ -100,7 +102,7 @@ def decide(seen: Seen, alpha: float) -> Decision:
         null of its own. Over classes by Holm, 1979.
     """
     count = len(seen.labels)
-    strongest = [max(weighed, key=lambda one: one[2]) for _, weighed in weigh(seen)]
+    strongest = [max(weighed, key=lambda one: one[2]) for weighed in weigh(seen)]
     raw = [COMBINED.p_value(statistic) for _, _, statistic in strongest]
     accusations = []
     suspects, near, scores = np.zeros(count, dtype=bool), np.zeros(count, dtype=bool), np.zeros(count)
@@ -121,8 +123,8 @@ def decide(seen: Seen, alpha: float) -> Decision:
     return decision
 
 
-def weigh(seen: Seen) -> Iterator[tuple[int, list[tuple[Part, dict[str, float], float]]]]:
-    """Yield every class that has parts: each part with its statistics by name and the sum of -log p over them."""
+def weigh(seen: Seen) -> Iterator[list[tuple[Part, dict[str, float], float]]]:
+    """Yield, of every class that has parts, each with its statistics by name and the sum of -log p over them."""
     features = Features(seen)
     for views in views_of(seen, features):
         scene = Scene(seen, features, views.label)
@@ -131,7 +133,7 @@ def weigh(seen: Seen) -> Iterator[tuple[int, list[tuple[Part, dict[str, float], 
             figures = {name: measure(scene, part) for name, measure in STATISTICS.items()}
             weighed.append((part, figures, combined(figures)))
         if weighed:
-            yield views.label, weighed
+            yield weighed
 
 
 def combined(figures: Mapping[str, float]) -> float:
@@ -154,7 +156,6 @@ def refined(part: Part) -> Floats:
     Two Gaussians are fitted to the joint views and to how much of the part's picture an image has, started from the
     part.
     """
-    from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
     views, inside = part.views, part.members
@@ -162,17 +163,15 @@ def refined(part: Part) -> Floats:
     spread = max(float(picture[views.fitted].std()), 1e-9)
     points = np.column_stack([views.points, (picture - picture[views.fitted].mean()) / spread])
     start = np.stack([points[inside].mean(0), points[~inside].mean(0)])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        mixture = GaussianMixture(
-            2,
-            reg_covar=1e-3,
-            means_init=start,
-            weights_init=[inside.mean(), 1 - inside.mean()],
-            precisions_init=[_precision(points[side]) for side in (inside, ~inside)],
-            max_iter=50,
-        ).fit(points[views.fitted])
-    posterior: Floats = mixture.predict_proba(points)[:, 0]
+    mixture = GaussianMixture(
+        2,
+        reg_covar=1e-3,
+        means_init=start,
+        weights_init=[inside.mean(), 1 - inside.mean()],
+        precisions_init=[_precision(points[side]) for side in (inside, ~inside)],
+        max_iter=50,
+    )
+    posterior: Floats = fit_mixture(mixture, points[views.fitted]).predict_proba(points)[:, 0]
     # A mixture that left its start describes something else.
     return posterior if alike(posterior > 0.5, inside) >= 0.5 else inside.astype(np.float64)
 

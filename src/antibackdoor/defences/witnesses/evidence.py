@@ -60,9 +60,14 @@ class Scene:
         return order[np.argsort(rank, kind="stable")][:_HOSTS]
 
     @cached_property
+    def host_pixels(self) -> Tensor:
+        """The hosts, float (M, C, H, W) in [0, 1]."""
+        return _pixels(self.seen.data.images, self.hosts)
+
+    @cached_property
     def taken_before(self) -> NDArray[np.float64]:
         """Float64 (M,), 1 where a host is taken for the class as it is."""
-        return _taken(self.seen, self.seen.data.images[torch.from_numpy(self.hosts)], self.label)
+        return _taken(self.seen, self.host_pixels, self.label)
 
     def share_of_fewest(self, turned: NDArray[np.float64]) -> float:
         """Return the mean over the lower half of the hosts' classes of the mean of each; turned is (M,)."""
@@ -90,13 +95,11 @@ def turning(scene: Scene, part: Part) -> float:
     seen, rows = scene.seen, part.views.rows
     sides = [side[_spread(len(side), _DESCRIBED)] for side in (rows[part.members], rows[~part.members])]
     first = next(module for module in seen.network.modules() if isinstance(module, nn.Conv2d))
-    hosts = seen.data.images[torch.from_numpy(scene.hosts)]
-    shares = []
-    for place in (None, first):
-        change = _change(*(_moments(seen, side, place) for side in sides))
-        with _changed(place, change):
-            shares.append(_taken(seen, hosts, scene.label, change=change if place is None else None))
-    return float(np.mean([scene.share_of_fewest(after - scene.taken_before) for after in shares]))
+    in_pixels, in_stem = (_change(*(_moments(seen, side, place) for side in sides)) for place in (None, first))
+    after = [_taken(seen, in_pixels(scene.host_pixels).clamp(0, 1), scene.label)]
+    with _changed(first, in_stem):
+        after.append(_taken(seen, scene.host_pixels, scene.label))
+    return float(np.mean([scene.share_of_fewest(taken - scene.taken_before) for taken in after]))
 
 
 def mixing(scene: Scene, part: Part) -> float:
@@ -112,8 +115,7 @@ def mixing(scene: Scene, part: Part) -> float:
     images, kept = scene.seen.data.images, []
     for side in (rows[inside], rows[~inside]):
         donors = side[_spread(len(side), min(_DONORS, len(scene.hosts)))]
-        hosts = scene.hosts[: len(donors)]
-        mixed = (_pixels(images, donors) + _pixels(images, hosts)) / 2
+        mixed = (_pixels(images, donors) + scene.host_pixels[: len(donors)]) / 2
         kept.append(float(_probability(scene.seen, mixed, scene.label).mean()))
     return kept[0] - kept[1]
 
@@ -148,7 +150,7 @@ def misplaced(scene: Scene, part: Part) -> float:
         Ours; that mislabelled neighbours tell poison is the idea of Deep k-NN (Peri et al., ECCV workshops 2020).
     """
     rows = part.views.rows[part.members]
-    shown, _ = scene.features.without(rows)
+    shown = scene.features.seen_without(rows)
     wrong = shown != scene.label
     if not wrong.any():
         return 0.0
@@ -238,11 +240,8 @@ def _activations(seen: Seen, pixels: Tensor, place: nn.Module) -> Tensor:
 
 
 @contextmanager
-def _changed(place: nn.Module | None, change: _Change) -> Iterator[None]:
+def _changed(place: nn.Module, change: _Change) -> Iterator[None]:
     """Have a layer's output changed for the time being."""
-    if place is None:
-        yield
-        return
     handle = place.register_forward_hook(
         lambda _, __, output: _Change(
             *(part.to(output.device, output.dtype) for part in (change.middle, change.share, change.shift))
@@ -282,9 +281,6 @@ def _probability(seen: Seen, pixels: Tensor, label: int) -> NDArray[np.float64]:
     return found
 
 
-def _taken(seen: Seen, images: Tensor, label: int, *, change: _Change | None = None) -> NDArray[np.float64]:
-    """Return 1 where an image, uint8 (M, C, H, W), is taken for a class, changed before or as it is; float64 (M,)."""
-    pixels = images.float().div(255)
-    if change is not None:
-        pixels = change(pixels).clamp(0, 1)
+def _taken(seen: Seen, pixels: Tensor, label: int) -> NDArray[np.float64]:
+    """Return 1 where an image, float (M, C, H, W) in [0, 1], is taken for a class, float64 (M,)."""
     return (_probability(seen, pixels, label) > 0.5).astype(np.float64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -10,14 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from antibackdoor.defences.witnesses.views import Views
+from antibackdoor.isolation.mixture import fit_mixture
 
-__all__ = ["SMALLEST_PART", "Part", "alike", "parts_of", "shared_picture"]
+__all__ = ["Part", "alike", "parts_of", "shared_picture"]
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Source: TypeAlias = Literal["mixture", "picture"]
 
-SMALLEST_PART = 10  # a part of fewer images is no group
+_SMALLEST_PART = 10  # a part of fewer images is no group
 # Gaussians that a class is described by: two cut it in halves where it has no poison, six leave little poison in
 # company; each needs so many images.
 _COMPONENTS, _EACH = (2, 4, 6), 20
@@ -42,7 +42,6 @@ class Part:
 
 def parts_of(views: Views) -> list[Part]:
     """Return what mixtures of two, four and six Gaussians tell apart, and what shares a picture within these."""
-    from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
     found: list[Part] = []
@@ -50,10 +49,7 @@ def parts_of(views: Views) -> list[Part]:
         if views.fitted.sum() < _EACH * count:
             continue
         mixture = GaussianMixture(count, reg_covar=1e-3, n_init=2, random_state=0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            mixture.fit(views.points[views.fitted])
-        nearest = mixture.predict(views.points)
+        nearest = fit_mixture(mixture, views.points[views.fitted]).predict(views.points)
         for number in range(count):
             _add(found, Part(views, nearest == number, "mixture"))
     for part in tuple(found):
@@ -86,17 +82,13 @@ def alike(one: Bools, other: Bools) -> float:
 
 def _purified(part: Part) -> Bools | None:
     """Return the images that share the part's picture, bool (n,), or None where that leads elsewhere."""
-    from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
     members = part.members
     for _ in range(_STEPS):
         scores = shared_picture(Part(part.views, members, "picture"))
         start = [[scores[side].mean()] for side in (members, ~members)]
-        mixture = GaussianMixture(2, means_init=start, random_state=0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            mixture.fit(scores[part.views.fitted, None])
+        mixture = fit_mixture(GaussianMixture(2, means_init=start, random_state=0), scores[part.views.fitted, None])
         new = mixture.predict(scores[:, None]) == mixture.means_[:, 0].argmax()
         if alike(new, part.members) < _KEPT or not _large_enough(new):
             return None
@@ -107,7 +99,7 @@ def _purified(part: Part) -> Bools | None:
 
 
 def _large_enough(members: Bools) -> bool:
-    return min(int(members.sum()), int((~members).sum())) >= SMALLEST_PART
+    return min(int(members.sum()), int((~members).sum())) >= _SMALLEST_PART
 
 
 def _add(found: list[Part], part: Part) -> None:

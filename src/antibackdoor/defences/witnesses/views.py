@@ -48,7 +48,6 @@ class Views:
         white: float64 (n, D), features whitened by the within-class covariance of the other classes.
         between: float64 (D, d), orthonormal directions in which the other classes differ, in that space.
         pictures: float32 (n, P), pixels less the class's mean, whitened by what natural images of the set vary in.
-        losses: float64 (E, n), log-losses standardised in every epoch.
     """
 
     label: int
@@ -60,7 +59,6 @@ class Views:
     white: Floats = field(repr=False)
     between: Floats = field(repr=False)
     pictures: NDArray[np.float32] = field(repr=False)
-    losses: Floats = field(repr=False)
 
     @property
     def with_copies(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -89,42 +87,33 @@ class Features:
         fold = np.random.default_rng(0).integers(0, 5, len(self._labels))
         for number in range(5):
             aside = fold == number
-            self.foreign[aside] = self._odds(~aside, aside)
+            self.foreign[aside] = _against(*self._scores(aside), self._labels[aside])
 
-    def without(self, aside: NDArray[np.int64]) -> tuple[NDArray[np.int64], Floats]:
-        """Return which class, int64 (n,), a classifier fitted without these rows sees in each, and log odds (n,)."""
-        keep, rows = np.ones(len(self._labels), dtype=bool), np.zeros(len(self._labels), dtype=bool)
-        keep[aside], rows[aside] = False, True
-        scores, classes = self._scores(keep, rows)
-        return classes[scores.argmax(1)], self._against(scores, classes, self._labels[rows])
+    def seen_without(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return which class a classifier that was fitted without these rows sees in each, int64 (n,), rows rising."""
+        aside = np.zeros(len(self._labels), dtype=bool)
+        aside[rows] = True
+        scores, classes = self._scores(aside)
+        shown: NDArray[np.int64] = classes[scores.argmax(1)]
+        return shown
 
-    def _odds(self, keep: Bools, rows: Bools) -> Floats:
-        scores, classes = self._scores(keep, rows)
-        return self._against(scores, classes, self._labels[rows])
+    def _scores(self, aside: Bools) -> tuple[Floats, NDArray[np.int64]]:
+        """Return what is seen in images by all others: log posteriors (n, K) up to a constant, and the classes.
 
-    def _scores(self, keep: Bools, rows: Bools) -> tuple[Floats, NDArray[np.int64]]:
-        """Return log posteriors (n, K) up to a constant, all classes as probable, and the classes."""
+        All classes count as equally probable.
+        """
         from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-        fitted = np.flatnonzero(keep & self._trained)
+        fitted = np.flatnonzero(~aside & self._trained)
         fitted = fitted[:: max(1, len(fitted) // _FITTED_TO)]
         classes = np.unique(self._labels[fitted])
         model = LinearDiscriminantAnalysis(
             solver="lsqr", shrinkage=_SHRINKAGE, priors=np.full(len(classes), 1 / len(classes))
         ).fit(self.values[fitted], self._labels[fitted])
-        scores: Floats = self.values[rows] @ model.coef_.T + model.intercept_
+        scores: Floats = self.values[aside] @ model.coef_.T + model.intercept_
         if len(classes) == 2:  # one discriminant stands for both
             scores = np.hstack([-scores / 2, scores / 2])
         return scores, classes
-
-    @staticmethod
-    def _against(scores: Floats, classes: NDArray[np.int64], labels: NDArray[np.int64]) -> Floats:
-        scores = scores.copy()
-        at = (np.arange(len(scores)), np.minimum(np.searchsorted(classes, labels), len(classes) - 1))
-        own = np.where(classes[at[1]] == labels, scores[at], -np.inf)
-        scores[at] = -np.inf
-        found: Floats = np.clip(scores.max(1) - own, -1e3, 1e3)
-        return found
 
 
 def views_of(seen: Seen, features: Features) -> Iterator[Views]:
@@ -161,7 +150,7 @@ def views_of(seen: Seen, features: Features) -> Iterator[Views]:
                 strange,
             ]
         )
-        yield Views(int(label), rows, copies, fitted, points, foreign, white, between, pictures, losses.T)
+        yield Views(int(label), rows, copies, fitted, points, foreign, white, between, pictures)
 
 
 class _Natural:
@@ -175,7 +164,9 @@ class _Natural:
         self._images, self._labels, self._trained = seen.data.images, seen.labels, seen.trained
         height, width = self._images.shape[2:]
         self._size = size_within(height, width, _SIDE)
-        self._group = np.arange(int(self._labels.max()) + 1) % _GROUPS
+        present = np.unique(self._labels)
+        self._group = np.zeros(int(present[-1]) + 1, dtype=np.int64)
+        self._group[present] = np.arange(len(present)) % _GROUPS
         self._known: dict[int, tuple[NDArray[np.float32], NDArray[np.float32], np.float32]] = {}
 
     def of(self, label: int, rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -214,6 +205,14 @@ class _Natural:
             parts.append(images.flatten(1))
         found: NDArray[np.float32] = torch.cat(parts).numpy()
         return found
+
+
+def _against(scores: Floats, classes: NDArray[np.int64], labels: NDArray[np.int64]) -> Floats:
+    """Return log odds of the likeliest other class to the own one, float64 (n,), from log posteriors (n, K)."""
+    own = classes == labels[:, None]
+    of_own, of_others = (np.where(mask, scores, -np.inf).max(1) for mask in (own, ~own))
+    found: Floats = np.clip(of_others - of_own, -1e3, 1e3)
+    return found
 
 
 def _standard(logs: Floats, fitted: Bools) -> Floats:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from antibackdoor.defences.witnesses.decide import Accusation, Decision
 from antibackdoor.defences.witnesses.observe import Seen
+from antibackdoor.defences.witnesses.views import SMALLEST_CLASS
 from antibackdoor.types import Isolation, Verdict
 
 __all__ = ["isolation_of"]
@@ -44,7 +45,7 @@ def isolation_of(
     for label in sorted(doubtful):
         sentences.append(f"Class {seen.data.classes[label]!r} is in doubt: {_described(surest[label])}.")
     if not surest:
-        sentences.append("Too little to look at: no class has 40 images that fall into two kinds.")
+        sentences.append(f"Too little to look at: no class has {SMALLEST_CLASS} images that fall into two kinds.")
     elif not sentences:
         nearest = min(surest.values(), key=lambda one: one.p_value)
         name = seen.data.classes[nearest.part.views.label]
