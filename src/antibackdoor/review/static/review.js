@@ -5,7 +5,7 @@ import { drawSelection, drawState, load, reactions, tell, tileOf } from "./board
 import { decide, decideGroup, undo } from "./deciding.js";
 import { ClassChoice, Keys, Zoom } from "./dialogs.js";
 import { listen } from "./keyboard.js";
-import { neighbour, page, single, targets } from "./state.js";
+import { UNKNOWN, neighbour, page, single, targets } from "./state.js";
 import { count, element } from "./tiles.js";
 
 const BY_DECISION = ["undecided", "keep", "drop", "relabel", "unsure"];
@@ -33,6 +33,7 @@ function enlarge(row) {
 
 function go(changes, { replace = false } = {}) {
   page.view = { ...page.view, ...changes };
+  if (Object.keys(changes).some((name) => name !== "offset")) page.extent = { ...UNKNOWN };
   writeAddress(page.view, replace);
   drawFilters();
   load();
@@ -157,6 +158,7 @@ function wire() {
   zoom.dialog.addEventListener("close", () => focusOn(page.current));
   window.addEventListener("popstate", () => {
     page.view = readAddress();
+    page.extent = { ...UNKNOWN };
     drawFilters();
     load();
   });

@@ -2,13 +2,15 @@
 
 import { START } from "./address.js";
 
+export const UNKNOWN = { total: 0, size: 1 }; // until what is asked for has come, there is no page to turn
+
 export const page = {
   view: { ...START }, // what is asked for
   items: new Map(), // row -> item, of what is on the page, in its order
   groups: new Map(), // key -> group, of what is on the page
   selected: new Set(), // rows
   current: null, // the row that the keys are about
-  extent: { total: 0, size: 1 }, // of the pages
+  extent: { ...UNKNOWN }, // of the pages
   decidedHere: false, // something was decided since the page was loaded
 };
 
