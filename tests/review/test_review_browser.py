@@ -133,7 +133,8 @@ def by_pages(page: Any) -> None:
     page.locator("select[name=by]").select_option("none")
     page.locator("select[name=show]").select_option("all")
     page.locator("select[name=order]").select_option("id")
-    eventually(lambda: page.locator("#place").inner_text(), "1–120 of 180 images")
+    eventually(lambda: page.locator("#board").get_attribute("aria-busy"), "false")
+    assert page.locator("#place").inner_text() == "1–120 of 180 images"
     page.locator(".tile").first.focus()
     page.keyboard.press("n")
     eventually(lambda: page.locator("#place").inner_text(), "121–180 of 180 images")
