@@ -293,6 +293,18 @@ def test_the_gallery_has_the_flagged_first_and_then_the_classes_in_doubt(tmp_pat
     assert shown[2 + len(of_class) :] == rest[: max(0, storage.GALLERY - 2 - len(of_class))]
 
 
+def test_what_the_network_sees_and_further_arrays_go_round(tmp_path, parts):
+    seen = parts["data"].labels.flip(0)
+    storage.save_run(tmp_path, **(parts | {"seen": seen}))
+    assert np.array_equal(storage.load_run(tmp_path).seen, seen.numpy())
+    assert storage.load_arrays(tmp_path, "more.npz") is None
+    storage.add_arrays(tmp_path, "more.npz", {"x": np.arange(3)})
+    assert storage.load_arrays(tmp_path, "more.npz")["x"].tolist() == [0, 1, 2]
+    (tmp_path / "more.npz").unlink()
+    with pytest.raises(StorageError, match=r"more\.npz"):
+        storage.load_arrays(tmp_path, "more.npz")
+
+
 def test_a_run_without_truth_or_network(tmp_path, parts):
     storage.save_run(tmp_path, **(parts | {"truth": None, "model": None}))
     stored = storage.load_run(tmp_path)

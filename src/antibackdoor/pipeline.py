@@ -31,7 +31,7 @@ from antibackdoor.progress import SILENT, Progress
 from antibackdoor.registry import parameters_of
 from antibackdoor.result import Result
 from antibackdoor.seeds import Seeds
-from antibackdoor.training import Checkpoints, Runtime, Trainer, TrainPlan
+from antibackdoor.training import Checkpoints, Runtime, Trainer, TrainPlan, logits_of
 from antibackdoor.types import ImageSet, Json, Outcome, PoisonedSet, RunRecord
 
 __all__ = [
@@ -181,6 +181,9 @@ def _run(
             isolation=outcome.isolation,
             truth=truth,
         )
+        network = outcome.model if trained is None else trained
+        writes = out is not None and runtime.rank == 0
+        seen = logits_of(network, observed, runtime).argmax(1) if writes and network is not None else None
     record = RunRecord(
         config=resolved,
         seeds={"seed": config.seed},
@@ -203,8 +206,9 @@ def _run(
             histories=outcome.histories,
             truth=truth,
             decisions=decided.decisions if decided else None,
+            seen=seen,
         )
-        report.write(out)
+        report.write(out, observed.images.numpy())
     return Result(trained, outcome.isolation, record, outcome, observed, truth)
 
 

@@ -36,13 +36,16 @@ from antibackdoor.stored import StoredRun
 from antibackdoor.types import History, ImageSet, Isolation, Json, Metrics, PoisonedSet, RunRecord
 
 __all__ = [
+    "ALBUM",
     "CHECKPOINTS",
     "CONFIG",
     "DECIDED",
     "GALLERY",
     "RECORD",
     "RUN_FILES",
+    "add_arrays",
     "add_text",
+    "load_arrays",
     "load_decided",
     "load_model",
     "load_run",
@@ -58,8 +61,9 @@ _FORMAT, _UNCHECKED_FORMAT = 2, 1  # runs of format 1 (version 0.1) have no chec
 _MODEL_FORMAT = "antibackdoor model 1"
 CONFIG, RECORD, _HISTORY, _WEIGHTS = "config.json", "run.json", "history.npz", "model.safetensors"
 _SUSPECTS, _GALLERY, CHECKPOINTS, _REPORT = "suspects.csv", "gallery.npz", "checkpoints", "report.html"
+ALBUM = "album.npz"  # pictures of the suspects in groups, for the report
 DECIDED = "decided.csv"  # what a person had decided before the run
-RUN_FILES = (CONFIG, CHECKSUMS, RECORD, _HISTORY, _WEIGHTS, _SUSPECTS, DECIDED, _GALLERY, _REPORT)
+RUN_FILES = (CONFIG, CHECKSUMS, RECORD, _HISTORY, _WEIGHTS, _SUSPECTS, DECIDED, _GALLERY, ALBUM, _REPORT)
 
 
 def save_run(
@@ -72,10 +76,12 @@ def save_run(
     histories: tuple[History, ...],
     truth: PoisonedSet | None,
     decisions: Sequence[Decision] | None = None,
+    seen: Tensor | None = None,
 ) -> None:
     """Write everything but the report; run.json comes last, so that its presence means a whole run.
 
-    Before it comes ``checksums.sha256``, with the SHA-256 of each file, run.json among them.
+    Before it comes ``checksums.sha256``, with the SHA-256 of each file, run.json among them. ``seen`` is int64 (N,),
+    the class that the network sees in each image.
 
     Raises:
         StorageError: A full disk, or a folder that cannot be written.
@@ -99,7 +105,10 @@ def save_run(
             for name, value in model.state_dict().items()
         }
         write(_WEIGHTS, pack_tensors(weights, {"format": _MODEL_FORMAT}))
-    write(_HISTORY, _pack_arrays(_history_arrays(data, isolation, histories, truth)))
+    arrays = _history_arrays(data, isolation, histories, truth)
+    if seen is not None:
+        arrays["seen"] = seen.numpy()
+    write(_HISTORY, _pack_arrays(arrays))
     write(_GALLERY, _pack_arrays(gallery))
     if decisions is not None:
         write(DECIDED, encode_decisions(decisions))
@@ -115,7 +124,25 @@ def add_text(run: Path, name: str, text: str) -> None:
     Raises:
         StorageError: It cannot be written.
     """
-    content = _encode(text)
+    _add(run, name, _encode(text))
+
+
+def add_arrays(run: Path, name: str, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
+    """Write arrays as a further file of a finished run; see :func:`add_text`."""
+    _add(run, name, _pack_arrays(arrays))
+
+
+def load_arrays(run: Path, name: str) -> dict[str, np.ndarray[Any, Any]] | None:
+    """Read what :func:`add_arrays` wrote; None where a run has no such file.
+
+    Raises:
+        StorageError: It is damaged.
+    """
+    checksums = read_checksums(run)
+    return _load_arrays(run / name, checksums) if (run / name).exists() or name in (checksums or {}) else None
+
+
+def _add(run: Path, name: str, content: bytes) -> None:
     atomic_write_bytes(run / name, content)
     checksums = read_checksums(run)
     if checksums is not None:
@@ -209,6 +236,7 @@ def load_run(run: Path) -> StoredRun:
             gallery=pictures["images"],
             content=arrays.get("content"),
             doubtful=tuple(arrays["doubtful"].tolist()) if "doubtful" in arrays else (),
+            seen=arrays.get("seen"),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise StorageError(f"{run} is damaged or of another version: {error}") from None

@@ -71,6 +71,8 @@ class StoredRun:
         gallery: uint8 (G, H, W, C), their pixels; C is 1 or 3.
         content: uint8 (N, 32), SHA-256 of the pixels of every image; None in runs of before they were kept.
         doubtful: Labels of the classes that are not above suspicion, though no image of them is flagged.
+        seen: int64 (N,), the class that the network of the run sees in each image: of a scan, the network that looked;
+            None where there is none, and in runs of before it was kept.
 
     Raises:
         StorageError: The parts do not fit together, as from a damaged or mixed-up run folder.
@@ -90,10 +92,11 @@ class StoredRun:
     gallery: NDArray[np.uint8]
     content: NDArray[np.uint8] | None = None
     doubtful: tuple[int, ...] = ()
+    seen: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         rows = len(self.ids)
-        for name in ("labels", "scores", "flagged", "poison", "cover"):
+        for name in ("labels", "scores", "flagged", "poison", "cover", "seen"):
             values = getattr(self, name)
             if values is not None and values.shape != (rows,):
                 raise StorageError(f"report: {name} has shape {values.shape}, expected ({rows},) as there are ids")
@@ -103,6 +106,8 @@ class StoredRun:
             expected = (len(self.phases), rows)
             raise StorageError(f"report: losses has shape {self.losses.shape}, expected {expected} (epochs, images)")
         self._check_range("labels", self.labels, len(self.classes))
+        if self.seen is not None:
+            self._check_range("seen", self.seen, len(self.classes))
         self._check_range("gallery_index", self.gallery_index, rows)
         self._check_range("doubtful", np.array(self.doubtful, dtype=np.int64), len(self.classes))
         shape = self.gallery.shape

@@ -49,6 +49,7 @@ def write_run(
         isolation=Isolation(scores, flagged, verdict, doubtful=doubtful),
         histories=(History("ordinary", losses, np.zeros(1), np.zeros(1)),),
         truth=None,
+        seen=torch.where(flagged, (data.labels + 1) % data.num_classes, data.labels),
     )
     return out
 

@@ -113,6 +113,12 @@ def test_groups_of_likeness_set_the_marked_images_apart(client: TestClient, boar
         assert flagged in (0, group["tally"]["images"])
         assert len(group["ordinary"]) == 8
         assert not any(board.stored.flagged[row] for row in group["ordinary"])
+        seen = group["seen"]
+        assert (seen is not None) == bool(flagged)  # in the others the network sees what their label says
+        if seen is not None:
+            assert (seen["label"], seen["count"], seen["of"]) == ("dog", flagged, flagged)
+            assert {board.item(row)["label"] for row in seen["rows"]} == {"dog"}
+            assert {item["seen"] for item in group["items"]} == {"dog"}
     assert found["groups"][0]["tally"]["flagged"] > 0
     key = found["groups"][0]["key"]
     sizes = set()

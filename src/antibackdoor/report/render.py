@@ -18,11 +18,16 @@ from markupsafe import Markup, escape
 
 from antibackdoor.advice import advise
 from antibackdoor.report import charts, tables
+from antibackdoor.report.album import SIDE
+from antibackdoor.report.groups import groups_of, links_to, pictured
 from antibackdoor.report.pages import storable, template
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
+    from antibackdoor.report.album import Album
     from antibackdoor.stored import StoredRun
     from antibackdoor.types import Json, RunRecord
 
@@ -68,16 +73,19 @@ class _Chart:
     caption: str
 
 
-def render(view: StoredRun) -> str:
+def render(view: StoredRun, album: Album | None = None, folder: Path | None = None) -> str:
     """Return one run as a complete HTML page that asks nothing of the network.
 
     Args:
-        view: The run. The same view gives the same text, byte for byte.
+        view: The run. The same view and album give the same text, byte for byte.
+        album: Pictures of its suspects, for the part that shows them in groups; None leaves that out.
+        folder: Where the page will lie, for links to the files of the images; None for none.
 
     Returns:
         The page; style, charts and images are inside it, and every name from outside is escaped.
     """
     record = view.record
+    parts = [] if album is None else groups_of(view, album, links_to(view, folder))
     page = _template().render(
         record=record,
         view=view,
@@ -87,6 +95,10 @@ def render(view: StoredRun) -> str:
         counts=tables.counts(view),
         metric_rows=tables.metric_rows(view.record.metrics, None if view.poison is None else tables.counts(view)),
         cards=_cards(view),
+        parts=parts,
+        shown=pictured(parts),
+        side=SIDE,
+        files=folder is not None,
         card_labels=Counter(view.classes[view.labels[row]] for row in view.gallery_index.tolist()).most_common(),
         shrunk=max(view.gallery.shape[1:3]) > _LARGEST if len(view.gallery) else False,
         largest=_LARGEST,

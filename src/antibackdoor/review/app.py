@@ -16,9 +16,10 @@ from starlette.routing import Mount, Route
 
 from antibackdoor.errors import AntiBackdoorError, ConfigError
 from antibackdoor.review.board import GROUPINGS, Board, Query
+from antibackdoor.review.grouping import Seen, seen_in
 from antibackdoor.review.guard import Guard
 from antibackdoor.review.likeness import difference_of, fractions, highlight, ordinary_of
-from antibackdoor.review.pictures import png
+from antibackdoor.review.pixels import png
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -131,7 +132,8 @@ class _Pages:
             labels = np.unique(board.stored.labels[rows])
             one = int(labels[0]) if len(labels) == 1 else None
             pictured = one is not None and key >= 0 and query.by != "none" and bool(board.under_review[rows].any())
-            ordinary = [] if one is None else board.ordinary(one, _ORDINARY_SHOWN).tolist()
+            seen = None if one is None else seen_in(board.stored, rows)
+            ordinary = [] if one is None else board.grouping.ordinary(one, _ORDINARY_SHOWN).tolist()
             shown.append(
                 {
                     "key": key,
@@ -140,11 +142,16 @@ class _Pages:
                     "pictured": pictured,
                     "tally": board.tally(rows),
                     "ordinary": ordinary,
+                    "seen": None if seen is None else self._seen(seen),
                     "items": [board.item(row) for row in rows[:_PREVIEWED].tolist()],
                 }
             )
         images = sum(len(rows) for _, rows in found)
         return JSONResponse({"total": len(found), "images": images, "page": _GROUPS_A_PAGE, "groups": shown})
+
+    def _seen(self, seen: Seen) -> dict[str, Any]:
+        rows = self._board.grouping.ordinary(seen.label, _ORDINARY_SHOWN).tolist()
+        return {"label": self._board.stored.classes[seen.label], "count": seen.count, "of": seen.of, "rows": rows}
 
     def images(self, request: Request) -> Response:
         """A page of images."""
@@ -227,7 +234,7 @@ class _Pages:
 
     def _ordinary_of_class(self, label: int) -> Any:
         board = self._board
-        return ordinary_of(fractions(board.pictures.pixels(board.ordinary(label, _AVERAGED))))
+        return ordinary_of(fractions(board.pictures.pixels(board.grouping.ordinary(label, _AVERAGED))))
 
     def _pixels(self, request: Request) -> NDArray[np.uint8]:
         row = request.path_params["row"]

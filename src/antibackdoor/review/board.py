@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
 from antibackdoor.decisions import DECISIONS
 from antibackdoor.errors import ConfigError
-from antibackdoor.progress import SILENT, Bar, Progress
-from antibackdoor.review.likeness import cluster, ordinary_of, shrink
+from antibackdoor.progress import SILENT, Progress
+from antibackdoor.review.grouping import Grouping, parts_of, ranking
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from antibackdoor.review.journal import Choice, Journal
-    from antibackdoor.review.pictures import Pictures
+    from antibackdoor.review.pixels import Pictures
     from antibackdoor.stored import StoredRun
 
 __all__ = ["GROUPINGS", "ORDERS", "SHOWN", "Board", "Query"]
@@ -33,8 +32,6 @@ SHOWN: tuple[Show, ...] = get_args(Show)
 ORDERS: tuple[Order, ...] = get_args(Order)
 
 _LEAST_NEAR = 100
-_ORDINARY = 400  # images of a class that say what is ordinary in it
-_ENOUGH_ORDINARY = 10
 
 
 @dataclass(frozen=True)
@@ -84,11 +81,9 @@ class Board:
         near: int | None = None,
         progress: Progress = SILENT,
     ) -> None:
-        self._progress = progress
         self.stored, self.pictures, self.journal = stored, pictures, journal
         self.count = len(stored.ids)
-        scores = np.where(stored.scored, stored.scores, -np.inf)
-        self._order = np.lexsort((np.arange(self.count), -scores))
+        self._order = ranking(stored)
         others = self._order[~stored.flagged[self._order]]
         wanted = max(_LEAST_NEAR, int(stored.flagged.sum())) if near is None else near
         self.near = np.zeros(self.count, np.bool_)
@@ -96,6 +91,7 @@ class Board:
         for label in stored.doubtful:
             self.near[others[stored.labels[others] == label][:wanted]] = True
         self.under_review = stored.flagged | self.near
+        self.grouping = Grouping(stored, pictures, self.near, progress)
         self._codes = np.zeros(self.count, np.int8)
         self._labels: dict[int, str] = {}
         self._place = {name: row for row, name in enumerate(stored.ids)}
@@ -120,45 +116,10 @@ class Board:
             else:
                 self._labels.pop(row, None)
 
-    @cached_property
+    @property
     def clusters(self) -> NDArray[np.int64]:
-        """int64 (N,), the group of likeness of each image under review, -1 of others; the most suspect group is 0."""
-        with self._progress.bar("grouping", len(self.stored.classes), "classes") as bar:
-            return self._cluster(bar)
-
-    def _cluster(self, bar: Bar) -> NDArray[np.int64]:
-        found = np.full(self.count, -1, np.int64)
-        total = 0
-        for label in range(len(self.stored.classes)):
-            bar.advance()
-            own = (self.stored.labels == label) & (self.pictures.places >= 0)
-            # Apart, so that what suspects have in common is not thinned by others.
-            parts = [self._rows(own & chosen) for chosen in (self.stored.flagged, self.near)]
-            if any(len(rows) for rows in parts):
-                ordinary = ordinary_of(shrink(self.pictures.pixels(self.ordinary(label))))
-            for rows in parts:
-                if len(rows):
-                    groups = cluster(self.pictures.pixels(rows), ordinary)
-                    found[rows] = total + groups
-                    total += int(groups.max()) + 1
-        ranks = np.empty(total, np.int64)
-        keys, parts = self._parts(found, self._rows(found >= 0))
-        for rank, at in enumerate(self._most_suspect_first(keys, parts)):
-            ranks[keys[at]] = rank
-        return np.where(found < 0, -1, ranks[found]) if total else found
-
-    def ordinary(self, label: int, count: int = _ORDINARY) -> NDArray[np.int64]:
-        """Return rows of a class that are neither flagged nor near, drawn evenly.
-
-        Where there are too few, near ones are taken as well, then those of other classes.
-        """
-        there, own = self.pictures.places >= 0, self.stored.labels == label
-        unflagged = there & ~self.stored.flagged
-        for candidates in (unflagged & ~self.near & own, unflagged & own, unflagged, there):
-            rows = self._rows(candidates)
-            if len(rows) >= _ENOUGH_ORDINARY:
-                break
-        return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)]
+        """See :attr:`Grouping.clusters`."""
+        return self.grouping.clusters
 
     def rows(self, query: Query) -> NDArray[np.int64]:
         """Return the rows that a query asks for, in its order."""
@@ -183,8 +144,7 @@ class Board:
     def groups(self, query: Query) -> list[tuple[int, NDArray[np.int64]]]:
         """Return each group that has rows, with them, the one with the most suspects first."""
         rows = self.rows(query)
-        keys, parts = self._parts(self._groups(query.by), rows)
-        return [(keys[at], parts[at]) for at in self._most_suspect_first(keys, parts)]
+        return self.grouping.most_suspect_first(parts_of(self._groups(query.by), rows))
 
     def verdict(self, label: int) -> str:
         """Return what the run says of a class."""
@@ -199,6 +159,7 @@ class Board:
             "label": stored.classes[stored.labels[row]],
             "score": f"{stored.scores[row]:.4g}" if stored.scored[row] else "none",
             "flagged": bool(stored.flagged[row]),
+            "seen": "" if stored.seen is None else stored.classes[stored.seen[row]],
             "there": bool(self.pictures.places[row] >= 0),
             "decision": DECISIONS[code - 1] if code else "",
             "to": self._labels.get(row, ""),
@@ -264,24 +225,6 @@ class Board:
         if by == "likeness":
             return self.clusters
         return self.stored.labels if by == "class" else np.zeros(self.count, np.int64)
-
-    def _most_suspect_first(self, keys: list[int], parts: list[NDArray[np.int64]]) -> list[int]:
-        """Return the order of groups: suspects first, then classes in doubt; what is in no group comes last."""
-        stored = self.stored
-        in_doubt = np.isin(stored.labels, np.array(stored.doubtful, np.int64))
-
-        def place(at: int) -> tuple[bool, int, int, int]:
-            rows = parts[at]
-            return keys[at] < 0, -int(stored.flagged[rows].sum()), -int(in_doubt[rows].any()), -len(rows)
-
-        return sorted(range(len(keys)), key=place)
-
-    @staticmethod
-    def _parts(groups: NDArray[np.int64], rows: NDArray[np.int64]) -> tuple[list[int], list[NDArray[np.int64]]]:
-        """Return the groups that have some of the rows, and the rows of each in their order."""
-        order = np.argsort(groups[rows], kind="stable")
-        keys, starts = np.unique(groups[rows][order], return_index=True)
-        return keys.tolist(), np.split(rows[order], starts[1:]) if len(keys) else []
 
     @staticmethod
     def _rows(mask: NDArray[np.bool_]) -> NDArray[np.int64]:

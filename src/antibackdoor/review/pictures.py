@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +15,7 @@ from antibackdoor.data.sources import EMBEDDED, HUB
 from antibackdoor.errors import DataError
 from antibackdoor.pipeline import limited, load_data, prepare_poison
 from antibackdoor.progress import SILENT, Progress
+from antibackdoor.review.pixels import Pictures
 from antibackdoor.seeds import Seeds
 
 if TYPE_CHECKING:
@@ -25,30 +24,9 @@ if TYPE_CHECKING:
     from antibackdoor.stored import StoredRun
     from antibackdoor.types import ImageSet
 
-__all__ = ["Pictures", "find_pictures", "png"]
+__all__ = ["find_pictures"]
 
 _SPLIT = "train/"
-
-
-@dataclass(frozen=True, eq=False)
-class Pictures:
-    """The pixels of a run's images.
-
-    Attributes:
-        images: uint8 (M, C, H, W), C is 1 or 3; may be mapped from a file and must not be written to.
-        places: int64 (N,), where in ``images`` each image of the run is; -1 where it is gone.
-        changed: bool (N,), images that are there, but whose pixels are not those that the run saw.
-    """
-
-    images: NDArray[np.uint8]
-    places: NDArray[np.int64]
-    changed: NDArray[np.bool_]
-
-    def pixels(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Return uint8 (R, C, H, W) of those rows that are there."""
-        places = self.places[rows]
-        found: NDArray[np.uint8] = self.images[places[places >= 0]]
-        return found
 
 
 def find_pictures(stored: StoredRun, data: str | None = None, progress: Progress = SILENT) -> Pictures:
@@ -86,24 +64,6 @@ def find_pictures(stored: StoredRun, data: str | None = None, progress: Progress
         there = places >= 0
         changed[there] = (stored.content[there] != content[places[there]]).any(1)
     return Pictures(found.images.numpy(), places, changed)
-
-
-def png(pixels: NDArray[np.uint8], largest: int | None = None) -> bytes:
-    """Return an image as a PNG file.
-
-    Args:
-        pixels: uint8 (C, H, W), C is 1 or 3.
-        largest: Shrink it to this many pixels a side, if it has more.
-    """
-    from PIL import Image
-
-    plain = pixels[0] if pixels.shape[0] == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
-    image = Image.fromarray(plain)
-    if largest is not None and max(image.size) > largest:
-        image.thumbnail((largest, largest))
-    output = io.BytesIO()
-    image.save(output, format="PNG", compress_level=1)
-    return output.getvalue()
 
 
 def _load(config: RunConfig, progress: Progress) -> ImageSet:

@@ -50,6 +50,7 @@ export class Zoom {
     byId("zoom-id").textContent = item.id;
     const decided = item.decision === "relabel" ? `relabelled to ${item.to}` : DONE[item.decision] ?? "not yet";
     const facts = [["Label", item.label], ["Score", item.score], ["Flagged", item.flagged ? "yes" : "no"], ["Decided", decided]];
+    if (item.seen) facts.splice(1, 0, ["Network sees", item.seen]);
     byId("zoom-facts").replaceChildren(...facts.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
   }
 }

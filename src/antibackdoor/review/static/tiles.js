@@ -85,5 +85,10 @@ export function groupHead(group, by, decideAll) {
     const strip = element("div", { class: "strip" }, ...group.ordinary.map((row) => picture(`thumb/${row}`, "")));
     pictures.append(element("figure", { class: "ordinary" }, strip, element("figcaption", {}, `ordinary images: ${group.label}`)));
   }
+  if (group.seen) {
+    const strip = element("div", { class: "strip" }, ...group.seen.rows.map((row) => picture(`thumb/${row}`, "")));
+    const words = `ordinary images: ${group.seen.label}, which the network sees in ${group.seen.count.toLocaleString("en")} of ${count(group.seen.of, "image")}`;
+    pictures.append(element("figure", { class: "ordinary seen" }, strip, element("figcaption", {}, words)));
+  }
   return element("div", { class: "head" }, words, pictures);
 }
