@@ -19,6 +19,7 @@ from PIL import Image
 
 import antibackdoor
 from antibackdoor.csvs import read_back
+from antibackdoor.data.sources import load
 from antibackdoor.decisions import Decision, write_decisions
 from antibackdoor.imagelist import COLUMNS
 from antibackdoor.naming import names_below
@@ -88,6 +89,57 @@ def test_a_cleaned_set_is_trained_on_under_the_same_ids(name: str, scanned: Path
     assert done.code == 0, done
     kept = {(row["id"], row["label"]) for row in rows_of(tmp_path / "out" / "images.csv") if row["suspect"] == "0"}
     assert {(row["id"], row["label"]) for row in rows_of(tmp_path / "again" / "suspects.csv")} == kept
+
+
+def test_sets_of_hugging_face_go_round(scanned: Path, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    out = tmp_path / "out"
+    assert invoke("export", scanned / "run", out, "--quiet").code == 0
+    done = invoke("export", scanned / "run", out, "--to", "hf", "--overwrite", "--quiet")
+    assert done.code == 0, done
+    assert sorted(path.name for path in out.iterdir()) == ["clean", "images.csv", "quarantine"]
+    rows = {row["id"]: row for row in rows_of(out / "images.csv")}
+    assert set(rows) == {row["id"] for row in rows_of(scanned / "run" / "suspects.csv")}
+    found = {}
+    for part, suspect in (("clean", "0"), ("quarantine", "1")):
+        held = datasets.load_from_disk(str(out / part)).cast_column("image", datasets.Image(decode=False))
+        found[part] = [row["id"] for row in held]
+        assert sorted(found[part]) == sorted(name for name, row in rows.items() if row["suspect"] == suspect)
+        for row in held:
+            listed = rows[row["id"]]
+            assert listed["file"] == part
+            assert held.features["label"].int2str(row["label"]) == listed["label"]
+            assert row["score"] == pytest.approx(float(listed["score"]), rel=1e-4)
+            assert row["image"]["bytes"] == (scanned / "set" / row["id"]).read_bytes()
+            assert row["image"]["path"] == row["id"].rpartition("/")[2]
+    again = load(out / "clean").train
+    assert dict(zip(again.ids, (again.classes[label] for label in again.labels.tolist()), strict=True)) == {
+        name: rows[name]["label"] for name in found["clean"]
+    }
+
+
+def test_sets_of_hugging_face_of_what_is_no_file(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    npz = write_npz(tmp_path / "d.npz", 10)
+    assert invoke("scan", npz, "--out", tmp_path / "run", *SCAN).code == 0
+    ids = [row["id"] for row in rows_of(tmp_path / "run" / "suspects.csv")]
+    write_decisions(tmp_path / "d.csv", [Decision(name, "keep") for name in ids])  # the quarantine is empty
+    options = ("--to", "hf", "--decisions", tmp_path / "d.csv", "--quiet")
+    done = invoke("export", tmp_path / "run", tmp_path / "out", *options)
+    assert done.code == 0, done
+    again = load(tmp_path / "out" / "clean").train
+    assert sorted(again.ids) == sorted(ids)
+    pixels = np.load(npz)["images"]
+    for name, image in zip(again.ids, again.images, strict=True):
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), pixels[int(name[-5:])])
+
+
+def test_hugging_faces_package_is_named_where_it_is_missing(
+    scanned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    refused(invoke("export", scanned / "run", tmp_path / "o", "--to", "hf"), "datasets", "antibackdoor[hub]")
+    assert not (tmp_path / "o").exists()
 
 
 @pytest.mark.parametrize("format", ["csv", "json", "parquet"])

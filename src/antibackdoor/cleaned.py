@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
@@ -19,12 +19,14 @@ from antibackdoor.data.shards import is_pattern
 from antibackdoor.deciding import follow
 from antibackdoor.decisions import Decision, check_decisions, read_decisions
 from antibackdoor.errors import ConfigError, DataError, RunExistsError, StorageError
-from antibackdoor.exporting import write_png
+from antibackdoor.exporting import Placer, write_png
 from antibackdoor.files import atomic_write_bytes, writing
 from antibackdoor.imagelist import COLUMNS, ImageList
 from antibackdoor.naming import check_folder_names, names_below
 from antibackdoor.pipeline import digest, limited, load_data
 from antibackdoor.progress import SILENT, Progress
+from antibackdoor.review.pixels import png
+from antibackdoor.saved import need_datasets, save_to_disk
 from antibackdoor.seeds import Seeds
 from antibackdoor.storage import CONFIG, DECIDED, load_decided, load_run, read_json, write_json, write_text
 from antibackdoor.stored import StoredRun
@@ -32,8 +34,9 @@ from antibackdoor.types import ImageSet
 
 __all__ = ["CLEAN", "FORMATS", "LIST", "QUARANTINE", "TABLE", "Format", "export", "list_images"]
 
-Format: TypeAlias = Literal["folder", "csv", "parquet", "json"]
+Format: TypeAlias = Literal["folder", "hf", "csv", "parquet", "json"]
 FORMATS: tuple[Format, ...] = get_args(Format)
+_FOLDERS: tuple[Format, ...] = ("folder", "hf")
 CLEAN, QUARANTINE, LIST, TABLE = "clean", "quarantine", "images.csv", "clean.csv"
 _GIVEN, _PARTIAL = "(given in Python", ".partial"
 
@@ -92,12 +95,13 @@ def export(
     """Write what a run leaves of its set.
 
     "folder" writes ``out/clean`` and ``out/quarantine``, in each of which an image of a folder lies under its id, the
-    list ``out/images.csv``, and ``out/clean.csv``, by which the cleaned set is read under the ids of the source; the
-    other formats write the list alone. Images that are no files are written as PNG files, as the run saw them.
+    list ``out/images.csv``, and ``out/clean.csv``, by which the cleaned set is read under the ids of the source; "hf"
+    writes ``out/clean`` and ``out/quarantine`` as ``datasets.load_from_disk`` reads them, and the list; the others
+    write the list alone. Images that are no files are written as PNG files, as the run saw them.
 
     Args:
         run: A finished run folder.
-        out: A folder for "folder", otherwise a file.
+        out: A folder for "folder" and "hf", otherwise a file.
         to: One of ``FORMATS``.
         source: Where the images are now; as the run was told by default.
         decisions: File of what a person decided, which goes before what the defence flagged.
@@ -122,7 +126,7 @@ def export(
     files = None if given is None else _files(run, stored, given)
     if files is not None:
         images = images.of([name in files for name in images.id])
-    if to != "folder":
+    if to not in _FOLDERS:
         if files is not None:
             images = replace(images, file=[printable(str(files[name])) for name in images.id])
         _write_list(out, to, images, stored)
@@ -130,11 +134,15 @@ def export(
     if given is None:
         raise ConfigError(
             f"{run} was given its images in Python, so there are no files to hand on; --data says where the same "
-            "images lie, or take another format than folder"
+            "images lie, or take another format than folder and hf"
         )
     if stored.record.config.get("attack") is not None:
         raise ConfigError(f"{run} planted an attack in memory; `antibackdoor poison` writes such a set as files")
+    if to == "hf":
+        need_datasets()
     data = _same_images(run, stored, given, progress, is_file=files is not None)
+    if to == "hf":
+        return _write_saved(out, images, stored, data, files, progress)
     return _write_folder(out, images, stored, data, files, copy=copy, progress=progress)
 
 
@@ -194,14 +202,14 @@ def _named_as(names: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
 
 
 def _refuse(out: Path, to: Format, source: Path | None, *, overwrite: bool) -> None:
-    if to != "folder":
+    if to not in _FOLDERS:
         if out.is_dir():
             raise StorageError(f"{out} is a folder; --to {to} writes one file")
         if out.exists() and not overwrite:
             raise RunExistsError(f"{out} is there already; give --overwrite to replace it, or another name")
         return
     if out.exists() and not out.is_dir():
-        raise StorageError(f"{out} is a file; --to folder writes a folder")
+        raise StorageError(f"{out} is a file; --to {to} writes a folder")
     if source is not None and source.is_dir():
         read, written = source.resolve(), out.resolve()
         if written == read or read in written.parents or written in read.parents:
@@ -248,26 +256,59 @@ def _write_folder(
     names = names_below(ids, own, images.label, suffix=None if files else ".png", split=True)
     placed = [f"{QUARANTINE if left else CLEAN}/{name}" for name, left in zip(names, images.suspect, strict=True)]
     listed = replace(images, file=placed)
+    with _exchanging(out) as partial:
+        for name in (CLEAN, QUARANTINE):
+            (partial / name).mkdir(parents=True)
+        place = Placer(copy, progress)
+        with progress.bar("writing", len(placed), "images") as bar:
+            for row, name in enumerate(placed):
+                if files is None:
+                    write_png(partial / name, data.images[row_of[images.id[row]]])
+                else:
+                    place(files[images.id[row]], partial / name)
+                bar.advance()
+        write_text(partial / LIST, listed.csv())
+        write_text(partial / TABLE, _table(listed))
+    return listed
+
+
+def _write_saved(
+    out: Path,
+    images: ImageList,
+    stored: StoredRun,
+    data: ImageSet,
+    files: Mapping[str, Path] | None,
+    progress: Progress,
+) -> ImageList:
+    row_of = {name: row for row, name in enumerate(data.ids)}
+    images = images.of([name in row_of for name in images.id])
+    listed = replace(images, file=[QUARANTINE if left else CLEAN for left in images.suspect])
+    with _exchanging(out) as partial, progress.bar("writing", len(images), "images") as bar:
+        for part in (CLEAN, QUARANTINE):
+            own = listed.of([name == part for name in listed.file])
+
+            def content(row: int, ids: Sequence[str] = own.id) -> bytes:
+                return png(data.images[row_of[ids[row]]].numpy()) if files is None else files[ids[row]].read_bytes()
+
+            def name(row: int, ids: Sequence[str] = own.id) -> str:
+                return f"{ids[row].rpartition('/')[2]}.png" if files is None else files[ids[row]].name
+
+            save_to_disk(partial / part, own, content, stored.classes, name=name, step=bar.advance)
+        write_text(partial / LIST, listed.csv())
+    return listed
+
+
+@contextlib.contextmanager
+def _exchanging(out: Path) -> Iterator[Path]:
+    """Give a folder to write an export into, which takes the place of the one in ``out`` when the block ends well."""
     partial = out / _PARTIAL
     with writing(out):
         try:
             shutil.rmtree(partial, ignore_errors=True)
-            for name in (CLEAN, QUARANTINE):
-                (partial / name).mkdir(parents=True)
-            place = _Placer(copy, progress)
-            with progress.bar("writing", len(placed), "images") as bar:
-                for row, name in enumerate(placed):
-                    if files is None:
-                        write_png(partial / name, data.images[row_of[images.id[row]]])
-                    else:
-                        place(files[images.id[row]], partial / name)
-                    bar.advance()
-            write_text(partial / LIST, listed.csv())
-            write_text(partial / TABLE, _table(listed))
+            yield partial
             _exchange(out, partial)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    return listed
 
 
 def _ended(name: str, ending: str) -> str:
@@ -290,28 +331,7 @@ def _exchange(out: Path, partial: Path) -> None:
         if (out / name).exists():
             os.replace(out / name, old / name)
     for name in (LIST, TABLE, QUARANTINE, CLEAN):
-        os.replace(partial / name, out / name)
-
-
-class _Placer:
-    """Puts a file in another place: by a hard link, where that cannot be by a symbolic one; or as a copy."""
-
-    def __init__(self, copy: bool, progress: Progress) -> None:
-        self._copy, self._hard, self._progress = copy, True, progress
-
-    def __call__(self, source: Path, target: Path) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        real = Path(os.path.realpath(source))
-        if self._copy:
-            shutil.copyfile(real, target)
-            return
-        if self._hard:
-            try:
-                os.link(real, target)
-                return
-            except OSError:  # another disk, a file of somebody else, or a system without links
-                self._hard = False
-                self._progress.say(
-                    "hard links cannot be made there; symbolic ones are, so leave the images where they are"
-                )
-        os.symlink(real, target)
+        if (partial / name).exists():
+            os.replace(partial / name, out / name)
+        else:
+            (out / name).unlink(missing_ok=True)

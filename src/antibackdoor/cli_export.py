@@ -19,7 +19,8 @@ def export(
         str,
         typer.Option(
             "--to",
-            help="folder: cleaned images, quarantine, list; csv, parquet, json: the list; torch-export: the network.",
+            help="folder: cleaned images, quarantine, list; hf: the same for Hugging Face; csv, parquet, json: "
+            "the list; torch-export: the network.",
         ),
     ] = "folder",
     data: Annotated[
@@ -62,12 +63,11 @@ def export(
     left_out = sum(images.suspect)
     record = read_record(run)
     typer.echo(f"verdict: {record.verdict}")
-    if to == "folder":
+    folders = to in ("folder", "hf")
+    if folders:
         typer.echo(f"cleaned set: {len(images) - left_out:,} images: {dest / CLEAN}")
         typer.echo(f"quarantine: {left_out:,} images: {dest / QUARANTINE}")
-    typer.echo(
-        f"list: {len(images):,} images, {left_out:,} of them suspects: {dest / LIST if to == 'folder' else dest}"
-    )
+    typer.echo(f"list: {len(images):,} images, {left_out:,} of them suspects: {dest / LIST if folders else dest}")
     stays = {label for label, left in zip(images.label, images.suspect, strict=True) if not left}
     if gone := sorted(set(images.label) - stays):
         typer.echo(f"no image of {', '.join(map(repr, gone))} is left in the cleaned set")

@@ -18,7 +18,7 @@ from antibackdoor.naming import check_folder_names, names_below
 from antibackdoor.progress import SILENT, Bar, Progress
 from antibackdoor.types import ImageSet, PoisonedSet
 
-__all__ = ["export_poisoned", "refuse_out", "write_png"]
+__all__ = ["Placer", "export_poisoned", "refuse_out", "write_png"]
 
 _PARTS, _PARTIAL = ("train", "triggered_test"), ".partial"
 _MANIFEST, _COLUMNS = "manifest.csv", ("id", "label", "original_label", "poisoned", "cover", "source")
@@ -164,3 +164,33 @@ def _write_manifest(path: Path, train: PoisonedSet, names: list[str]) -> None:
         for name, label, original, poisoned, cover, source in columns
     ]
     path.write_text(lines_of([_COLUMNS, *rows]), encoding="utf-8", errors="backslashreplace", newline="")
+
+
+class Placer:
+    """Puts a file in another place: by a hard link, where that cannot be by a symbolic one; or as a copy.
+
+    Args:
+        copy: Copy it.
+        progress: Told where hard links cannot be made.
+    """
+
+    def __init__(self, copy: bool, progress: Progress) -> None:
+        self._copy, self._hard, self._progress = copy, True, progress
+
+    def __call__(self, source: Path, target: Path) -> None:
+        """Put a file there; folders are made."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        real = Path(os.path.realpath(source))
+        if self._copy:
+            shutil.copyfile(real, target)
+            return
+        if self._hard:
+            try:
+                os.link(real, target)
+                return
+            except OSError:  # another disk, a file of somebody else, or a system without links
+                self._hard = False
+                self._progress.say(
+                    "hard links cannot be made there; symbolic ones are, so leave the images where they are"
+                )
+        os.symlink(real, target)
