@@ -54,6 +54,18 @@ def invoke(*args: object) -> Finished:
     return Finished(code, out.getvalue(), err.getvalue())
 
 
+def assert_refused(done: Finished, *named: str) -> None:
+    """What every bad input gets: exit code 2, one line on standard error that names the thing, no traceback."""
+    assert done.code == 2, done
+    lines = done.err.strip().splitlines()
+    assert len(lines) == 1, done.err
+    assert lines[0].startswith("antibackdoor: ")
+    assert "Traceback" not in done.err
+    assert "fault of ours" not in done.err
+    for text in named:
+        assert text in lines[0], f"{text!r} is not in {lines[0]!r}"
+
+
 def pictures(count: int, classes: int = 3, *, side: int = SIDE, channels: int = 3, seed: int = 0) -> np.ndarray:
     """uint8 (count, side, side, channels): noise, with a bright column that tells the class ``row % classes``."""
     noise = np.random.default_rng(seed).integers(0, 90, (count, side, side, channels), dtype=np.uint8)

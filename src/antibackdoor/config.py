@@ -112,17 +112,45 @@ class DataConfig(_Section):
 
 
 class TrainConfig(_Section):
-    """How an undefended network would be trained; see ``training.TrainPlan``."""
+    """How an undefended network would be trained; see ``training.TrainPlan``.
+
+    What is None is chosen by whether the network begins with weights that were learned elsewhere, and by the
+    optimiser; see :meth:`resolved`.
+    """
 
     epochs: int = Field(default=20, ge=1)
     batch_size: int = Field(default=128, ge=2)
-    lr: float = Field(default=0.1, gt=0, allow_inf_nan=False)
+    optimizer: Literal["adamw", "sgd"] | None = None
+    lr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    backbone_lr: float | None = Field(default=None, gt=0, le=1)
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=5e-4, ge=0, allow_inf_nan=False)
-    schedule: Literal["constant", "cosine", "multistep", "onecycle"] = "onecycle"
+    weight_decay: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    schedule: Literal["constant", "cosine", "multistep", "onecycle"] | None = None
+    warmup: float | None = Field(default=None, ge=0, lt=1)
+    ema: float = Field(default=0.0, ge=0, lt=1)
     augment: tuple[Literal["crop", "cutout", "flip"], ...] = ("crop", "flip")
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     compile: Literal["auto", "off", "on", "graphs"] = "auto"
+
+    def resolved(self, *, tunes: bool) -> dict[str, Any]:
+        """Return the settings of a plan, chosen where they are None.
+
+        Args:
+            tunes: The network begins with weights that were learned elsewhere.
+        """
+        optimizer = self.optimizer or ("adamw" if tunes else "sgd")
+        chosen: dict[str, Any] = {"optimizer": optimizer, "schedule": "cosine" if tunes else "onecycle"}
+        if optimizer == "adamw":
+            chosen |= {"lr": 1e-3, "weight_decay": 0.05}
+        else:
+            chosen |= {"lr": 0.01 if tunes else 0.1, "weight_decay": 5e-4}
+        chosen |= {"backbone_lr": 0.1 if tunes else 1.0}
+        given = {key: value for key in chosen if (value := getattr(self, key)) is not None}
+        chosen |= given
+        rises = chosen["schedule"] != "onecycle" and (tunes or optimizer == "adamw")
+        warmup = (0.1 if rises else 0.0) if self.warmup is None else self.warmup
+        own = {key: getattr(self, key) for key in ("epochs", "batch_size", "momentum", "ema", "augment")}
+        return {**own, **chosen, "warmup": warmup}
 
 
 class RunConfig(_Section):
@@ -131,6 +159,10 @@ class RunConfig(_Section):
     Attributes:
         data: What to train on.
         model: A name from ``antibackdoor list models``, "timm:NAME", or "auto" for what suits the image size.
+        weights: What the network begins with: "pretrained" for those that it is published with, or a safetensors file;
+            drawn anew if None.
+        input_size: Side in pixels that the network sees, whatever the images have; None for that of a network which
+            begins with public weights, and else for that of the images.
         attack: What to plant, in experiments; None on data that is suspected itself.
         defence: How to train.
         train: How an undefended network would be trained.
@@ -140,6 +172,8 @@ class RunConfig(_Section):
 
     data: DataConfig = DataConfig()
     model: str = "auto"
+    weights: str | None = None
+    input_size: int | None = Field(default=None, ge=8)
     attack: PoisonConfig | None = None
     defence: Choice = Choice(name="filter")
     train: TrainConfig = TrainConfig()

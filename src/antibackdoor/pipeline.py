@@ -26,7 +26,8 @@ from antibackdoor.defences.given import check_given, hand_over
 from antibackdoor.errors import ConfigError, NonFiniteLossError
 from antibackdoor.estimating import before_long
 from antibackdoor.evaluation import evaluate
-from antibackdoor.models import BuildModel, ModelSpec, builder_from
+from antibackdoor.files import sha256_of
+from antibackdoor.models import PRETRAINED, BuildModel, ModelSpec, builder_from
 from antibackdoor.progress import SILENT, Progress
 from antibackdoor.registry import parameters_of
 from antibackdoor.result import Result
@@ -41,6 +42,7 @@ __all__ = [
     "digest",
     "limited",
     "load_data",
+    "network_of",
     "plan_of",
     "plant",
     "prepare_poison",
@@ -118,10 +120,12 @@ def _run(
     seeds = Seeds(config.seed)
     with clock.phase("load"):
         loaded = limited(data or load_data(config.data, progress), config.data, seeds)
-    build_model, spec = builder_from(model or config.model, loaded.train)
+    build_model, spec = network_of(config, loaded.train, model)
     plan = plan_of(config)
+    # What attacks train begins anew, since they bring plans of their own.
+    drawn_anew = build_model if config.weights is None else network_of(_anew(config), loaded.train)[0]
     with clock.phase("poison"):
-        planted = planted or plant(config.attack, loaded, build_model, runtime, seeds, progress)
+        planted = planted or plant(config.attack, loaded, drawn_anew, runtime, seeds, progress)
     truth = planted.train if planted else None
     observed, clean, decided = truth.observed if truth else loaded.train, loaded.train, None
     if config.data.decisions is not None:
@@ -140,6 +144,8 @@ def _run(
         settings = resolved | {"scan_only": scan_only, "data content": digest(observed)}
         if decided is not None:
             settings["decisions"] = decided.digest
+        if config.weights not in (None, PRETRAINED):
+            settings["weights content"] = sha256_of(Path(str(config.weights)).read_bytes())
         if foreign:
             settings["plugins"] = dict(foreign)
         if given.trusted is not None:
@@ -222,7 +228,7 @@ def prepare_poison(config: RunConfig, progress: Progress = SILENT) -> Planted:
     runtime = Runtime.create(config.device, config.train.precision, config.train.compile)
     seeds = Seeds(config.seed)
     loaded = limited(load_data(config.data, progress), config.data, seeds)
-    build_model, _ = builder_from(config.model, loaded.train)
+    build_model, _ = network_of(_anew(config), loaded.train)
     planted = plant(config.attack, loaded, build_model, runtime, seeds, progress)
     if planted is None:
         raise ConfigError("attack: missing; give its name, such as attack.name=badnets")
@@ -330,18 +336,27 @@ def _what_was_kept(out: Path | None) -> str:
     return "nothing was kept"
 
 
+def network_of(
+    config: RunConfig, data: ImageSet, model: str | nn.Module | Callable[[], nn.Module] | None = None
+) -> tuple[BuildModel, ModelSpec]:
+    """Return the builder of the network that a configuration asks for, and its spec; see ``models.builder_from``.
+
+    Args:
+        config: Of the run.
+        data: The images to train on, or a sample of them.
+        model: A network or a factory in place of ``config.model``.
+    """
+    return builder_from(model or config.model, data, weights=config.weights, input_size=config.input_size)
+
+
+def _anew(config: RunConfig) -> RunConfig:
+    return config.model_copy(update={"weights": None})
+
+
 def plan_of(config: RunConfig) -> TrainPlan:
     """Return the plan of ordinary training that a configuration asks for."""
-    train = config.train
-    return TrainPlan(
-        epochs=train.epochs,
-        batch_size=train.batch_size,
-        lr=train.lr,
-        momentum=train.momentum,
-        weight_decay=train.weight_decay,
-        schedule=train.schedule,
-        augment=train.augment,
-    )
+    tunes = config.weights is not None
+    return TrainPlan(**config.train.resolved(tunes=tunes), tunes=tunes)
 
 
 def limited(loaded: Loaded, config: DataConfig, seeds: Seeds) -> Loaded:
@@ -369,7 +384,9 @@ def _held_out(data: ImageSet, share: float, seeds: Seeds) -> Tensor | None:
 
 def _resolve(config: RunConfig, spec: ModelSpec, defence: Defence, planted: Planted | None) -> dict[str, Json]:
     values = config.dump()
-    values["model"] = spec.name
+    values["model"], values["input_size"] = spec.name, spec.input_size
+    chosen = config.train.resolved(tunes=config.weights is not None)
+    values["train"] = {**config.train.model_dump(mode="json"), **_plain(chosen)}
     values["defence"] = {"name": config.defence.name, **_plain(parameters_of(defence))}
     if config.attack is not None and planted is not None:
         own: dict[str, Json] = {

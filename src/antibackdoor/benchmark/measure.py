@@ -30,8 +30,7 @@ from antibackdoor.config import DataConfig
 from antibackdoor.data.sources import Loaded
 from antibackdoor.errors import DataError
 from antibackdoor.evaluation import evaluate
-from antibackdoor.models import builder_from
-from antibackdoor.pipeline import Planted, Result, limited, load_data, plant, run
+from antibackdoor.pipeline import Planted, Result, limited, load_data, network_of, plant, run
 from antibackdoor.plugins import PluginFile, load_all
 from antibackdoor.progress import SILENT
 from antibackdoor.seeds import Seeds
@@ -165,7 +164,7 @@ def _plant(cell: Cell, drawn: _Drawn, shelf: Shelf) -> Planted | None:
     planted = unpack_planted(shelf.get(name), config.attack.name, drawn.loaded, drawn.print)
     if planted is None:
         runtime = Runtime.create(config.device, config.train.precision, config.train.compile)
-        build_model, _ = builder_from(config.model, drawn.loaded.train)
+        build_model, _ = network_of(config.model_copy(update={"weights": None}), drawn.loaded.train)
         planted = plant(config.attack, drawn.loaded, build_model, runtime, Seeds(cell.seed))
         if planted is not None:
             shelf.put(name, pack_planted(planted, drawn.loaded, drawn.print))
@@ -216,7 +215,7 @@ def _control(cell: Cell, drawn: _Drawn, planted: Planted | None, shelf: Shelf) -
         if model is not None:
             shelf.put(cell.shared_control, pack_weights(model, drawn.print))
     else:
-        build_model, _ = builder_from(config.model, loaded.train)
+        build_model, _ = network_of(config, loaded.train)
         model = build_model(Seeds(cell.seed).generator("init"))
         model.load_state_dict(weights)
         model = runtime.place(model).eval()

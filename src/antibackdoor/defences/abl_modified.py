@@ -103,7 +103,7 @@ class AblModified(Defence):
         return Outcome(model, isolation, tuple(histories))
 
     def _isolate(self, model: nn.Module, data: ImageSet, fit: Fit, plan: TrainPlan) -> tuple[Isolation, History]:
-        stage_one = plan.but(epochs=self.isolation_epochs, lr=self.isolation_lr, schedule="constant", augment=())
+        stage_one = plan.by_sgd(epochs=self.isolation_epochs, lr=self.isolation_lr, schedule="constant", augment=())
         history = fit(model, data, Phase("isolate", stage_one), objective=self._held_at_gamma)
         network = Network(model, data, fit.runtime)
         evidence = Evidence.of(history, data.labels, data.num_classes, network)
@@ -146,7 +146,7 @@ class AblModified(Defence):
         count = min(len(rest), self.anchors * int(isolated.sum()))
         subset = isolated.clone()
         subset[rest[torch.randperm(len(rest), generator=seeds.generator("anchors"))[:count]]] = True
-        ascent = plan.but(
+        ascent = plan.by_sgd(
             epochs=self.unlearn_epochs,
             batch_size=self.unlearn_batch_size,
             lr=self.unlearn_lr,

@@ -102,7 +102,7 @@ class Cbd(Defence):
         return Outcome(model, isolation, (*histories, history))
 
     def _train_biased(self, biased: nn.Module, data: ImageSet, fit: Fit, plan: TrainPlan) -> list[History]:
-        epoch = plan.but(epochs=1, lr=self.biased_lr, schedule="constant")
+        epoch = plan.by_sgd(epochs=1, lr=self.biased_lr, schedule="constant")
         histories: list[History] = []
         while len(histories) < self.biased_epochs:
             histories.append(fit(biased, data, Phase(f"biased {len(histories) + 1}", epoch)))

@@ -239,7 +239,7 @@ class Dbr(Defence):
         self, number: int, model: nn.Module, data: ImageSet, parts: _Parts, fit: Fit, plan: TrainPlan
     ) -> list[History]:
         """Train one epoch on each part; the second is left out where the first stopped."""
-        relearn = plan.but(epochs=1, lr=self.relearn_lr, schedule="constant")
+        relearn = plan.by_sgd(epochs=1, lr=self.relearn_lr, schedule="constant")
         unlearn = relearn.but(batch_size=self.unlearn_batch_size, lr=self.unlearn_lr, augment=(), weight_decay=0.0)
         phase = Phase(f"unlearn {number}", unlearn, freeze_norm=True, clip_norm=1.0, stop_on_nonfinite=True)
         histories = [fit(model, data, phase, objective=_forgetting, subset=_mask(parts.suspects, len(data)))]

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
-from antibackdoor.errors import UnknownNameError
+from antibackdoor.errors import ConfigError, UnknownNameError
 from antibackdoor.models import MODELS, BuildModel, Resized, builder_from, size_within
 from antibackdoor.training import TrainPlan
 from antibackdoor.types import ImageSet
 
-__all__ = ["AUTO", "OWN", "Detector", "check_detector", "detector_for"]
+__all__ = ["AUTO", "OWN", "Detector", "check_detector", "detector_for", "refuse_without_channels"]
 
 AUTO, OWN = "auto", "own"
 # Networks that the alarm was measured with (docs/log.md); the last one looks in place of all others. Longer side, in
@@ -28,7 +29,8 @@ class Detector:
         name: Of its architecture, and what it sees of larger images.
         build_model: Builds it; it takes images of the set's own size.
         plan: How it is trained: for as many epochs and with the same augmentation as the other would be, and with the
-            defaults of ``TrainPlan``, as in the measurements behind the alarm. What suits the other need not suit it.
+            defaults of ``TrainPlan``, as in the measurements behind the alarm. What suits the other need not suit it:
+            where that begins with weights learned elsewhere, the detector has the default epochs at least.
     """
 
     name: str
@@ -47,8 +49,8 @@ def detector_for(name: str, build_model: BuildModel, data: ImageSet, plan: Train
 
     Args:
         name: Of a network, which sees the images as they are; "own" for the one that is asked for; "auto" for that too
-            where it is one that the alarm was measured with and the images are no larger than the measured ones. Else
-            "auto" is WRN-16-1, and of larger images it sees a smaller picture.
+            where it is one that the alarm was measured with, begins anew, and the images are no larger than the
+            measured ones. Else "auto" is WRN-16-1, and of larger images it sees a smaller picture.
         build_model: Builds the network that is asked for.
         data: The set.
         plan: Of that network's training.
@@ -62,14 +64,24 @@ def detector_for(name: str, build_model: BuildModel, data: ImageSet, plan: Train
     _, height, width = data.shape
     size = size_within(height, width, _SIDE) if name == AUTO else None
     builders = {known: builder_from(known, data)[0] for known in (_MEASURED if name == AUTO else (name,))}
-    if size is None and _shapes(build_model) in map(_shapes, builders.values()):
+    if size is None and not plan.tunes and _shapes(build_model) in map(_shapes, builders.values()):
         return None
     name, build = list(builders.items())[-1]
-    measured = TrainPlan(epochs=plan.epochs, augment=plan.augment)
+    usual = TrainPlan()
+    measured = usual.but(epochs=max(plan.epochs, usual.epochs) if plan.tunes else plan.epochs, augment=plan.augment)
     if size is None:
         return Detector(name, build, measured)
     words = f"{name}, which sees images of {size[0]} x {size[1]} pixels,"
     return Detector(words, lambda generator: Resized(build(generator), *size), measured)
+
+
+def refuse_without_channels(build_model: BuildModel) -> None:
+    """Raise ConfigError where a network is to look with its own channels, and has no convolution."""
+    if not any(isinstance(module, _ConvNd) for module in build_model(torch.Generator()).modules()):
+        raise ConfigError(
+            "defence.detector: the network has no convolution whose channels could be looked at; use detector=auto, or "
+            "set channels and features to false"
+        )
 
 
 def _shapes(build_model: BuildModel) -> list[tuple[int, ...]]:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from antibackdoor.defences.base import Defence
-from antibackdoor.defences.detector import AUTO, check_detector, detector_for
+from antibackdoor.defences.detector import AUTO, check_detector, detector_for, refuse_without_channels
 from antibackdoor.defences.looker import Looker
 from antibackdoor.defences.search import Asked, Rules, Search
 from antibackdoor.errors import ConfigError
@@ -128,7 +128,7 @@ class Filter(Defence):
             search.look_last()
         if self.suspects == "unlearn":
             search.unlearn()
-            return search.outcome(epochs=plan.epochs)
+            return search.outcome(epochs=search.plan.epochs)
         number = search.rounds(1)
         if not search.suspected:
             # Whoever was suspected at the first look was let go, so there is the end of that training to look at.
@@ -139,13 +139,15 @@ class Filter(Defence):
             search.relearn()
         elif self.balance:
             search.balance()
-        return search.outcome(epochs=plan.epochs)
+        return search.outcome(epochs=search.plan.epochs)
 
     def _search(self, data: ImageSet, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds) -> Search:
         looker = self.looker()
         rules = Rules(self.rounds, self.confident, self.referee, self.control)
         detector = detector_for(self.detector, build_model, data, plan)
         if detector is None:
+            if self.channels or self.features:
+                refuse_without_channels(build_model)
             return Search(looker, rules, data, build_model, fit, plan, seeds)
         asked = Asked(build_model, plan, detector.name)
         return Search(looker, rules, data, detector.build_model, fit, detector.plan, seeds, asked)

@@ -116,8 +116,8 @@ class FinePruning(RepairDefence):
         """Train by the plan, prune, fine-tune."""
         trusted = self._handed_over()
         model = build_model(seeds.generator("init"))
+        channels = Channels.of(fit.runtime.place(model), trusted, fit.runtime)
         history = fit(model, data, Phase("train", plan))
-        channels = Channels.of(model, trusted, fit.runtime)
         pruned, sentence = self._prune(model, channels, trusted, fit.runtime)
         tuned = self._fine_tune(model, channels.reader, channels.mask(pruned), trusted, fit, plan, len(data))
         return Outcome(model, nothing_flagged(history, data, sentence), (history, tuned))

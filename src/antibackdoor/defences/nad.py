@@ -150,6 +150,7 @@ class Nad(RepairDefence):
         """Train by the plan, tune a copy, distil it into the network."""
         trusted = self._handed_over()
         student = build_model(seeds.generator("init"))
+        feature_maps(fit.runtime.place(student), trusted, fit.runtime, 1)  # Refuses a network that has none.
         history = fit(student, data, Phase("train", plan))
         teacher = copy.deepcopy(student)
         size = len(data)

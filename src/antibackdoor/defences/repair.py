@@ -59,7 +59,7 @@ def fit_trusted(
 def tuning(plan: TrainPlan, trusted: ImageSet, fit: Fit, *, updates: int, lr: float, batch_size: int) -> TrainPlan:
     """Return the plan of a training on trusted images: of so many updates, its learning rate along a cosine to zero."""
     epochs = updates_to_epochs(updates, len(trusted), batch_size, fit.runtime.world)
-    return plan.but(epochs=epochs, batch_size=batch_size, lr=lr, schedule="cosine")
+    return plan.by_sgd(epochs=epochs, batch_size=batch_size, lr=lr, schedule="cosine")
 
 
 def nothing_flagged(history: History, data: ImageSet, *evidence: str) -> Isolation:

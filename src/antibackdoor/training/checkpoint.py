@@ -16,10 +16,13 @@ from torch import Tensor, nn
 
 from antibackdoor.errors import StorageError
 from antibackdoor.files import atomic_write_bytes, pack_tensors, unpack_tensors
+from antibackdoor.training.optimizers import Average, all_parameters
 from antibackdoor.types import History
 
 __all__ = ["Checkpoints", "PhaseState"]
 
+_STEP = "step"
+_ADAMW = (_STEP, "exp_avg", "exp_avg_sq")
 _FORMAT = "antibackdoor checkpoint 2"
 
 
@@ -30,7 +33,8 @@ class PhaseState:
     Attributes:
         history: The epochs so far.
         done: The phase is over.
-        tensors: Weights under "model/", SGD's momentum under "momentum/".
+        tensors: Weights under "model/", SGD's momentum under "momentum/", AdamW's state under "adamw/", a moving
+            average of the weights under "average/".
     """
 
     history: History
@@ -45,8 +49,9 @@ class PhaseState:
         *,
         done: bool,
         continued: bool = False,
+        average: Average | None = None,
     ) -> PhaseState:
-        """Copy the state of a network and its optimiser; momentum is of use until the training is over.
+        """Copy the state of a network and its optimiser; all but the weights is of use until the training is over.
 
         Args:
             model: The network.
@@ -54,16 +59,24 @@ class PhaseState:
             history: The epochs so far.
             done: The phase is over.
             continued: Another phase goes on with its training.
+            average: Of the weights, where one is kept.
         """
         tensors = {f"model/{k}": _plain(v) for k, v in model.state_dict().items()}
-        for position, parameter in enumerate(_parameters(optimizer)):
-            momentum = optimizer.state[parameter].get("momentum_buffer")
-            if momentum is not None and (continued or not done):
+        if done and not continued:
+            return PhaseState(history, done, tensors)
+        for position, parameter in enumerate(all_parameters(optimizer)):
+            kept = optimizer.state.get(parameter, {})
+            if (momentum := kept.get("momentum_buffer")) is not None:
                 tensors[f"momentum/{position}"] = _plain(momentum)
+            tensors |= {f"adamw/{key}/{position}": _plain(kept[key]) for key in _ADAMW if key in kept}
+        if average is not None:
+            tensors |= {f"average/{name}": _plain(value) for name, value in average.tensors()}
         return PhaseState(history, done, tensors)
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-        """Put the state back into a network and its optimiser.
+    def restore(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer | None, average: Average | None = None
+    ) -> None:
+        """Put the state back into a network, its optimiser and the average of its weights.
 
         Raises:
             StorageError: The weights are those of another network.
@@ -77,15 +90,19 @@ class PhaseState:
             ) from None
         if optimizer is None:
             return
-        for position, parameter in enumerate(_parameters(optimizer)):
+        for position, parameter in enumerate(all_parameters(optimizer)):
             momentum = self.tensors.get(f"momentum/{position}")
             if momentum is not None:
                 # The layout must be the parameter's: a momentum in another layout changes the order of additions.
                 optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            for key in _ADAMW:
+                value = self.tensors.get(f"adamw/{key}/{position}")
+                if value is not None:
+                    like = value.clone() if key == _STEP else torch.empty_like(parameter).copy_(value)
+                    optimizer.state[parameter][key] = like
+        if average is not None:
+            mark = "average/"
+            average.restore({k.removeprefix(mark): v for k, v in self.tensors.items() if k.startswith(mark)})
 
 
 class Checkpoints:

@@ -20,6 +20,7 @@ from antibackdoor.progress import SILENT, Bar, Progress
 from antibackdoor.seeds import Seeds
 from antibackdoor.training.checkpoint import Checkpoints, PhaseState
 from antibackdoor.training.inference import logits_of
+from antibackdoor.training.optimizers import Average, all_parameters, optimizer_for, set_rate
 from antibackdoor.training.plan import Phase
 from antibackdoor.training.runtime import Runtime
 from antibackdoor.types import History, ImageSet
@@ -119,7 +120,7 @@ class Trainer:
         self._checkpoints = checkpoints
         self._progress = progress
         self._batches: tuple[ImageSet, Batches] | None = None
-        self._unfinished: dict[str, torch.optim.Optimizer] = {}
+        self._unfinished: dict[str, tuple[torch.optim.Optimizer, Average | None]] = {}
 
     @property
     def runtime(self) -> Runtime:
@@ -182,31 +183,33 @@ class Trainer:
             history = replace(history, held_out=self._held_out.numpy())
         rows = trained.nonzero().squeeze(1)
         sizes = split_batches(len(rows), plan.batch_size, runtime.world)
-        optimizer = self._optimizer_of(model, phase)
+        optimizer, average = self._optimizer_of(model, phase)
         state = self._checkpoints.load(phase.name) if self._checkpoints else None
         if state is not None:
             _refuse_other_images(state.history, _union(trained, watched))
-            state.restore(model, optimizer)
+            state.restore(model, optimizer, average)
             history = replace(state.history, held_out=history.held_out)
             if state.done:
-                self._leave(phase, optimizer)
+                self._leave(phase, optimizer, average)
                 return _counted(history, sizes)
         net = runtime.parallel(model)
         compiled = runtime.compiled(net, len(rows) * (phase.end - phase.first))
         done_epochs = phase.first + len(history.seconds)
-        capture = partial(PhaseState.capture, model, optimizer, continued=phase.continued)
+        capture = partial(PhaseState.capture, model, optimizer, continued=phase.continued, average=average)
         last_good = capture(history, done=False)
         with self._progress.bar(phase.name, (phase.end - done_epochs) * len(sizes), "batches") as bar:
             for epoch in range(done_epochs, phase.end):
                 started = time.perf_counter()
-                worker = _EpochWorker(self, net, compiled, optimizer, phase, objective, epoch)
+                worker = _EpochWorker(self, net, compiled, optimizer, average, phase, objective, epoch)
                 losses, accuracy = worker.run(self._batches_of(data), rows, sizes, len(data), bar)
+                if average is not None and epoch + 1 == plan.epochs:
+                    average.install()
                 runtime.agree(model)
                 if len(watched):
                     losses[watched] = self._watch(model, data, watched)
                 problem = _not_finite(model, losses[rows])
                 if problem:
-                    last_good.restore(model, optimizer)
+                    last_good.restore(model, optimizer, average)
                     message = f"phase {phase.name!r}, epoch {epoch + 1}: {problem}"
                     if not phase.stop_on_nonfinite:
                         raise NonFiniteLossError(
@@ -223,26 +226,25 @@ class Trainer:
                 bar.advance(0, f"epoch {epoch + 1}/{plan.epochs}, loss {loss:.3f}, accuracy {100 * accuracy:.1f} %")
         if history.stopped and self._checkpoints:
             self._checkpoints.save(capture(history, done=True))
-        self._leave(phase, optimizer)
+        self._leave(phase, optimizer, average)
         return _counted(history, sizes)
 
     def stream(self, name: str, phase: Phase, epoch: int) -> Seeds:
         """Return the seeds of one epoch: no state to save, so a resumed epoch is the same as an uninterrupted one."""
         return self._seeds.child(f"{phase.part_of or phase.name}/{epoch}/{name}")
 
-    def _optimizer_of(self, model: nn.Module, phase: Phase) -> torch.optim.Optimizer:
-        """Return the optimiser of the part before, with its momentum, or a new one."""
-        plan, parameters = phase.plan, list(model.parameters())
+    def _optimizer_of(self, model: nn.Module, phase: Phase) -> tuple[torch.optim.Optimizer, Average | None]:
+        """Return optimiser and average of the part before, with their state, or new ones."""
+        plan = phase.plan
         before = self._unfinished.pop(phase.part_of, None) if phase.part_of and phase.first else None
-        if before is not None and before.param_groups[0]["params"][0] is parameters[0]:
+        if before is not None and {*all_parameters(before[0])} == {*model.parameters()}:
             return before
         fused = True if self.runtime.device.type == "cuda" else None  # there, one kernel in place of several
-        decay, momentum = plan.weight_decay, plan.momentum
-        return torch.optim.SGD(parameters, plan.lr, momentum, 0, decay, plan.nesterov, fused=fused)
+        return optimizer_for(model, plan, fused=fused), Average(model, plan.ema) if plan.ema else None
 
-    def _leave(self, phase: Phase, optimizer: torch.optim.Optimizer) -> None:
+    def _leave(self, phase: Phase, optimizer: torch.optim.Optimizer, average: Average | None) -> None:
         if phase.part_of and phase.continued:
-            self._unfinished[phase.part_of] = optimizer
+            self._unfinished[phase.part_of] = optimizer, average
 
     def _batches_of(self, data: ImageSet) -> Batches:
         if self._batches is None or self._batches[0] is not data:
@@ -263,13 +265,14 @@ class _EpochWorker:
         net: nn.Module,
         compiled: nn.Module | Callable[..., Tensor],
         optimizer: torch.optim.Optimizer,
+        average: Average | None,
         phase: Phase,
         objective: Objective,
         epoch: int,
     ) -> None:
         self._runtime = trainer.runtime
         self._net, self._compiled = net, compiled
-        self._optimizer = optimizer
+        self._optimizer, self._average = optimizer, average
         self._phase = phase
         self._objective = objective
         self._epoch = epoch
@@ -321,9 +324,10 @@ class _EpochWorker:
         if self._phase.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._net.parameters(), self._phase.clip_norm)
         progress = (self._epoch * len(sizes) + number + 1) / (plan.epochs * len(sizes))
-        for group in self._optimizer.param_groups:
-            group["lr"] = plan.rate_at(progress - 0.5 / (plan.epochs * len(sizes)))
+        set_rate(self._optimizer, plan.rate_at(progress - 0.5 / (plan.epochs * len(sizes))))
         self._optimizer.step()
+        if self._average is not None:
+            self._average.update()
         return step
 
 

@@ -9,8 +9,9 @@ from typing import Literal
 from antibackdoor.errors import ConfigError
 from antibackdoor.ops.augment import AUGMENTATIONS, AugmentName
 
-__all__ = ["Phase", "Schedule", "TrainPlan"]
+__all__ = ["OptimizerName", "Phase", "Schedule", "TrainPlan"]
 
+OptimizerName = Literal["adamw", "sgd"]
 Schedule = Literal["constant", "cosine", "multistep", "onecycle"]
 
 
@@ -21,13 +22,22 @@ class TrainPlan:
     Attributes:
         epochs: Passes over the images.
         batch_size: Images in one update, over all processes together.
-        lr: Peak learning rate.
+        lr: Peak learning rate, of the last layer where ``backbone_lr`` is not 1.
         momentum: Of SGD.
-        weight_decay: L2 penalty on every parameter.
+        weight_decay: SGD: L2 penalty on every parameter. AdamW: decay of every parameter that is neither a bias nor
+            of a normalisation.
         schedule: "multistep" divides the rate by ten after half and after three quarters of the updates; "cosine"
             falls to zero; "onecycle" rises over the first quarter and falls linearly to zero; "constant" stays.
         augment: Names of ``ops.augment``, applied in order.
         nesterov: SGD with Nesterov's correction; it needs a momentum above 0.
+        optimizer: "sgd", or "adamw" (betas .9 and .999).
+        backbone_lr: Factor on the learning rate of all layers but the last linear one, above 0 and at most 1.
+        warmup: Share of the updates, 0 and up, below 1, over which the rate rises linearly from zero before the
+            schedule begins; "onecycle" has a rise of its own and takes none.
+        ema: Decay of a moving average of the weights, 0 and up, below 1, which takes their place when the training is
+            over; 0 keeps none. Early on the average is over fewer updates: decay is at most (1 + n) / (10 + n).
+        tunes: The network begins with weights that were learned elsewhere, so its epochs say nothing of how long
+            another has to learn.
     """
 
     epochs: int = 20
@@ -38,6 +48,11 @@ class TrainPlan:
     schedule: Schedule = "onecycle"
     augment: tuple[AugmentName, ...] = ("crop", "flip")
     nesterov: bool = False
+    optimizer: OptimizerName = "sgd"
+    backbone_lr: float = 1.0
+    warmup: float = 0.0
+    ema: float = 0.0
+    tunes: bool = False
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -52,12 +67,22 @@ class TrainPlan:
             raise ConfigError(f"weight_decay: must be finite and at least 0, got {self.weight_decay}")
         if self.nesterov and not self.momentum:
             raise ConfigError("nesterov: needs a momentum above 0, got 0")
+        if not 0 < self.backbone_lr <= 1:
+            raise ConfigError(f"backbone_lr: must be above 0 and at most 1, got {self.backbone_lr}")
+        for name in ("warmup", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name}: must be in 0..1, below 1, got {getattr(self, name)}")
+        if self.warmup and self.schedule == "onecycle":
+            raise ConfigError("warmup: onecycle rises by itself; take schedule=cosine, or warmup=0")
         unknown = [name for name in self.augment if name not in AUGMENTATIONS]
         if unknown:
             raise ConfigError(f"augment: unknown {unknown[0]!r}; known: {', '.join(AUGMENTATIONS)}")
 
     def rate_at(self, progress: float) -> float:
         """Return the learning rate after ``progress`` (0..1) of the updates."""
+        if progress < self.warmup:
+            return self.lr * progress / self.warmup
+        progress = (progress - self.warmup) / (1 - self.warmup)
         if self.schedule == "constant":
             return self.lr
         if self.schedule == "cosine":
@@ -69,6 +94,17 @@ class TrainPlan:
     def but(self, **changes: object) -> TrainPlan:
         """Return the same plan with some fields changed."""
         return replace(self, **changes)  # type: ignore[arg-type]
+
+    def by_sgd(self, **changes: object) -> TrainPlan:
+        """Return the same plan for a stage of a defence that brings its own learning rate, which is one of plain SGD.
+
+        One rate for all layers, no warm-up, no average; where the plan is AdamW's, whose decay is no L2 penalty, with
+        the default weight decay.
+        """
+        plan = self.but(backbone_lr=1.0, warmup=0.0, ema=0.0)
+        if plan.optimizer != "sgd":
+            plan = plan.but(optimizer="sgd", weight_decay=type(self)().weight_decay)
+        return plan.but(**changes)
 
 
 @dataclass(frozen=True)
