@@ -28,6 +28,8 @@ __all__ = [
 
 # As ``data.trusted``: the training images themselves, before any attack, are known to be clean.
 OWN_TRAIN = "own:train"
+# Settings that records have only where they are given: there are records from before there were any.
+_LATER = ("weights", "input_size")
 
 
 class _Section(BaseModel):
@@ -152,6 +154,18 @@ class TrainConfig(_Section):
         own = {key: getattr(self, key) for key in ("epochs", "batch_size", "momentum", "ema", "augment")}
         return {**own, **chosen, "warmup": warmup}
 
+    def recorded(self, *, tunes: bool) -> dict[str, Json]:
+        """Return the settings as records have them: chosen, but for what no training of before had.
+
+        Args:
+            tunes: See :meth:`resolved`.
+        """
+        values = {**self.model_dump(mode="json"), **self.resolved(tunes=tunes), "augment": list(self.augment)}
+        later = {"optimizer": "sgd", "backbone_lr": 1.0, "warmup": 0.0, "ema": 0.0}
+        if all(values[key] == value for key, value in later.items()):
+            return {key: value for key, value in values.items() if key not in later}
+        return values
+
 
 class RunConfig(_Section):
     """Everything that decides a run's result.
@@ -214,6 +228,14 @@ class RunConfig(_Section):
         values["attack"] = self.attack.flat() if self.attack else None
         values["defence"] = self.defence.flat()
         return values
+
+    def recorded(self) -> dict[str, Json]:
+        """Return plain values as records have them, whose keys are those of before as far as nothing new is asked for.
+
+        What is None is chosen, as in :meth:`TrainConfig.resolved`.
+        """
+        values = {key: value for key, value in self.dump().items() if key not in _LATER or value is not None}
+        return {**values, "train": self.train.recorded(tunes=self.weights is not None)}
 
     def to_yaml(self) -> str:
         """Return the configuration as YAML."""

@@ -383,10 +383,8 @@ def _held_out(data: ImageSet, share: float, seeds: Seeds) -> Tensor | None:
 
 
 def _resolve(config: RunConfig, spec: ModelSpec, defence: Defence, planted: Planted | None) -> dict[str, Json]:
-    values = config.dump()
-    values["model"], values["input_size"] = spec.name, spec.input_size
-    chosen = config.train.resolved(tunes=config.weights is not None)
-    values["train"] = {**config.train.model_dump(mode="json"), **_plain(chosen)}
+    values = config.recorded()
+    values["model"] = spec.name
     values["defence"] = {"name": config.defence.name, **_plain(parameters_of(defence))}
     if config.attack is not None and planted is not None:
         own: dict[str, Json] = {

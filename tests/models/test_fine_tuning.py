@@ -52,7 +52,7 @@ def test_a_public_network_keeps_its_weights_and_draws_its_last_layer(lite0, blob
 
 
 def test_without_a_size_a_public_network_sees_its_own(lite0, blobs):
-    data = blobs(2, 2, height=16, width=16)
+    data = blobs(2, 2, height=32, width=32)
     assert builder_from(lite0, data, weights=PRETRAINED)[1].input_size == 224
     assert builder_from(lite0, data)[1].input_size is None
     assert builder_from("auto", data, weights=PRETRAINED)[1].name == lite0

@@ -90,7 +90,7 @@ class Cell:
     def settings(self) -> dict[str, Json]:
         """The configuration with every default filled in, the name of the data in place of where they lie."""
         config = self.config
-        values = config.dump()
+        values = config.recorded()
         # Where there are no decisions they are not named, so that records of before there were any keep their keys.
         data = config.data.model_dump(mode="json", exclude={*PLACES, "decisions"})
         if config.data.decisions is not None:
