@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Processes that run the tests, of one thread each.
+WORKERS ?= 2
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := demo
@@ -17,7 +19,7 @@ demo: $(READY)
 	$(BIN)/antibackdoor demo --out demo --overwrite
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 # Every cell anew: records say nothing of the code that made them.
 bench-small: $(READY)

@@ -24,7 +24,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("ANTIBACKDOOR_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def runtime() -> Runtime:
     return Runtime(torch.device("cpu"), torch.float32, "float32, for tests", compile_mode="off")
 
@@ -58,7 +58,7 @@ def make_blobs(
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def blobs() -> Callable[..., ImageSet]:
     """Makes image sets; see ``make_blobs``."""
     return make_blobs
@@ -86,7 +86,7 @@ class TinyNet(nn.Module):
         return self.head(self.features(images))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny() -> Callable[..., BuildModel]:
     """Gives the builder of tiny networks for an image set: ``tiny(data)(generator)``."""
 

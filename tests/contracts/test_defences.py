@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import typing
 
@@ -13,11 +14,12 @@ import torch
 from antibackdoor.attacks import BadNets, poison
 from antibackdoor.deciding import spared
 from antibackdoor.defences import DEFENCES, Defence, RatedDefence, RepairDefence
+from antibackdoor.defences.witnesses import observe
 from antibackdoor.errors import ConfigError, UnknownNameError
 from antibackdoor.registry import parameters_of
 from antibackdoor.seeds import Seeds
 from antibackdoor.training import Phase, Trainer, TrainPlan
-from antibackdoor.types import ImageSet, Verdict
+from antibackdoor.types import ImageSet, Outcome, Verdict
 
 every_defence = pytest.mark.parametrize("name", list(DEFENCES))
 SCANNING = [name for name in DEFENCES if DEFENCES.get(name).can_scan]
@@ -44,12 +46,20 @@ def build(name: str, **params: object) -> Defence:
     return DEFENCES.build(name, {key: value for key, value in {**SHORTER, **params}.items() if key in known})
 
 
-@pytest.fixture
+@pytest.fixture(scope="module", autouse=True)
+def _short_detector():
+    """A detector's shape and bits are what it has to be after few epochs too; there is no option for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(observe, "EPOCHS", 3)
+        yield
+
+
+@pytest.fixture(scope="module")
 def trusted(blobs):
     return blobs(24, 4, channels=1, height=16, width=16, seed=5)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def poisoned(blobs):
     data = blobs(120, 4, channels=1, height=16, width=16)
     return poison(data, BadNets(target=1), rate=0.1, generator=torch.Generator().manual_seed(0))
@@ -66,7 +76,7 @@ class Noting(Trainer):
         return super().fit(model, data, phase, **rest)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def defend(runtime, tiny, trusted):
     def call(defence, data, verb="run", held_out=None, seed=0):
         # What a defence needs beside the observed data is handed over, as a run does.
@@ -82,10 +92,33 @@ def defend(runtime, tiny, trusted):
     return call
 
 
+@dataclasses.dataclass(frozen=True)
+class First:
+    """What a defence came to on the poisoned set, and whether it left the set as it was."""
+
+    outcome: Outcome
+    phases: list[str]
+    unchanged: bool
+
+
+@pytest.fixture(scope="module")
+def first(defend, poisoned):
+    """Gives the outcome with seed 0, which is asked for once; not to be changed."""
+
+    @functools.cache
+    def call(name, verb="run"):
+        data = poisoned.observed
+        images, labels = data.images.clone(), data.labels.clone()
+        outcome, phases = defend(build(name), data, verb)
+        return First(outcome, phases, torch.equal(data.images, images) and torch.equal(data.labels, labels))
+
+    return call
+
+
 @every_verb
-def test_an_outcome_has_the_right_shapes(name, verb, defend, poisoned):
+def test_an_outcome_has_the_right_shapes(name, verb, first, poisoned):
     data = poisoned.observed
-    outcome, phases = defend(build(name), data, verb)
+    outcome, phases = first(name, verb).outcome, first(name, verb).phases
     isolation = outcome.isolation
     assert (isolation.scores.shape, isolation.scores.dtype) == ((120,), torch.float32)
     assert bool(isolation.scores.isfinite().all())
@@ -108,12 +141,8 @@ def test_an_outcome_has_the_right_shapes(name, verb, defend, poisoned):
 
 
 @every_verb
-def test_the_data_is_not_changed(name, verb, defend, poisoned):
-    data = poisoned.observed
-    images, labels = data.images.clone(), data.labels.clone()
-    defend(build(name), data, verb)
-    assert torch.equal(data.images, images)
-    assert torch.equal(data.labels, labels)
+def test_the_data_is_not_changed(name, verb, first):
+    assert first(name, verb).unchanged
 
 
 @every_defence
@@ -134,25 +163,24 @@ def test_a_defence_is_given_what_is_observed_and_nothing_else(name):
 
 
 @every_defence
-def test_names_tell_a_defence_nothing(name, defend, poisoned):
-    data = poisoned.observed
-    renamed = dataclasses.replace(data, ids=tuple(f"poison/{i}" for i in range(120)), name="other")
-    first, _ = defend(build(name), data)
-    second, _ = defend(build(name), renamed)
-    assert torch.equal(first.isolation.scores, second.isolation.scores)
-    assert torch.equal(first.isolation.flagged, second.isolation.flagged)
+def test_names_tell_a_defence_nothing(name, first, defend, poisoned):
+    renamed = dataclasses.replace(poisoned.observed, ids=tuple(f"poison/{i}" for i in range(120)), name="other")
+    by_name, other = first(name).outcome, defend(build(name), renamed)[0]
+    assert torch.equal(by_name.isolation.scores, other.isolation.scores)
+    assert torch.equal(by_name.isolation.flagged, other.isolation.flagged)
 
 
 @every_verb
-def test_a_seed_decides_everything(name, verb, defend, poisoned):
-    first, again, other = (defend(build(name), poisoned.observed, verb, seed=seed)[0] for seed in (0, 0, 1))
-    assert torch.equal(first.isolation.scores, again.isolation.scores)
-    assert torch.equal(first.isolation.flagged, again.isolation.flagged)
-    assert not torch.equal(first.isolation.scores, other.isolation.scores)
-    for one, two in zip(first.histories, again.histories, strict=True):
-        assert np.array_equal(one.losses, two.losses, equal_nan=True)
-    if first.model is not None:
-        weights = first.model.state_dict(), again.model.state_dict()
+def test_a_seed_decides_everything(name, verb, first, defend, poisoned):
+    one = first(name, verb).outcome
+    again, other = (defend(build(name), poisoned.observed, verb, seed=seed)[0] for seed in (0, 1))
+    assert torch.equal(one.isolation.scores, again.isolation.scores)
+    assert torch.equal(one.isolation.flagged, again.isolation.flagged)
+    assert not torch.equal(one.isolation.scores, other.isolation.scores)
+    for there, here in zip(one.histories, again.histories, strict=True):
+        assert np.array_equal(there.losses, here.losses, equal_nan=True)
+    if one.model is not None:
+        weights = one.model.state_dict(), again.model.state_dict()
         assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
@@ -169,9 +197,8 @@ def test_held_out_images_are_scored_and_not_trained_on(name, verb, defend, poiso
 
 
 @every_scan
-def test_the_scan_finds_what_the_run_finds(name, defend, poisoned):
-    by_scan, _ = defend(build(name), poisoned.observed, "scan")
-    by_run, _ = defend(build(name), poisoned.observed, "run")
+def test_the_scan_finds_what_the_run_finds(name, first):
+    by_scan, by_run = first(name, "scan").outcome, first(name, "run").outcome
     assert torch.equal(by_scan.isolation.flagged, by_run.isolation.flagged)
 
 
@@ -213,8 +240,8 @@ def test_without_a_rate_a_rated_defence_does_not_run(name, verb, poisoned, runti
         getattr(build(name), verb)(data, build_model=tiny(data), fit=Trainer(runtime, seeds), plan=PLAN, seeds=seeds)
 
 
-def test_no_defence_flags_nothing(defend, poisoned):
-    outcome, phases = defend(build("none"), poisoned.observed)
+def test_no_defence_flags_nothing(first):
+    outcome, phases = first("none").outcome, first("none").phases
     assert not bool(outcome.isolation.flagged.any())
     assert outcome.isolation.verdict != "poisoned"
     assert phases == ["train"]
