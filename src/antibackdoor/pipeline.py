@@ -4,32 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import platform
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from antibackdoor import claiming, plugins, report, storage
-from antibackdoor.attacks import ATTACKS, Attack, poison, triggered_test
-from antibackdoor.config import DataConfig, PoisonConfig, RunConfig
-from antibackdoor.data.sources import Loaded, load, subsample
+from antibackdoor import claiming, plugins, recording, report, storage
+from antibackdoor.attacks import ATTACKS, Attack
+from antibackdoor.config import RunConfig
+from antibackdoor.data.sources import Loaded
 from antibackdoor.deciding import Decided, decide, spared
 from antibackdoor.defences import DEFENCES, Defence
-from antibackdoor.defences.given import check_given, hand_over
-from antibackdoor.errors import ConfigError, NonFiniteLossError
+from antibackdoor.defences.given import Given, check_given, hand_over
+from antibackdoor.errors import NonFiniteLossError
 from antibackdoor.estimating import before_long
 from antibackdoor.evaluation import evaluate
 from antibackdoor.files import sha256_of
-from antibackdoor.models import PRETRAINED, BuildModel, ModelSpec, builder_from
+from antibackdoor.models import PRETRAINED, BuildModel, ModelSpec
+from antibackdoor.preparing import (
+    Planted,
+    anew,
+    class_index,
+    hold_out,
+    limited,
+    load_data,
+    network_of,
+    plan_of,
+    plant,
+    prepare_poison,
+)
 from antibackdoor.progress import SILENT, Progress
-from antibackdoor.registry import parameters_of
+from antibackdoor.recording import digest, versions
 from antibackdoor.result import Result
 from antibackdoor.seeds import Seeds
 from antibackdoor.training import Checkpoints, Runtime, Trainer, TrainPlan, logits_of
@@ -49,15 +55,6 @@ __all__ = [
     "run",
     "versions",
 ]
-
-
-@dataclass(frozen=True, eq=False)
-class Planted:
-    """An attack on its data: the ready attack, the poisoned training set, the triggered test set."""
-
-    attack: Attack
-    train: PoisonedSet
-    triggered: PoisonedSet | None
 
 
 def run(
@@ -91,30 +88,111 @@ def run(
     Raises:
         AntiBackdoorError: What was given cannot work; see ``errors``.
     """
+    call = _Call(config, out, scan_only, resume, overwrite, progress)
     with contextlib.ExitStack() as held:
-        return _run(config, held, out, scan_only, resume, overwrite, data, planted, model, progress)
+        return _run(call, held, data, planted, model)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What :func:`run` was told, as described there."""
+
+    config: RunConfig
+    out: Path | None
+    scan_only: bool
+    resume: bool
+    overwrite: bool
+    progress: Progress
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """A run just before its first training.
+
+    Attributes:
+        runtime: Where it computes.
+        seeds: Its streams.
+        build_model: Builds the network.
+        spec: Of the network.
+        plan: Of its ordinary training.
+        planted: The attack of an experiment, or None.
+        observed: What may be trained on, N images.
+        test: The test set, or None.
+        truth: What was planted into ``observed``, or None.
+        decided: What a person had decided, or None.
+        held_out: bool (N,), images that no training may see, or None.
+        given: The defence with what it needs.
+    """
+
+    runtime: Runtime
+    seeds: Seeds
+    build_model: BuildModel
+    spec: ModelSpec
+    plan: TrainPlan
+    planted: Planted | None
+    observed: ImageSet
+    test: ImageSet | None
+    truth: PoisonedSet | None
+    decided: Decided | None
+    held_out: Tensor | None
+    given: Given
+
+    @property
+    def attack(self) -> Attack | None:
+        return self.planted.attack if self.planted else None
+
+    @property
+    def foreign(self) -> dict[str, str]:
+        """The plugins that the methods are from, and the digest of each."""
+        return plugins.behind(self.given.defence, self.attack)
 
 
 def _run(
-    config: RunConfig,
+    call: _Call,
     held: contextlib.ExitStack,
-    out: Path | None,
-    scan_only: bool,
-    resume: bool,
-    overwrite: bool,
     data: Loaded | None,
     planted: Planted | None,
     model: str | nn.Module | Callable[[], nn.Module] | None,
-    progress: Progress,
 ) -> Result:
     """Do what :func:`run` says; the lock of the folder is entered into ``held``."""
-    clock = _Clock()
-    if out is not None:
-        claiming.refuse_other_run(out, resume=resume, overwrite=overwrite)
-    defence = DEFENCES.build(config.defence.name, config.defence.params)
-    check_given(defence, config, scan_only=scan_only)
-    if config.attack is not None:
-        ATTACKS.get(config.attack.name)  # An unknown name fails before the data are read.
+    clock = recording.Clock()
+    defence = _check(call)
+    ready = _prepare(call, defence, clock, data, planted, model)
+    resolved = recording.resolve(call.config, ready.spec, ready.given.defence, ready.attack)
+    trainer = Trainer(
+        ready.runtime,
+        ready.seeds,
+        held_out=ready.held_out,
+        checkpoints=_open(call, held, ready, resolved),
+        progress=call.progress,
+    )
+    outcome = _train(call, ready, trainer)
+    for history in outcome.histories:
+        clock.add(history.phase, float(history.seconds.sum()))
+    return _record(call, ready, outcome, resolved, clock)
+
+
+def _check(call: _Call) -> Defence:
+    """Refuse what cannot work before any data are read, and return the defence."""
+    if call.out is not None:
+        claiming.refuse_other_run(call.out, resume=call.resume, overwrite=call.overwrite)
+    defence = DEFENCES.build(call.config.defence.name, call.config.defence.params)
+    check_given(defence, call.config, scan_only=call.scan_only)
+    if call.config.attack is not None:
+        ATTACKS.get(call.config.attack.name)
+    return defence
+
+
+def _prepare(
+    call: _Call,
+    defence: Defence,
+    clock: recording.Clock,
+    data: Loaded | None,
+    planted: Planted | None,
+    model: str | nn.Module | Callable[[], nn.Module] | None,
+) -> _Prepared:
+    """Load, poison, leave out what a person dropped, hold images out, and give the defence what it needs."""
+    config, progress = call.config, call.progress
     runtime = Runtime.create(config.device, config.train.precision, config.train.compile)
     progress.say(f"device: {runtime.device}, {runtime.reason}")
     seeds = Seeds(config.seed)
@@ -123,7 +201,7 @@ def _run(
     build_model, spec = network_of(config, loaded.train, model)
     plan = plan_of(config)
     # What attacks train begins anew, since they bring plans of their own.
-    drawn_anew = build_model if config.weights is None else network_of(_anew(config), loaded.train)[0]
+    drawn_anew = build_model if config.weights is None else network_of(anew(config), loaded.train)[0]
     with clock.phase("poison"):
         planted = planted or plant(config.attack, loaded, drawn_anew, runtime, seeds, progress)
     truth = planted.train if planted else None
@@ -134,77 +212,105 @@ def _run(
         observed, clean = decided.data, clean.select(decided.rows)
         truth = decided.poisoned(truth) if truth else None
     # A scan needs no accuracy, so it looks at every image in the same way.
-    needs_part = loaded.test is None and not scan_only
-    held_out = _held_out(observed, config.data.holdout, seeds) if needs_part else None
+    needs_part = loaded.test is None and not call.scan_only
+    held_out = hold_out(observed, config.data.holdout, seeds) if needs_part else None
     given = hand_over(defence, config, clean, truth=truth, held_out=held_out, seeds=seeds, progress=progress)
-    resolved = _resolve(config, spec, given.defence, planted)
-    foreign = plugins.behind(given.defence, planted.attack if planted else None)
-    checkpoints = None
-    if out is not None:
-        settings = resolved | {"scan_only": scan_only, "data content": digest(observed)}
-        if decided is not None:
-            settings["decisions"] = decided.digest
-        if config.weights not in (None, PRETRAINED):
-            settings["weights content"] = sha256_of(Path(str(config.weights)).read_bytes())
-        if foreign:
-            settings["plugins"] = dict(foreign)
-        if given.trusted is not None:
-            settings["trusted content"] = digest(given.trusted)
-        finished = resume and (out / storage.RECORD).exists()
-        checkpoints = _claim(out, held, settings, runtime, resume=resume, overwrite=overwrite)
-        if finished:
-            progress.say(f"{out}: this run is finished; nothing is trained again, its files are written anew")
-    trainer = Trainer(runtime, seeds, held_out=held_out, checkpoints=checkpoints, progress=progress)
-    if progress is not SILENT and not resume and config.train.compile in {"auto", "off"}:
+    return _Prepared(
+        runtime=runtime,
+        seeds=seeds,
+        build_model=build_model,
+        spec=spec,
+        plan=plan,
+        planted=planted,
+        observed=observed,
+        test=loaded.test,
+        truth=truth,
+        decided=decided,
+        held_out=held_out,
+        given=given,
+    )
+
+
+def _open(call: _Call, held: contextlib.ExitStack, ready: _Prepared, resolved: dict[str, Json]) -> Checkpoints | None:
+    """Claim the folder of the run, if it has one, and return its checkpoints."""
+    if call.out is None:
+        return None
+    settings = resolved | {"scan_only": call.scan_only, "data content": digest(ready.observed)}
+    if ready.decided is not None:
+        settings["decisions"] = ready.decided.digest
+    if call.config.weights not in (None, PRETRAINED):
+        settings["weights content"] = sha256_of(Path(str(call.config.weights)).read_bytes())
+    if ready.foreign:
+        settings["plugins"] = dict(ready.foreign)
+    if ready.given.trusted is not None:
+        settings["trusted content"] = digest(ready.given.trusted)
+    finished = call.resume and (call.out / storage.RECORD).exists()
+    checkpoints = _claim(call.out, held, settings, ready.runtime, resume=call.resume, overwrite=call.overwrite)
+    if finished:
+        call.progress.say(f"{call.out}: this run is finished; nothing is trained again, its files are written anew")
+    return checkpoints
+
+
+def _train(call: _Call, ready: _Prepared, trainer: Trainer) -> Outcome:
+    """Say how long it may take, and let the defence work."""
+    defence = ready.given.defence
+    if call.progress is not SILENT and not call.resume and call.config.train.compile in {"auto", "off"}:
         told = before_long(
-            observed,
-            build_model=build_model,
-            plan=plan,
-            defence=given.defence,
-            runtime=runtime,
-            scan_only=scan_only,
+            ready.observed,
+            build_model=ready.build_model,
+            plan=ready.plan,
+            defence=defence,
+            runtime=ready.runtime,
+            scan_only=call.scan_only,
         )
         if told is not None:
-            progress.say(told)
-    method = given.defence.scan if scan_only else given.defence.run
+            call.progress.say(told)
+    method = defence.scan if call.scan_only else defence.run
     try:
-        outcome = method(observed, build_model=build_model, fit=trainer, plan=plan, seeds=seeds)
+        outcome = method(ready.observed, build_model=ready.build_model, fit=trainer, plan=ready.plan, seeds=ready.seeds)
     except NonFiniteLossError as error:
-        raise NonFiniteLossError(f"{error} ({_what_was_kept(out)})") from None
-    outcome = dataclasses.replace(outcome, isolation=spared(outcome.isolation, observed))
-    for history in outcome.histories:
-        clock.add(history.phase, float(history.seconds.sum()))
-    trained = None if scan_only or outcome.model is None else outcome.model.eval()
+        raise NonFiniteLossError(f"{error} ({_what_was_kept(call.out)})") from None
+    return dataclasses.replace(outcome, isolation=spared(outcome.isolation, ready.observed))
+
+
+def _record(
+    call: _Call, ready: _Prepared, outcome: Outcome, resolved: dict[str, Json], clock: recording.Clock
+) -> Result:
+    """Evaluate, and write what came of it."""
+    trained = None if call.scan_only or outcome.model is None else outcome.model.eval()
+    observed, truth, decided, held_out = ready.observed, ready.truth, ready.decided, ready.held_out
     with clock.phase("evaluate"):
         metrics = evaluate(
             trained,
-            runtime,
-            test=loaded.test,
-            triggered=planted.triggered if planted else None,
-            target=planted.attack.single_target if planted else None,
+            ready.runtime,
+            test=ready.test,
+            triggered=ready.planted.triggered if ready.planted else None,
+            target=ready.attack.single_target if ready.attack else None,
             train=observed,
             held_out=held_out,
             isolation=outcome.isolation,
             truth=truth,
         )
         network = outcome.model if trained is None else trained
-        writes = out is not None and runtime.rank == 0
-        seen = logits_of(network, observed, runtime).argmax(1) if writes and network is not None else None
+        writes = call.out is not None and ready.runtime.rank == 0
+        seen = logits_of(network, observed, ready.runtime).argmax(1) if writes and network is not None else None
+    said = (*outcome.isolation.evidence, *ready.given.evidence, *recording.remarks(outcome, held_out, decided))
+    described = recording.describe(observed, ready.test, held_out, decided)
     record = RunRecord(
         config=resolved,
-        seeds={"seed": config.seed},
-        versions=versions() | {f"plugin {name}": content for name, content in foreign.items()},
-        device=runtime.describe(),
+        seeds={"seed": call.config.seed},
+        versions=versions() | {f"plugin {name}": content for name, content in ready.foreign.items()},
+        device=ready.runtime.describe(),
         seconds=clock.seconds,
         metrics=metrics,
         verdict=outcome.isolation.verdict,
-        evidence=(*outcome.isolation.evidence, *given.evidence, *_remarks(outcome, held_out, decided)),
-        model=spec.to_json(),
-        data=_describe(observed, loaded.test, held_out, decided) | ({"scan": True} if scan_only else {}),
+        evidence=said,
+        model=ready.spec.to_json(),
+        data=described | ({"scan": True} if call.scan_only else {}),
     )
-    if out is not None and runtime.rank == 0:
+    if call.out is not None and ready.runtime.rank == 0:
         storage.save_run(
-            out,
+            call.out,
             record=record,
             model=trained,
             data=observed,
@@ -214,103 +320,8 @@ def _run(
             decisions=decided.decisions if decided else None,
             seen=seen,
         )
-        report.write(out, observed.images.numpy())
+        report.write(call.out, observed.images.numpy())
     return Result(trained, outcome.isolation, record, outcome, observed, truth)
-
-
-def prepare_poison(config: RunConfig, progress: Progress = SILENT) -> Planted:
-    """Load and poison as a configuration says, without training on the result.
-
-    Raises:
-        ConfigError: The configuration names no attack, or an unknown one.
-        PoisonError: The data cannot carry it.
-    """
-    runtime = Runtime.create(config.device, config.train.precision, config.train.compile)
-    seeds = Seeds(config.seed)
-    loaded = limited(load_data(config.data, progress), config.data, seeds)
-    build_model, _ = network_of(_anew(config), loaded.train)
-    planted = plant(config.attack, loaded, build_model, runtime, seeds, progress)
-    if planted is None:
-        raise ConfigError("attack: missing; give its name, such as attack.name=badnets")
-    return planted
-
-
-def load_data(config: DataConfig, progress: Progress) -> Loaded:
-    """Load what the data section names."""
-    return load(
-        config.source,
-        test=config.test,
-        image_size=config.image_size,
-        skip_bad=config.skip_bad,
-        progress=progress,
-    )
-
-
-def plant(
-    config: PoisonConfig | None,
-    loaded: Loaded,
-    build_model: BuildModel,
-    runtime: Runtime,
-    seeds: Seeds,
-    progress: Progress = SILENT,
-) -> Planted | None:
-    """Poison the training set as the attack section says, and put the trigger on the test set.
-
-    Raises:
-        ConfigError: Unknown attack or hyper-parameter.
-        PoisonError: The data cannot carry the attack.
-    """
-    if config is None:
-        return None
-    params = dict(config.params)
-    for name in ("target", "source"):
-        if params.get(name) is not None:
-            params[name] = class_index(loaded.train.classes, params[name], f"attack.{name}")
-    streams = Seeds(seeds.seed if config.seed is None else config.seed)
-    trainer = Trainer(runtime, streams.child("surrogate"), progress=progress)
-    attack = ATTACKS.build(config.name, params).prepare(
-        loaded.train, build_model=build_model, fit=trainer, seeds=streams.child("attack")
-    )
-    poisoned = poison(
-        loaded.train,
-        attack,
-        rate=config.rate,
-        rate_of=config.rate_of,
-        generator=streams.generator("poison"),
-    )
-    triggered = triggered_test(loaded.test, attack) if loaded.test is not None else None
-    return Planted(attack, poisoned, triggered)
-
-
-def class_index(classes: tuple[str, ...], given: object, setting: str) -> int:
-    """Return the index of a class given by name, or by its index in sorted order.
-
-    Raises:
-        ConfigError: No class has that name or index.
-    """
-    text = str(given)
-    if text in classes:
-        return classes.index(text)
-    if text.isdecimal() and int(text) < len(classes):
-        return int(text)
-    shown = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
-    raise ConfigError(f"{setting}: {text!r} is not a class; known: {shown}, or 0..{len(classes) - 1}")
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of this package, Python and the libraries that compute, and a hash of this package's code."""
-    names = ("antibackdoor", "torch", "numpy", "scikit-learn", "pillow", "accelerate", "safetensors")
-    found = {name: version(name) for name in names}
-    return {"python": platform.python_version(), **found, "antibackdoor code": _code_digest()}
-
-
-@cache
-def _code_digest() -> str:
-    """Return a hash of this package's files of code: between two releases the version says nothing."""
-    folder, total = Path(__file__).parent, hashlib.blake2b(digest_size=6)
-    for path in sorted(folder.rglob("*.py")):
-        total.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return total.hexdigest()
 
 
 def _claim(
@@ -334,135 +345,3 @@ def _what_was_kept(out: Path | None) -> str:
     if out is not None and (out / "checkpoints").exists():
         return f"the last good checkpoint is in {out / 'checkpoints'}"
     return "nothing was kept"
-
-
-def network_of(
-    config: RunConfig, data: ImageSet, model: str | nn.Module | Callable[[], nn.Module] | None = None
-) -> tuple[BuildModel, ModelSpec]:
-    """Return the builder of the network that a configuration asks for, and its spec; see ``models.builder_from``.
-
-    Args:
-        config: Of the run.
-        data: The images to train on, or a sample of them.
-        model: A network or a factory in place of ``config.model``.
-    """
-    return builder_from(model or config.model, data, weights=config.weights, input_size=config.input_size)
-
-
-def _anew(config: RunConfig) -> RunConfig:
-    return config.model_copy(update={"weights": None})
-
-
-def plan_of(config: RunConfig) -> TrainPlan:
-    """Return the plan of ordinary training that a configuration asks for."""
-    tunes = config.weights is not None
-    return TrainPlan(**config.train.resolved(tunes=tunes), tunes=tunes)
-
-
-def limited(loaded: Loaded, config: DataConfig, seeds: Seeds) -> Loaded:
-    """Draw as many images as the data section asks for, evenly over the classes."""
-    train, test = loaded.train, loaded.test
-    if config.limit is not None and config.limit < len(train):
-        train = subsample(train, config.limit, seeds.generator("limit train"))
-    if test is not None and config.limit_test is not None and config.limit_test < len(test):
-        test = subsample(test, config.limit_test, seeds.generator("limit test"))
-    return Loaded(train, test)
-
-
-def _held_out(data: ImageSet, share: float, seeds: Seeds) -> Tensor | None:
-    count = max(data.num_classes, round(share * len(data)))
-    if share == 0 or count > len(data) - data.num_classes:
-        return None
-    generator = seeds.generator("split")
-    mask = torch.zeros(len(data), dtype=torch.bool)
-    for label in range(data.num_classes):
-        rows = (data.labels == label).nonzero().squeeze(1)
-        take = min(len(rows) - 1, max(1, round(share * len(rows))))
-        mask[rows[torch.randperm(len(rows), generator=generator)[:take]]] = True
-    return mask
-
-
-def _resolve(config: RunConfig, spec: ModelSpec, defence: Defence, planted: Planted | None) -> dict[str, Json]:
-    values = config.recorded()
-    values["model"] = spec.name
-    values["defence"] = {"name": config.defence.name, **_plain(parameters_of(defence))}
-    if config.attack is not None and planted is not None:
-        own: dict[str, Json] = {
-            "name": config.attack.name,
-            "rate": config.attack.rate,
-            "rate_of": config.attack.rate_of,
-        }
-        values["attack"] = {**own, "seed": config.attack.seed, **_plain(parameters_of(planted.attack))}
-    return values
-
-
-def _plain(params: dict[str, object]) -> dict[str, Json]:
-    simple = (str, int, float, bool, type(None))
-    return {
-        key: value if isinstance(value, simple) else list(value) if isinstance(value, tuple) else str(value)
-        for key, value in params.items()
-    }
-
-
-def _remarks(outcome: Outcome, held_out: Tensor | None, decided: Decided | None) -> list[str]:
-    remarks = [f"Training ended early: {h.stopped}." for h in outcome.histories if h.stopped]
-    if decided is not None:
-        remarks.append(decided.sentence())
-    if held_out is not None:
-        remarks.append(
-            f"{int(held_out.sum())} images were held out to measure accuracy. This part comes from the same source and "
-            "may be poisoned too."
-        )
-    return remarks
-
-
-def digest(data: ImageSet) -> str:
-    """Return a hash of pixels and labels: a run must not be continued on data that changed."""
-    total = hashlib.blake2b(digest_size=16)
-    for part in (data.images, data.labels):
-        for rows in part.split(4096):
-            total.update(rows.contiguous().numpy().tobytes())
-    return total.hexdigest()
-
-
-def _describe(
-    data: ImageSet, test: ImageSet | None, held_out: Tensor | None, decided: Decided | None
-) -> dict[str, Json]:
-    channels, height, width = data.shape
-    return {
-        "name": data.name,
-        "images": len(data),
-        "test_images": 0 if test is None else len(test),
-        "held_out": 0 if held_out is None else int(held_out.sum()),
-        "classes": list(data.classes),
-        "channels": channels,
-        "height": height,
-        "width": width,
-        "white": data.white,
-        "skipped": list(data.skipped),
-        "decisions": None if decided is None else decided.to_json(),
-    }
-
-
-class _Clock:
-    """Wall-clock seconds by phase."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    def add(self, name: str, seconds: float) -> None:
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + seconds, 3)
-
-    def phase(self, name: str) -> _Phase:
-        return _Phase(self, name)
-
-
-class _Phase:
-    def __init__(self, clock: _Clock, name: str) -> None:
-        self._clock, self._name = clock, name
-
-    def __enter__(self) -> None:
-        self._started = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._clock.add(self._name, time.perf_counter() - self._started)

@@ -114,7 +114,7 @@ def test_an_error_that_is_not_ours_says_where(values, tmp_path, no_summaries):
     ours, theirs = sorted(failed.err.strip().splitlines(), key=lambda line: "KeyError" in line)[-2:]
     assert "PoisonError" in ours
     assert not ours.endswith("]")
-    assert re.search(r"KeyError: 'gone' \[pipeline\.py:\d+ run > pipeline\.py:\d+ _run > own\.py:10 run\]$", theirs)
+    assert re.search(r"KeyError: 'gone' \[pipeline\.py:\d+ _run > pipeline\.py:\d+ _train > own\.py:10 run\]$", theirs)
 
 
 def test_a_failure_recorded_without_a_place_is_read(config, tmp_path, no_summaries):

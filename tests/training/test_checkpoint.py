@@ -160,21 +160,45 @@ def uninterrupted():
     return {}
 
 
-@pytest.mark.parametrize(("name", "phase"), [(name, phase) for name, phases in PHASES.items() for phase in phases])
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(setting, uninterrupted, name, phase):
-    if name not in uninterrupted:
-        uninterrupted[name] = setting.run(name)
-    counter = Killer(phase, 10**6)
-    setting.run(name, progress=counter)
-    calls = 10**6 - counter.left
-    # Every batch, and the note after every epoch, when its checkpoint has been written.
-    # A detector has a plan of its own: these few images are one batch.
-    assert calls >= (2 if "detector" in name and phase != "final" else 4) * PHASES[name][phase]
-    for call in range(calls):
-        folder = setting.folder / str(call)
-        with pytest.raises(KeyboardInterrupt):
-            setting.run(name, folder=folder, progress=Killer(phase, call))
-        assert_same(setting.run(name, folder=folder), uninterrupted[name])
+every_phase = pytest.mark.parametrize(
+    ("name", "phase"), [(name, phase) for name, phases in PHASES.items() for phase in phases]
+)
+
+
+@pytest.fixture
+def dies(setting, uninterrupted):
+    """Kills a run at calls of a phase's bar, and resumes it each time; all of them, or those of unlike kinds."""
+
+    def call(name, phase, *, everywhere):
+        if name not in uninterrupted:
+            uninterrupted[name] = setting.run(name)
+        counter = Killer(phase, 10**6)
+        setting.run(name, progress=counter)
+        calls, epochs = 10**6 - counter.left, PHASES[name][phase]
+        # Every batch, and the note after every epoch, when its checkpoint has been written.
+        # A detector has a plan of its own: these few images are one batch.
+        assert calls >= (2 if "detector" in name and phase != "final" else 4) * epochs
+        each = calls // epochs
+        # The first batch, one in an epoch, the first note, what follows it, and the last note.
+        some = {0, each // 2, each - 1, min(each, calls - 1), calls - 1}
+        for at in range(calls) if everywhere else sorted(some):
+            folder = setting.folder / str(at)
+            with pytest.raises(KeyboardInterrupt):
+                setting.run(name, folder=folder, progress=Killer(phase, at))
+            assert_same(setting.run(name, folder=folder), uninterrupted[name])
+
+    return call
+
+
+@every_phase
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(dies, name, phase):
+    dies(name, phase, everywhere=False)
+
+
+@pytest.mark.slow
+@every_phase
+def test_a_run_killed_anywhere_goes_on_as_if_nothing_had_happened(dies, name, phase):
+    dies(name, phase, everywhere=True)
 
 
 @pytest.mark.parametrize("name", PHASES)
