@@ -11,12 +11,16 @@ import matplotlib
 import pytest
 from PIL import Image
 
+from antibackdoor.benchmark.figure_epochs import losses, precision_by_epoch
+from antibackdoor.benchmark.figure_overview import heat_maps, scatter
+from antibackdoor.benchmark.figure_sweeps import by_gamma, by_rate, by_share, by_turning_epoch
 from antibackdoor.benchmark.figures import write_figures
 from antibackdoor.errors import StorageError
 
 Record = dict[str, Any]
 Make = Callable[..., Record]
 Grid = Callable[..., list[Record]]
+Only = Callable[..., None]
 
 
 def names(records: list[Record], out: Path) -> set[str]:
@@ -33,6 +37,12 @@ def texts(out: Path, name: str) -> list[str]:
     """Every text of a figure, in the order of drawing."""
     tree = ElementTree.parse(out / "figures" / f"{name}.svg")
     return ["".join(node.itertext()).strip() for node in tree.iter("{http://www.w3.org/2000/svg}text")]
+
+
+@pytest.fixture
+def only(monkeypatch: pytest.MonkeyPatch) -> Only:
+    """Leaves out the kinds of figures that a test does not look at: each takes most of a second."""
+    return lambda *kinds: monkeypatch.setattr("antibackdoor.benchmark.figures._ALL", kinds)
 
 
 BASE = {"heat-map", "accuracy-against-attack-success"}
@@ -60,7 +70,8 @@ def test_nothing_is_drawn_from_failures(record: Make, tmp_path: Path) -> None:
     assert names([], tmp_path) == set()
 
 
-def test_the_heat_map_writes_the_means_and_what_was_given(record: Make, tmp_path: Path) -> None:
+def test_the_heat_map_writes_the_means_and_what_was_given(record: Make, only: Only, tmp_path: Path) -> None:
+    only(heat_maps)
     records = [
         record(seed=0, ca=0.9, asr=1.0),
         record(seed=1, ca=0.8, asr=0.5),
@@ -72,19 +83,22 @@ def test_the_heat_map_writes_the_means_and_what_was_given(record: Make, tmp_path
         assert text in shown
 
 
-def test_a_missing_cell_is_a_dash_in_the_heat_map(record: Make, tmp_path: Path) -> None:
+def test_a_missing_cell_is_a_dash_in_the_heat_map(record: Make, only: Only, tmp_path: Path) -> None:
+    only(heat_maps)
     names([record(), record(defence="abl"), record(attack="sig")], tmp_path)
     assert texts(tmp_path, "heat-map").count("–") == 2  # attack success and clean accuracy
 
 
-def test_the_scatter_names_defences_and_attacks(grid: Grid, tmp_path: Path) -> None:
+def test_the_scatter_names_defences_and_attacks(grid: Grid, only: Only, tmp_path: Path) -> None:
+    only(scatter)
     names(grid(attacks=("badnets", "sig"), seeds=(0,)), tmp_path)
     shown = texts(tmp_path, "accuracy-against-attack-success")
     for text in ("Defence", "control", "none", "nad [5 % trusted]", "filter", "Attack", "badnets", "sig"):
         assert shown.count(text) == 1
 
 
-def test_rates_are_drawn_where_an_attack_has_several(grid: Grid, tmp_path: Path) -> None:
+def test_rates_are_drawn_where_an_attack_has_several(grid: Grid, only: Only, tmp_path: Path) -> None:
+    only(by_rate)
     rates = (0.01, 0.1, 0.7)
     records = grid(attacks=("none", "badnets"), rates=rates, defences=("none", "filter"), seeds=(0,))
     records += grid(attacks=("sig",), defences=("none",), seeds=(0,))
@@ -95,7 +109,8 @@ def test_rates_are_drawn_where_an_attack_has_several(grid: Grid, tmp_path: Path)
     assert steps == ["1", "10", "70"] * 2
 
 
-def test_rates_of_a_class_and_of_the_set_are_two_charts(grid: Grid, tmp_path: Path) -> None:
+def test_rates_of_a_class_and_of_the_set_are_two_charts(grid: Grid, only: Only, tmp_path: Path) -> None:
+    only(by_rate)
     records = grid(attacks=("sig",), rates=(0.11, 0.22, 0.55, 0.77), defences=("none",), seeds=(0,))
     for entry in records[2:]:
         entry["config"]["attack"]["rate_of"] = "class"
@@ -130,7 +145,8 @@ def test_a_damaged_note_of_what_was_drawn_removes_nothing(record: Make, tmp_path
     assert len(list((tmp_path / "figures").iterdir())) == before
 
 
-def test_what_was_flagged_is_drawn_by_rate(grid: Grid, tmp_path: Path) -> None:
+def test_what_was_flagged_is_drawn_by_rate(grid: Grid, only: Only, tmp_path: Path) -> None:
+    only(by_rate)
     plain = grid(attacks=("badnets",), rates=(0.05, 0.1), defences=("none", "nad"), seeds=(0,), recall=0.0)
     assert "isolation-by-rate" not in names(plain, tmp_path)
     flagging = grid(attacks=("badnets",), rates=(0.05, 0.1), defences=("filter",), seeds=(0,))
@@ -150,16 +166,21 @@ def titled(out: Path, name: str) -> str:
     return " ".join(texts(out, name))
 
 
-def test_titles_say_how_many_seeds_are_behind_a_figure_and_what_bars_are(grid: Grid, tmp_path: Path) -> None:
+def test_titles_say_how_many_seeds_are_behind_a_figure_and_what_bars_are(
+    grid: Grid, only: Only, tmp_path: Path
+) -> None:
+    only(scatter, by_rate, heat_maps, losses)
     rates = (0.05, 0.1)
     names(grid(attacks=("badnets",), rates=rates, defences=("none", "abl"), seeds=(0, 1, 2)), tmp_path / "a")
     for name in ("accuracy-against-attack-success", "poisoning-rate", "isolation-by-rate"):
         assert "cifar10, wrn-16-1 (n = 3, bars: standard deviation)" in titled(tmp_path / "a", name)
     assert "cifar10, wrn-16-1 (n = 3)" in titled(tmp_path / "a", "heat-map")
     assert "(n = 3, bands: standard deviation): abl" in titled(tmp_path / "a", "loss-curves-abl")
+    only(scatter)
     names(grid(seeds=(0,)), tmp_path / "b")
     assert "cifar10, wrn-16-1 (n = 1)" in titled(tmp_path / "b", "accuracy-against-attack-success")
     mixed = [*grid(defences=("none",), seeds=(0,)), *grid(defences=("abl",))]
+    only(scatter, losses, precision_by_epoch)
     names(mixed, tmp_path / "c")
     assert "(n = 1 to 3, bars: standard deviation)" in titled(tmp_path / "c", "accuracy-against-attack-success")
     assert "(n = 1): none" in titled(tmp_path / "c", "loss-curves-none")
@@ -175,7 +196,10 @@ def test_titles_say_how_many_seeds_are_behind_a_figure_and_what_bars_are(grid: G
         ([{"share": share} for share in (0.01, 0.05, 0.1, 0.2)], "isolation-share"),
     ],
 )
-def test_what_a_grid_varies_is_drawn(grid: Grid, tmp_path: Path, params: list[dict[str, float]], figure: str) -> None:
+def test_what_a_grid_varies_is_drawn(
+    grid: Grid, only: Only, tmp_path: Path, params: list[dict[str, float]], figure: str
+) -> None:
+    only(by_gamma, by_turning_epoch, by_share)
     sweeps = {"precision-by-gamma", "precision-by-turning-epoch", "isolation-share"}
     records = grid(attacks=("badnets",), defences=("none", "abl"), seeds=(0,), params=params)
     assert names(records, tmp_path) & sweeps == {figure}
@@ -186,7 +210,8 @@ def test_what_a_grid_varies_is_drawn(grid: Grid, tmp_path: Path, params: list[di
     assert [text for text in shown if text in expected][: len(expected)] == expected
 
 
-def test_two_hyper_parameters_at_once_are_charts_apart(grid: Grid, tmp_path: Path) -> None:
+def test_two_hyper_parameters_at_once_are_charts_apart(grid: Grid, only: Only, tmp_path: Path) -> None:
+    only(by_gamma)
     params = [{"gamma": gamma, "isolation_epochs": epochs} for gamma in (0.1, 0.5) for epochs in (5, 10)]
     names(grid(attacks=("badnets",), defences=("none", "abl"), seeds=(0,), params=params), tmp_path)
     titles = [text for text in texts(tmp_path, "precision-by-gamma") if text.startswith("abl")]
@@ -208,7 +233,8 @@ def test_curves_with_gaps_are_drawn(record: Make, tmp_path: Path) -> None:
     assert names([short, gaps], tmp_path) == BASE | {"loss-curves-none"}
 
 
-def test_labels_with_mathematics_and_markup_are_drawn_as_they_are(record: Make, tmp_path: Path) -> None:
+def test_labels_with_mathematics_and_markup_are_drawn_as_they_are(record: Make, only: Only, tmp_path: Path) -> None:
+    only(heat_maps)
     names([record(defence="none"), record(defence="abl", label="a$b_{ <i>&")], tmp_path)
     assert "a$b_{ <i>&" in texts(tmp_path, "heat-map")
 

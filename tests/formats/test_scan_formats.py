@@ -171,12 +171,12 @@ def test_copies_of_an_image_are_told_by_their_number(make: Make) -> None:
         ("photos", "photos/dog/004.png", None),
         ("./a b/", "a%20b/dog/004.png", None),
         (".", "dog/004.png", None),
-        ("/home/me/photos", "dog/004.png", "DATA"),
+        ("/elsewhere/photos", "dog/004.png", "DATA"),
         ("../photos", "dog/004.png", "DATA"),
         ("set.npz", "set.npz", None),
-        ("/home/me/set.npz", "dog/004.png", "DATA"),
+        ("/elsewhere/set.npz", "dog/004.png", "DATA"),
         ("sets/table.csv", "sets/dog/004.png", None),
-        ("/home/me/table.parquet", "dog/004.png", "DATA"),
+        ("/elsewhere/table.parquet", "dog/004.png", "DATA"),
         ("embedded", "embedded", None),
         ("hub:cifar10", "dog/004.png", None),
     ],
@@ -187,11 +187,11 @@ def test_addresses_are_relative_and_give_no_folder_of_the_machine_away(
     run = log_of(make(source=source))
     place = run["results"][1]["locations"][0]["physicalLocation"]["artifactLocation"]
     assert (place["uri"], place.get("uriBaseId")) == (uri, base)
-    assert "/home/me" not in json.dumps(run)
+    assert "/elsewhere" not in json.dumps(run)
     ids = [f"{source}/{row:05d}" for row in range(15)]  # as those of a .npz
     named = make(source=source, name=source, ids=ids)
     for text in (json.dumps(log_of(named)), render(named, "github"), github.summary(named)):
-        assert "home" not in text
+        assert "elsewhere" not in text
 
 
 def test_many_suspects_share_results_below_the_limit(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

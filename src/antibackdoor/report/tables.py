@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -108,11 +108,35 @@ def metric_rows(metrics: Metrics, sizes: dict[str, int] | None = None) -> list[M
     n_clean = sizes["clean"] if sizes else None
     if n_clean is None and metrics.n_train is not None and metrics.n_poison is not None:
         n_clean = metrics.n_train - metrics.n_poison - (metrics.n_cover or 0)
+    covers = ", cover images not counted" if (sizes or {}).get("cover") or metrics.n_cover else ""
+    shares = (*_of_the_network(metrics), *_of_the_flagged(metrics, n_flagged, n_poison, n_clean, covers))
+    rows = [
+        MetricRow(name, percent(value), f"of {'?' if n is None else grouped(n)} {what}", meaning)
+        for name, value, n, what, meaning in shares
+        if value is not None
+    ]
+    ranked = (
+        ("AUROC", metrics.auroc, "How well the scores rank poison above clean; 0.5 is chance, 1 is perfect."),
+        ("AUPRC", metrics.auprc, "Average precision down the ranking; chance is the share of poison."),
+    )
+    pair = [f"{'?' if n is None else grouped(n)} {what}" for n, what in ((n_poison, "poison"), (n_clean, "clean"))]
+    rows += [
+        MetricRow(name, f"{value:.3f}", f"over {pair[0]} and {pair[1]} images", meaning)
+        for name, value, meaning in ranked
+        if value is not None
+    ]
+    return rows
+
+
+# A share of the table: its name, the share, the number of what it is a share of, what that is, and how to read it.
+_Share: TypeAlias = tuple[str, float | None, int | None, str, str]
+
+
+def _of_the_network(metrics: Metrics) -> tuple[_Share, ...]:
     # The accuracy on the target class is measured beside every test set, unless there is no one target.
     untargeted = metrics.n_test is not None and metrics.n_test_target is None
     triggered = "triggered images, every test image" if untargeted else "triggered images of non-target classes"
-    covers = ", cover images not counted" if (sizes or {}).get("cover") or metrics.n_cover else ""
-    shares = (
+    return (
         ("Clean accuracy", metrics.ca, metrics.n_test, "test images", "Higher is better."),
         (
             "Clean accuracy, target class",
@@ -143,6 +167,13 @@ def metric_rows(metrics: Metrics, sizes: dict[str, int] | None = None) -> list[M
             "held-out training images",
             "This part may be poisoned too: a model that has learned the backdoor also scores well on it.",
         ),
+    )
+
+
+def _of_the_flagged(
+    metrics: Metrics, n_flagged: int | None, n_poison: int | None, n_clean: int | None, covers: str
+) -> tuple[_Share, ...]:
+    return (
         (
             "Precision",
             metrics.precision,
@@ -165,26 +196,6 @@ def metric_rows(metrics: Metrics, sizes: dict[str, int] | None = None) -> list[M
             "Of the clean images, the share that is flagged.",
         ),
     )
-    rows = [
-        MetricRow(name, percent(value), f"of {'?' if n is None else grouped(n)} {what}", meaning)
-        for name, value, n, what, meaning in shares
-        if value is not None
-    ]
-    ranked = (
-        (
-            "AUROC",
-            metrics.auroc,
-            "How well the scores rank poison above clean; 0.5 is chance, 1 is perfect.",
-        ),
-        ("AUPRC", metrics.auprc, "Average precision down the ranking; chance is the share of poison."),
-    )
-    pair = [f"{'?' if n is None else grouped(n)} {what}" for n, what in ((n_poison, "poison"), (n_clean, "clean"))]
-    rows += [
-        MetricRow(name, f"{value:.3f}", f"over {pair[0]} and {pair[1]} images", meaning)
-        for name, value, meaning in ranked
-        if value is not None
-    ]
-    return rows
 
 
 def in_doubt(view: StoredRun) -> frozenset[int]:
