@@ -7,7 +7,7 @@ WORKERS ?= 2
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := demo
-.PHONY: demo test bench-small check format clean
+.PHONY: demo test nightly bench-small check format clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "antibackdoor needs Python 3.11 or newer; try: make PYTHON=python3.11")'
@@ -20,6 +20,10 @@ demo: $(READY)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+# What takes hours: kills and refusals at every write of every command, real trainings, a minute of fuzzing a reader.
+nightly: $(READY)
+	$(BIN)/python -m pytest -m slow
 
 # Every cell anew: records say nothing of the code that made them.
 bench-small: $(READY)

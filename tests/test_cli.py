@@ -1063,3 +1063,23 @@ def test_an_interrupt_tells_how_to_go_on(npz: Path, tmp_path: Path, monkeypatch:
     done = invoke("train", npz, "--out", tmp_path / "run", *FAST)
     assert done.code == 130
     assert "--resume" in done.err
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "not enough memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "not enough memory"),
+        (RuntimeError("can't start new thread"), "not enough memory"),
+        (OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/x"), "Too many open files (/x)"),
+        (OSError(errno.EROFS, os.strerror(errno.EROFS), "/x"), "Read-only file system (/x)"),
+    ],
+)
+def test_what_the_system_refuses_is_no_fault_of_ours(
+    error: Exception, said: str, npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("antibackdoor.pipeline.load_data", fail)
+    assert_refused(invoke("train", npz, "--out", tmp_path / "run", *FAST, "--quiet"), said)

@@ -175,8 +175,10 @@ def _files(run: Path, stored: StoredRun, given: str) -> dict[str, Path] | None:
 
 def _same_images(run: Path, stored: StoredRun, given: str, progress: Progress, *, is_file: bool) -> ImageSet:
     """Read the source again and compare: what was not looked at must not be handed on as clean."""
-    section = stored.record.config["data"]
-    values = {**stored.record.config, "data": {**section, "source": given, "test": None}}  # type: ignore[dict-item]
+    section = stored.record.config.get("data")
+    if not isinstance(section, Mapping):
+        raise StorageError(f"{run} does not say what it was made of")
+    values = {**stored.record.config, "data": {**section, "source": given, "test": None}}
     config = RunConfig.parse(values)
     whole = limited(load_data(config.data, progress), config.data, Seeds(config.seed)).train
     if not is_file:

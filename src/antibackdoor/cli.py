@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
+# What a system says no with, where nobody nearer to it has said what was wanted; and what torch and threads say.
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM, errno.EFBIG)
+NO_MEMORY = re.compile(r"can't (allocate memory|start new thread)|out of memory|Cannot allocate memory|bad_alloc")
 EXIT_OURS, EXIT_USER, EXIT_FOUND, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 # What typer raises when the command line itself is wrong; it keeps a click of its own, so click's class is another.
@@ -478,10 +482,18 @@ def main() -> None:
         if error.errno == errno.EPIPE:  # the reader, such as `head`, has had enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
-        if error.errno == errno.ENOSPC:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             _fail(f"the disk is full ({error.filename or 'no file named'})", EXIT_USER)
+        if error.errno in REFUSED:
+            _fail(f"the system refused: {error.strerror} ({error.filename or 'no file named'})", EXIT_USER)
         _ours(error)
     except Exception as error:  # noqa: BLE001 - the last resort of the command
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and NO_MEMORY.search(str(error))):
+            _fail(
+                "there is not enough memory; smaller images (--image-size) and batches (--set train.batch_size=N) take "
+                "less",
+                EXIT_USER,
+            )
         _ours(error)
 
 

@@ -30,6 +30,8 @@ __all__ = [
 OWN_TRAIN = "own:train"
 # Settings that records have only where they are given: there are records from before there were any.
 _LATER = ("weights", "input_size")
+# What PyYAML raises of a text, apart from its own errors: dates that are none, numbers of thousands of digits, depths.
+_NO_YAML = (yaml.YAMLError, ValueError, TypeError, LookupError, OverflowError, RecursionError)
 
 
 class _Section(BaseModel):
@@ -252,7 +254,7 @@ def read_yaml(path: Path) -> dict[str, object]:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except FileNotFoundError:
         raise ConfigError(f"no configuration file at {path}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, *_NO_YAML) as error:
         raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path} must hold settings by name, not a {type(values).__name__}")
@@ -289,7 +291,7 @@ def apply_settings(values: Mapping[str, object], settings: Iterable[str]) -> dic
             raise ConfigError(f"--set {setting!r}: expected section.key=value, such as train.epochs=30")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except _NO_YAML:
             raise ConfigError(f"--set {setting!r}: the value cannot be read") from None
         set_path(merged, path.strip(), value)
     return merged

@@ -281,10 +281,14 @@ def _append(path: Path, content: bytes) -> None:
         handle = os.open(path, os.O_WRONLY | os.O_APPEND)
         try:
             size = os.fstat(handle).st_size
-            if os.write(handle, content) != len(content):  # a full disk takes a part
-                os.ftruncate(handle, size)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(handle)
+            try:
+                if os.write(handle, content) != len(content):  # a full disk takes a part
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(handle)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(handle, size)  # Who is told that nothing was saved must not find it there.
+                raise
         finally:
             os.close(handle)
     except OSError as error:

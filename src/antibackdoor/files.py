@@ -156,7 +156,7 @@ def read_checksums(folder: Path) -> dict[str, str] | None:
     """Return the SHA-256 of each file that ``checksums.sha256`` of a folder names; None where there is no such file.
 
     Raises:
-        StorageError: It is damaged.
+        StorageError: It is damaged, or cannot be read.
     """
     path = folder / CHECKSUMS
     try:
@@ -167,7 +167,9 @@ def read_checksums(folder: Path) -> dict[str, str] | None:
         lines = body.decode("utf-8").split("\n")[:-1]
     except FileNotFoundError:
         return None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
         raise StorageError(f"{path} is damaged: {error}") from None
     found: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
@@ -267,7 +269,7 @@ def unpack_tensors(content: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
         if found.hexdigest() != digest:
             raise StorageError("it does not match its checksum")
         return header, load(content)
-    except (SafetensorError, ValueError, TypeError, AttributeError, KeyError) as error:
+    except (SafetensorError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise StorageError(f"it is no whole safetensors file ({error})") from None
 
 

@@ -32,8 +32,8 @@ from antibackdoor.files import (
 )
 from antibackdoor.isolation import most_suspect_first
 from antibackdoor.models import ModelSpec, rebuild
-from antibackdoor.stored import StoredRun
-from antibackdoor.types import History, ImageSet, Isolation, Json, Metrics, PoisonedSet, RunRecord
+from antibackdoor.stored import StoredRun, check_arrays, record_of
+from antibackdoor.types import History, ImageSet, Isolation, Json, PoisonedSet, RunRecord
 
 __all__ = [
     "ALBUM",
@@ -204,10 +204,8 @@ def read_record(run: Path) -> RunRecord:
             raise TypeError(f"it is of format {found!r}, not {_FORMAT}")
         if found == _FORMAT and checksums is None:
             raise StorageError(f"{run / CHECKSUMS} is missing, so that nobody can tell if the run is as it was written")
-        metrics = Metrics(**values.pop("metrics"))  # type: ignore[arg-type]
-        evidence = tuple(str(sentence) for sentence in values.pop("evidence"))  # type: ignore[union-attr]
-        return RunRecord(metrics=metrics, evidence=evidence, **values)  # type: ignore[arg-type]
-    except (AttributeError, KeyError, TypeError) as error:
+        return record_of(values)
+    except (KeyError, TypeError, OverflowError) as error:
         raise StorageError(f"{run / RECORD} is damaged or of another version: {error}") from None
 
 
@@ -221,6 +219,8 @@ def load_run(run: Path) -> StoredRun:
     checksums = read_checksums(run)
     arrays, pictures = (_load_arrays(run / name, checksums) for name in (_HISTORY, _GALLERY))
     try:
+        check_arrays(arrays)
+        check_arrays(pictures)
         return StoredRun(
             record=record,
             ids=_unpack(arrays["ids"]),
@@ -238,7 +238,7 @@ def load_run(run: Path) -> StoredRun:
             doubtful=tuple(arrays["doubtful"].tolist()) if "doubtful" in arrays else (),
             seen=arrays.get("seen"),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError, StorageError) as error:
         raise StorageError(f"{run} is damaged or of another version: {error}") from None
 
 
@@ -323,7 +323,7 @@ def read_json(path: Path) -> dict[str, Json]:
     except FileNotFoundError:
         raise StorageError(f"{path} is missing, so the run cannot be continued; give another --out") from None
     except OSError as error:
-        raise StorageError(f"{path} is damaged: {error}") from None
+        raise StorageError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def _parse_json(path: Path, content: bytes) -> dict[str, Json]:
@@ -357,4 +357,7 @@ def _pack(ids: tuple[str, ...]) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def _unpack(packed: np.ndarray[Any, Any]) -> tuple[str, ...]:
-    return tuple(json.loads(packed.tobytes()))
+    names = json.loads(packed.tobytes())
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("ids are no names")
+    return tuple(names)

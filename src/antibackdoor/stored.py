@@ -1,22 +1,81 @@
-"""What a run folder says about one run, checked to fit together."""
+"""What a run folder says about one run, checked to be what a run can say and to fit together."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
 from antibackdoor.errors import StorageError
+from antibackdoor.types import Metrics, RunRecord, Verdict
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from antibackdoor.types import RunRecord, Verdict
+    from antibackdoor.types import Json
 
-__all__ = ["StoredRun", "class_verdicts"]
+__all__ = ["StoredRun", "check_arrays", "class_verdicts", "record_of"]
+
+_SECTIONS = ("config", "seeds", "versions", "device", "seconds", "model", "data")
+_COUNTS = ("channels", "height", "width", "white")
+_TYPES = {
+    **{"labels": "int64", "scores": "float32", "flagged": "bool", "losses": "float32", "ids": "uint8"},
+    **{"poison": "bool", "cover": "bool", "content": "uint8", "doubtful": "int64", "index": "int64", "images": "uint8"},
+}
+
+
+def record_of(values: Mapping[str, Json]) -> RunRecord:
+    """Return the record that run.json holds.
+
+    Args:
+        values: What is in the file, its format left out.
+
+    Raises:
+        TypeError: A value is missing, or not one that a run can have; the message says which.
+    """
+    found: dict[str, Any] = dict(values)
+    for name in _SECTIONS:
+        _require(isinstance(found.get(name, {}), dict), f"{name} holds no settings by name")
+    metrics, evidence, data = found.pop("metrics", None), found.pop("evidence", None), found.get("data", {})
+    _require(isinstance(metrics, dict) and all(map(_is_figure, metrics.values())), "metrics are no figures")
+    _require(_are_names(evidence), "evidence is no list of sentences")
+    _require(all(value is not None and _is_figure(value) for value in found.get("seconds", {}).values()), "seconds")
+    _require(all(isinstance(value, str) for value in found.get("versions", {}).values()), "versions are no text")
+    _require(found.get("verdict") in (None, *get_args(Verdict)), "there is no such verdict")
+    _require(all(_are_names(data[name]) for name in ("classes", "skipped") if name in data), "names of data")
+    _require(all(type(data[name]) is int and data[name] > 0 for name in _COUNTS if name in data), "sizes of data")
+    return RunRecord(metrics=Metrics(**metrics), evidence=tuple(evidence), **found)
+
+
+def check_arrays(arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Check that arrays of a run are of the types that a run has.
+
+    Raises:
+        TypeError: One is not; the message says which.
+    """
+    for name, array in arrays.items():
+        wanted = _TYPES.get(name)
+        _require(wanted is None or array.dtype == wanted, f"{name} is of type {array.dtype}, expected {wanted}")
+    phases = arrays.get("phases")
+    _require(phases is None or (phases.ndim == 1 and phases.dtype.kind == "U"), "phases are no names")
+    _require("doubtful" not in arrays or arrays["doubtful"].ndim == 1, "doubtful is no list")
+
+
+def _require(met: bool, fault: str) -> None:
+    if not met:
+        raise TypeError(fault)
+
+
+def _is_figure(value: object) -> bool:
+    return value is None or (type(value) in (int, float) and math.isfinite(value))  # type: ignore[arg-type]
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def class_verdicts(

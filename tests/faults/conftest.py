@@ -9,7 +9,7 @@ import pytest
 from killing import Command, Mortal, mortal, write_inputs
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def killable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Mortal, dict[str, Command], Path]]:
     folder = tmp_path_factory.mktemp("faults")
     with mortal(folder) as run:

@@ -1,6 +1,7 @@
 """Print the figures of docs/reliability.md: ``python tests/faults/figures.py kills NAME... --writes N --moments N``.
 
-``kills`` ends commands at their writes and at random moments (see ``killing``); ``damage`` cuts off and flips bytes in
+``kills`` ends commands at their writes and at random moments (see ``killing``); ``refusals`` lets the system refuse
+their writes instead (see ``withholding``); ``damage`` cuts off and flips bytes in
 every file of a run (see ``test_damage``). Exit code 1 where a promise was broken.
 """
 
@@ -46,9 +47,25 @@ def damage(lengths: int, flips: int) -> bool:
     return broken
 
 
+def refusals(names: list[str], places: int | None) -> bool:
+    from withholding import refuse_changes
+
+    print("| command | changes refused | one line, exit code 1 or 2 | did without | second call as if never refused |")
+    print("|---|---|---|---|---|")
+    broken = False
+    with tempfile.TemporaryDirectory() as folder, mortal(Path(folder)) as run:
+        commands = write_inputs(Path(folder))
+        for name in names or commands:
+            row = refuse_changes(run, commands[name], Path(folder), places=places)
+            print(f"| {name} | {row.refused} | {row.ended} | {row.went_on} | {row.restored} |", flush=True)
+            print(*row.faults, sep="\n", end="\n" if row.faults else "", file=sys.stderr)
+            broken |= bool(row.faults)
+    return broken
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["kills", "damage"])
+    parser.add_argument("what", choices=["kills", "refusals", "damage"])
     parser.add_argument("names", nargs="*", help="commands; all by default")
     parser.add_argument("--writes", type=int, default=None, help="at how many of the writes; all by default")
     parser.add_argument("--moments", type=int, default=200)
@@ -57,6 +74,8 @@ def main() -> int:
     given = parser.parse_args()
     if given.what == "kills":
         return int(kills(given.names, given.writes, given.moments))
+    if given.what == "refusals":
+        return int(refusals(given.names, given.writes))
     return int(damage(given.lengths, given.flips))
 
 

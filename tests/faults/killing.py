@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from end_to_end import write_folder, write_poisoned_npz
+from end_to_end import FAST, invoke, write_folder, write_poisoned_npz
+
+from antibackdoor.decisions import read_decisions
 
 HERE = Path(__file__).parent
 
@@ -64,6 +66,7 @@ class Command:
         again: Arguments of the second call, after a kill.
         content: What is to be the same as without a kill, from that folder; times left out.
         retried: Arguments to try where ``again`` is refused, such as with --overwrite; None where it must not be.
+        broken: What a killed call had promised and did not keep, from that folder and what it said; empty if nothing.
     """
 
     name: str
@@ -71,6 +74,7 @@ class Command:
     again: Callable[[Path], list[str]]
     content: Callable[[Path], dict[str, Any]]
     retried: Callable[[Path], list[str]] | None = None
+    broken: Callable[[Path, str], str] | None = None
     kills: int = 0
     survived: int = 0
     faults: list[str] = field(default_factory=list)
@@ -104,6 +108,24 @@ def content_of_grid(out: Path) -> dict[str, Any]:
     return records
 
 
+def content_of_decisions(run: Path) -> dict[str, Any]:
+    """What was decided about each image of a run, and which files lie beside it."""
+    made = {one.id: (one.decision, one.label, one.who) for one in read_decisions(run / "decisions.csv")}
+    return {"decisions": made, "names": sorted(path.name for path in run.iterdir())}
+
+
+def unsaved(run: Path, said: str) -> str:
+    """Name a decision that was said to be saved and is not in the file."""
+    path = run / "decisions.csv"
+    made = {one.id: one for one in read_decisions(path)} if path.exists() else {}
+    told = [json.loads(line.removeprefix("saved ")) for line in said.splitlines() if line.startswith("saved ")]
+    *earlier, _ = told or [None]  # The last may just be taken back.
+    for name, decision, label in earlier:
+        if name not in made or (made[name].decision, made[name].label) != (decision, label):
+            return f"the decision about {name} was said to be saved and is not"
+    return ""
+
+
 def kill(run: Mortal, command: Command, folder: Path, expected: dict[str, Any], **how: object) -> bool:
     """Kill the command once, call it again, and note what came of it; False where it ended before the kill."""
     out = folder / "out"
@@ -112,18 +134,24 @@ def kill(run: Mortal, command: Command, folder: Path, expected: dict[str, Any], 
     if not done["killed"]:
         return False
     command.kills += 1
-    again = run(*command.again(out))
-    if again["code"] != 0 and command.retried is not None:
-        again = run(*command.retried(out))
-    where = f"{command.name}, killed {how}"
-    if again["code"] != 0:
-        command.faults.append(f"{where}: the second call exits with {again['code']}: {again['said'].strip()[-300:]}")
-    elif (found := command.content(out)) != expected:
-        differing = [key for key in {*found, *expected} if found.get(key) != expected.get(key)]
-        command.faults.append(f"{where}: other content in {differing}")
+    broken = command.broken(out, done["said"]) if command.broken else ""
+    if fault := broken or call_again(run, command, out, expected):
+        command.faults.append(f"{command.name}, killed {how}: {fault}")
     else:
         command.survived += 1
     return True
+
+
+def call_again(run: Mortal, command: Command, out: Path, expected: dict[str, Any]) -> str:
+    """Call a command again that was stopped, and say what is wrong with what it leaves; nothing if nothing is."""
+    again = run(*command.again(out))
+    if again["code"] != 0 and command.retried is not None:
+        again = run(*command.retried(out))
+    if again["code"] != 0:
+        return f"the second call exits with {again['code']}: {again['said'].strip()[-300:]}"
+    if (found := command.content(out)) != expected:
+        return f"other content in {[key for key in {*found, *expected} if found.get(key) != expected.get(key)]}"
+    return ""
 
 
 def whole(run: Mortal, command: Command, folder: Path) -> tuple[dict[str, Any], int, float]:
@@ -162,14 +190,9 @@ def torture(run: Mortal, command: Command, folder: Path, *, writes: int | None, 
     return events
 
 
-def commands(data: Path, folder: Path, grid: Path) -> dict[str, Command]:
-    """Every command that writes, on tiny data.
-
-    Args:
-        data: An .npz with poison in it.
-        folder: A folder of images to poison.
-        grid: The configuration of a grid.
-    """
+def commands(folder: Path) -> dict[str, Command]:
+    """Every command that writes, on the tiny data that :func:`write_inputs` has put there."""
+    data, grid, images, done = (folder / name for name in ("bad.npz", "grid.yaml", "images", "done"))
     fast = ["--device", "cpu", "--model", "wrn-10-1", "--quiet", "--set", "train.batch_size=16"]
     methods = {
         "train (abl-modified)": [
@@ -189,14 +212,39 @@ def commands(data: Path, folder: Path, grid: Path) -> dict[str, Command]:
 
     def poison(out: Path) -> list[str]:
         plain = ["--attack", "badnets", "--rate", "0.1", "--target", "0", "--device", "cpu", "--quiet"]
-        return ["poison", str(folder), "--out", str(out), *plain]
+        return ["poison", str(images), "--out", str(out), *plain]
 
     def bench(out: Path) -> list[str]:
         return ["bench", str(grid), "--out", str(out), "--jobs", "1", "--quiet"]
 
+    def export(out: Path) -> list[str]:
+        return ["export", str(done), str(out), "--copy", "--quiet"]
+
+    def listed(out: Path) -> list[str]:
+        return ["export", str(done), str(out / "list.json"), "--to", "json", "--overwrite", "--quiet"]
+
+    def predict(out: Path) -> list[str]:
+        return ["predict", str(done), str(images), "--out", str(out / "predictions.csv"), "--device", "cpu", "--quiet"]
+
+    def compare(out: Path) -> list[str]:
+        return ["compare", str(done), str(done), "--out", str(out / "changes.csv")]
+
+    def beside(*args: str) -> Callable[[Path], list[str]]:
+        """Arguments of a command that writes into a run, which is copied there if it is not."""
+        return lambda out: [args[0], str(out if out.exists() else shutil.copytree(done, out)), *args[1:]]
+
+    def of_files(name: str, make: Callable[[Path], list[str]], *more: str) -> Command:
+        return Command(name, make, make, content_of_files, (lambda out: [*make(out), *more]) if more else None)
+
     found = {name: a_run(name, options) for name, options in methods.items()}
-    found["poison"] = Command("poison", poison, poison, content_of_files, lambda out: [*poison(out), "--overwrite"])
+    found["poison"] = of_files("poison", poison, "--overwrite")
     found["bench"] = Command("bench", bench, bench, content_of_grid)
+    found["export"] = of_files("export", export, "--overwrite")
+    found["export (list)"] = of_files("export (list)", listed)
+    found["predict"] = of_files("predict", predict)
+    found["compare"] = of_files("compare", compare)
+    found["report"] = of_files("report", beside("report"))
+    found["review"] = Command("review", beside("decide"), beside("decide"), content_of_decisions, broken=unsaved)
     return found
 
 
@@ -214,10 +262,12 @@ device: cpu
 
 
 def write_inputs(folder: Path) -> dict[str, Command]:
-    """Write the tiny data, and return the commands on it."""
+    """Write the tiny data and a finished run, and return the commands on them."""
     images = folder / "images"
     for split, seed in (("train", 0), ("test", 1)):
         write_folder(images / split, 5, seed=seed)
-    grid = folder / "grid.yaml"
-    grid.write_text(GRID.format(data=images))
-    return commands(write_poisoned_npz(folder / "bad.npz", per_class=20, poisoned=6), images, grid)
+    (folder / "grid.yaml").write_text(GRID.format(data=images))
+    write_poisoned_npz(folder / "bad.npz", per_class=20, poisoned=6)
+    done = invoke("train", images, "--out", folder / "done", *FAST, "--quiet")
+    assert done.code == 0, done
+    return commands(folder)

@@ -331,3 +331,11 @@ def test_the_parts_of_a_training_give_the_bits_of_the_whole(runtime, blobs, tiny
     assert np.array_equal(np.concatenate([history.losses for history in seen]), expected.losses)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, parts.state_dict()[name]), name
+
+
+def test_statistics_that_overflow_are_no_good_network(runtime, tiny, data, plan):
+    """In training mode nothing is seen of it: the batch has statistics of its own."""
+    model = tiny(data)(Seeds(0).generator("init"))
+    next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d)).running_var.fill_(float("inf"))
+    with pytest.raises(NonFiniteLossError, match="a statistic of a normalisation is infinite or not a number"):
+        Trainer(runtime, Seeds(0)).fit(model, data, Phase("train", plan))

@@ -21,6 +21,7 @@ __all__ = ["CELL_FORMAT", "FileShelf", "GridFolder", "Record", "claimed", "read_
 CELL_FORMAT = "antibackdoor cell 1"
 _GRID_FORMAT = "antibackdoor grid 1"
 _GRID, _LOCK, _CELLS, _SHARED = "grid.json", ".lock", "cells", "shared"
+_TRAITS = {"data", "attack", "defence", "model", "seed"}  # what every record says of its cell
 _CHECKSUM = "sha256"  # of a record: of all its other entries
 
 Record: TypeAlias = dict[str, Json]
@@ -143,7 +144,9 @@ def _manifest(out: Path) -> dict[str, Json]:
         values = json.loads((out / _GRID).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StorageError(f"{out} holds no grid (no {_GRID})") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise StorageError(f"{out / _GRID} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
         raise StorageError(f"{out / _GRID} is damaged: {error}; give another --out") from None
     found = values.get("format") if isinstance(values, dict) else None
     if found != _GRID_FORMAT or not isinstance(values, dict):
@@ -156,15 +159,23 @@ def _manifest(out: Path) -> dict[str, Json]:
 def _read_record(path: Path) -> Record | None:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None  # Not there, or damaged: the cell is run again.
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror or error}") from None
     found = record.get("format") if isinstance(record, dict) else None
     if found != CELL_FORMAT or not isinstance(record, dict):
         raise StorageError(
             f"{path} is of another format ({found!r}, not {CELL_FORMAT!r}) and stays as it is; use another --out"
         )
+    cell = record.get("cell")
+    if not isinstance(cell, dict) or not _TRAITS <= cell.keys():
+        raise StorageError(f"{path} is damaged: it does not say of which cell it is; remove it to run that cell again")
     checksum = record.pop(_CHECKSUM, None)  # Records of version 0.1 have none.
-    if checksum is not None and checksum != sha256_of(_to_bytes(record)):
+    try:
+        if checksum is not None and checksum != sha256_of(_to_bytes(record)):
+            return None
+    except ValueError:  # It holds NaN, which none of ours does.
         return None
     return _with_names_of_now(record)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,9 @@ __all__ = ["COUNTS", "MEASURED", "Run", "Setting", "mapping", "read"]
 MEASURED = ("ca", "ca_target", "asr", "excess", "ra", "der", "precision", "recall", "fpr", "auroc", "auprc")
 # What figures are shares of, and how long the training was.
 COUNTS = ("n_train", "n_poison", "n_test", "n_triggered", "updates")
+
+
+_LARGEST = 1e300  # Whole numbers far beyond cannot become a float.
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def mapping(value: object) -> Mapping[str, object]:
 
 
 def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -_LARGEST < value < _LARGEST:
         return None
     return float(value)
 

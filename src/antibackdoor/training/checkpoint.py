@@ -156,7 +156,7 @@ class Checkpoints:
         """Return the state of a phase, or None where there is none to resume.
 
         Raises:
-            StorageError: The file is damaged, or of another version.
+            StorageError: The file is damaged or of another version, or cannot be read.
         """
         path = self._path(phase)
         if not self._resume or not path.exists():
@@ -173,7 +173,9 @@ class Checkpoints:
                 stopped=json.loads(header["stopped"]),
             )
             return PhaseState(history, bool(json.loads(header["done"])), tensors)
-        except (OSError, KeyError, ValueError, StorageError) as error:
+        except OSError as error:
+            raise StorageError(f"cannot read the checkpoint {path}: {error.strerror or error}") from None
+        except (KeyError, ValueError, StorageError) as error:
             raise StorageError(f"the checkpoint {path} is damaged ({error}); start again with --overwrite") from None
 
 

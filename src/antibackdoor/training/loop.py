@@ -27,6 +27,8 @@ from antibackdoor.types import History, ImageSet
 
 __all__ = ["Fit", "Objective", "Step", "Trainer", "mean_loss", "split_batches"]
 
+_STATISTICS = ("running_mean", "running_var")  # of batch normalisation
+
 
 @dataclass(frozen=True, eq=False)
 class Step:
@@ -371,4 +373,8 @@ def _not_finite(model: nn.Module, losses: Tensor) -> str | None:
         return "the loss is infinite or not a number"
     if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
         return "a weight is infinite or not a number"
+    # In training mode a batch is normalised by its own: the loss does not show them.
+    kept = (value for name, value in model.named_buffers() if name.rpartition(".")[2] in _STATISTICS)
+    if not all(bool(torch.isfinite(value).all()) for value in kept):
+        return "a statistic of a normalisation is infinite or not a number"
     return None
