@@ -25,7 +25,7 @@ from antibackdoor.config import RunConfig
 from antibackdoor.data.sources import load
 from antibackdoor.decisions import Decision, append_decisions, encode_decisions, read_decisions
 from antibackdoor.formats import FORMATS
-from antibackdoor.report import render
+from antibackdoor.report import write
 from antibackdoor.training import Checkpoints
 from antibackdoor.verifying import verify_run
 
@@ -76,7 +76,7 @@ def use_run(run: Path, other: Path) -> None:
     findings = formats.read(run)
     for name in FORMATS:
         formats.render(findings, name)
-    render(stored)
+    write(run)
     list_images(stored)
     before = storage.load_run(other)
     changes_csv(compare_runs(before, stored))
@@ -110,6 +110,7 @@ def readers(folder: Path, done: Path) -> dict[str, Reader]:
     of_run("run.json", lambda valid: changed_json(valid) | changed_bytes(valid))
     of_run("history.npz", lambda valid: changed_npz(valid) | changed_bytes(valid))
     of_run("gallery.npz", lambda valid: changed_npz(valid) | changed_bytes(valid))
+    of_run("album.npz", lambda valid: changed_npz(valid) | changed_bytes(valid))
     of_run("suspects.csv", changed_bytes)
     found |= _of_networks(run, folder) | _of_sets(folder) | _of_texts(folder, done)
     return found

@@ -13,7 +13,8 @@ from readers import Reader, readers
 
 CORPUS = Path(__file__).parent / "corpus"
 NAMES = [
-    *("run.json", "history.npz", "gallery.npz", "suspects.csv", "model.safetensors", "checkpoint", "checksums.sha256"),
+    *("run.json", "history.npz", "gallery.npz", "album.npz", "suspects.csv"),
+    *("model.safetensors", "checkpoint", "checksums.sha256"),
     *("folder", "npz", "manifest", "decisions", "grid", "configuration", "record of a grid", "grid.json"),
 ]
 

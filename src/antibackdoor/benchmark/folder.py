@@ -169,7 +169,7 @@ def _read_record(path: Path) -> Record | None:
             f"{path} is of another format ({found!r}, not {CELL_FORMAT!r}) and stays as it is; use another --out"
         )
     cell = record.get("cell")
-    if not isinstance(cell, dict) or not _TRAITS <= cell.keys():
+    if not isinstance(cell, dict) or not cell.keys() >= _TRAITS:
         raise StorageError(f"{path} is damaged: it does not say of which cell it is; remove it to run that cell again")
     checksum = record.pop(_CHECKSUM, None)  # Records of version 0.1 have none.
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from antibackdoor.errors import StorageError
 from antibackdoor.report.album import pack, suspects_album, unpack
 from antibackdoor.report.render import render
 from antibackdoor.storage import ALBUM, add_arrays, add_text, load_arrays, load_run
@@ -31,7 +32,10 @@ def write(run: Path, images: NDArray[np.uint8] | None = None) -> Path:
     page, view = run / "report.html", load_run(run)
     if images is None:
         arrays = load_arrays(run, ALBUM)
-        album = None if arrays is None else unpack(arrays, view)
+        try:
+            album = None if arrays is None else unpack(arrays, view)
+        except StorageError as error:
+            raise StorageError(f"{run / ALBUM}: {error}") from None
     else:
         album = suspects_album(view, images)
         add_arrays(run, ALBUM, pack(album))

@@ -161,10 +161,10 @@ def unpack(arrays: Mapping[str, NDArray[Any]], stored: StoredRun) -> Album:
         portraits = {int(group): (next(files), next(files), next(files)) for group in arrays["portraits"]}
         beside = {int(label): tuple(map(int, rows)) for label, rows in json.loads(arrays["beside"].tobytes())}
         album = Album(arrays["groups"], beside, images, portraits)
-    except (KeyError, StopIteration, TypeError, ValueError) as error:
+    except (KeyError, StopIteration, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise StorageError(f"the album of the run is damaged or of another version: {error}") from None
     count, rows = len(stored.ids), [*images, *(row for rows in beside.values() for row in rows)]
-    if album.groups.shape != (count,) or not all(0 <= row < count for row in rows):
+    if album.groups.shape != (count,) or album.groups.dtype.kind != "i" or not all(0 <= row < count for row in rows):
         raise StorageError("the album of the run is damaged or that of another run")
     return album
 
