@@ -1,4 +1,4 @@
-"""How the command shows work: bars on a terminal, plain lines elsewhere.
+"""How the command shows work: bars on a terminal and in a notebook, plain lines elsewhere.
 
 It goes to standard output, so that standard error holds nothing but what goes wrong; beside a document, which has
 standard output for itself, it goes to standard error.
@@ -6,6 +6,7 @@ standard output for itself, it goes to standard error.
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,7 +58,7 @@ class _LineBar:
 
 
 class ConsoleProgress:
-    """Shows progress to a person or in a log.
+    """Shows progress to a person or in a log; from Python, pass one as ``progress`` to ``train`` or ``scan``.
 
     Args:
         quiet: Show nothing but what goes wrong.
@@ -70,7 +71,9 @@ class ConsoleProgress:
     @contextmanager
     def bar(self, title: str, total: int, unit: str) -> Iterator[Bar]:
         """Open a bar; see :class:`antibackdoor.progress.Progress`."""
-        if not self._console.is_terminal:
+        # In a notebook, bars need ipywidgets.
+        notebook = self._console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
+        if not (self._console.is_terminal or notebook):
             yield _LineBar(self._console, title, total, unit)
             return
         columns = (
