@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 from pathlib import Path
 
@@ -42,6 +43,38 @@ def test_the_exported_network_predicts_as_predict_does(finished_run: Path, tmp_p
     again = invoke("export", finished_run, file, "--to", "torch-export")
     assert (again.code, len(again.err.splitlines())) == (2, 1)
     assert "--overwrite" in again.err
+
+
+def test_onnx_predicts_as_predict_does(finished_run: Path, tmp_path: Path) -> None:
+    for name in ("onnx", "onnxscript"):
+        pytest.importorskip(name)
+    onnxruntime = pytest.importorskip("onnxruntime")
+    file = tmp_path / "network.onnx"
+    done = invoke("export", finished_run, file, "--to", "onnx")
+    assert done.code == 0, done
+    folder = write_folder(tmp_path / "new", 3, seed=7)
+    assert invoke("predict", finished_run, folder, "--out", tmp_path / "p.csv", "--device", "cpu").code == 0
+    with (tmp_path / "p.csv").open(encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    values = json.loads(session.get_modelmeta().custom_metadata_map[portable.ABOUT])
+    pixels = np.stack([np.asarray(Image.open(row["path"])).transpose(2, 0, 1) for row in rows])
+    [found] = session.run(["probabilities"], {"images": pixels})
+    assert found.shape == (9, 3)
+    assert [values["classes"][index] for index in found.argmax(1)] == [row["predicted"] for row in rows]
+    np.testing.assert_allclose(found.max(1), [float(row["probability"]) for row in rows], atol=0.02)
+    [one] = session.run(["probabilities"], {"images": pixels[:1]})
+    np.testing.assert_allclose(one, found[:1], atol=1e-5)
+
+
+def test_packages_that_onnx_needs_are_named(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    done = invoke("export", finished_run, tmp_path / "n.onnx", "--to", "onnx")
+    assert (done.code, len(done.err.splitlines())) == (2, 1), done
+    assert "antibackdoor[onnx]" in done.err
+    assert not (tmp_path / "n.onnx").exists()
 
 
 def test_what_has_no_network_is_refused(finished_run: Path, tmp_path: Path) -> None:

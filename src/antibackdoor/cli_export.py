@@ -20,7 +20,7 @@ def export(
         typer.Option(
             "--to",
             help="folder: cleaned images, quarantine, list; hf: the same for Hugging Face; csv, parquet, json: "
-            "the list; torch-export: the network.",
+            "the list; torch-export, onnx: the network.",
         ),
     ] = "folder",
     data: Annotated[
@@ -37,17 +37,17 @@ def export(
     from antibackdoor.cleaned import CLEAN, FORMATS, LIST, QUARANTINE
     from antibackdoor.cleaned import export as write
     from antibackdoor.console import ConsoleProgress
-    from antibackdoor.portable import TORCH_EXPORT, export_network
+    from antibackdoor.portable import NETWORKS, export_network
     from antibackdoor.storage import read_record
 
-    if to == TORCH_EXPORT:
+    if to in NETWORKS:
         if data is not None or decisions is not None or copy:
-            raise ConfigError(f"export: --data, --decisions and --copy say nothing to --to {TORCH_EXPORT}")
-        difference = export_network(run, dest, overwrite=overwrite)
+            raise ConfigError(f"export: --data, --decisions and --copy say nothing to --to {to}")
+        difference = export_network(run, dest, to, overwrite=overwrite)
         typer.echo(f"network: {dest}; on the images of the report its probabilities differ by {difference:.1g} at most")
         return
     if to not in FORMATS:
-        raise UnknownNameError("format", to, [*FORMATS, TORCH_EXPORT])
+        raise UnknownNameError("format", to, [*FORMATS, *NETWORKS])
     images = write(
         run,
         dest,
