@@ -22,7 +22,7 @@ LAYERS = (
     {"attacks", "isolation", "defences"},
     {
         *("advice", "claiming", "content", "deciding", "decisions", "evaluation", "exporting"),
-        *("imagelist", "naming", "preparing", "recording", "saved", "storage", "stored", "verifying"),
+        *("imagelist", "naming", "preparing", "recording", "saved", "storage", "stored", "tracking", "verifying"),
     },
     {"pipeline", "estimating", "benchmark", "cleaned", "result", "comparing", "report", "review", "api", "formats"},
 )

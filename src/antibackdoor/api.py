@@ -67,6 +67,7 @@ def train(
     device: str = "auto",
     settings: Mapping[str, object] | None = None,
     progress: Progress = SILENT,
+    track: Sequence[str] = (),
 ) -> Run:
     """Train on data that may be poisoned; the whole of ``antibackdoor train``.
 
@@ -87,6 +88,8 @@ def train(
         settings: Sections of :class:`RunConfig`, such as
             ``{"train": {"epochs": 30}, "defence": {"sensitivity": 2.0}}``.
         progress: Shows the work.
+        track: "tensorboard", "mlflow", "wandb": told losses and accuracies after every epoch, and the figures at the
+            end; see docs/pipelines.md.
 
     Returns:
         The run: ``model``, ``isolation`` (scores, flagged, verdict), ``record`` and ``data``.
@@ -95,7 +98,20 @@ def train(
         AntiBackdoorError: What was given cannot work; see ``antibackdoor.errors``.
     """
     return _run(
-        data, test, model, defence, out, overwrite, resume, decisions, seed, device, settings, progress, scan_only=False
+        data,
+        test,
+        model,
+        defence,
+        out,
+        overwrite,
+        resume,
+        decisions,
+        seed,
+        device,
+        settings,
+        progress,
+        track,
+        scan_only=False,
     )
 
 
@@ -112,10 +128,24 @@ def scan(
     device: str = "auto",
     settings: Mapping[str, object] | None = None,
     progress: Progress = SILENT,
+    track: Sequence[str] = (),
 ) -> Run:
     """Score and flag without training a network for use; arguments as in :func:`train`."""
     return _run(
-        data, None, model, defence, out, overwrite, resume, decisions, seed, device, settings, progress, scan_only=True
+        data,
+        None,
+        model,
+        defence,
+        out,
+        overwrite,
+        resume,
+        decisions,
+        seed,
+        device,
+        settings,
+        progress,
+        track,
+        scan_only=True,
     )
 
 
@@ -132,6 +162,7 @@ def _run(
     device: str,
     settings: Mapping[str, object] | None,
     progress: Progress,
+    track: Sequence[str],
     *,
     scan_only: bool,
 ) -> Run:
@@ -169,6 +200,7 @@ def _run(
         data=loaded,
         model=None if isinstance(model, str) else model,
         progress=progress,
+        track=track,
     )
 
 

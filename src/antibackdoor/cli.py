@@ -101,6 +101,10 @@ Optimizer = Annotated[
     str | None, typer.Option("--optimizer", help="sgd or adamw. [default: sgd; adamw for fine-tuning]")
 ]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Epochs of ordinary training.")]
+Track = Annotated[
+    list[str] | None,
+    typer.Option("--track", metavar="NAME", help="tensorboard, mlflow or wandb; repeatable. See docs/pipelines.md."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print results only.")]
 
 
@@ -191,6 +195,7 @@ def train(
     dry_run: DryRun = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    track: Track = None,
     quiet: Quiet = False,
 ) -> None:
     """Train a network on data that may be poisoned, and list the suspects."""
@@ -215,7 +220,7 @@ def train(
     if dry_run:
         cli_dry_run.tell(parsed, out, resume=resume, overwrite=overwrite, progress=_progress(quiet))
         return
-    run(parsed, out=out, resume=resume, overwrite=overwrite, progress=_progress(quiet))
+    run(parsed, out=out, resume=resume, overwrite=overwrite, progress=_progress(quiet), track=track or ())
     cli_formats.emit(out, cli_formats.requests(None))
 
 
@@ -244,6 +249,7 @@ def scan(
     dry_run: DryRun = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    track: Track = None,
     quiet: Quiet = False,
 ) -> None:
     """Score and flag the images, without training a network for use."""
@@ -270,7 +276,15 @@ def scan(
         return
     asked, earlier = cli_formats.requests(format_), Baseline.read(baseline)
     progress = _progress(quiet, beside=cli_formats.documents(asked))
-    result = run(parsed, out=out, scan_only=True, resume=resume, overwrite=overwrite, progress=progress)
+    result = run(
+        parsed,
+        out=out,
+        scan_only=True,
+        resume=resume,
+        overwrite=overwrite,
+        progress=progress,
+        track=track or (),
+    )
     cli_formats.emit(out, asked, earlier)
     levels = [*(fail_on or ()), *([FailOn.SUSPECTS] if fail_on_suspects else ())]
     if cli_formats.found(result.record, levels, out, earlier):

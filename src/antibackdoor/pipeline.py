@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +38,7 @@ from antibackdoor.progress import SILENT, Progress
 from antibackdoor.recording import digest, versions
 from antibackdoor.result import Result
 from antibackdoor.seeds import Seeds
+from antibackdoor.tracking import Tracking, check_trackers
 from antibackdoor.training import Checkpoints, Runtime, Trainer, TrainPlan, logits_of
 from antibackdoor.types import ImageSet, Json, Outcome, PoisonedSet, RunRecord
 
@@ -68,6 +69,7 @@ def run(
     planted: Planted | None = None,
     model: str | nn.Module | Callable[[], nn.Module] | None = None,
     progress: Progress = SILENT,
+    track: Sequence[str] = (),
 ) -> Result:
     """Do everything that a configuration says.
 
@@ -81,6 +83,7 @@ def run(
         planted: What :func:`plant` made of these images by ``config.attack``, in place of planting it again.
         model: A network or a factory in place of ``config.model``.
         progress: Shows the work.
+        track: Names of trackers to tell losses, accuracies and figures; see ``tracking``.
 
     Returns:
         The network, the isolation, the record.
@@ -88,7 +91,7 @@ def run(
     Raises:
         AntiBackdoorError: What was given cannot work; see ``errors``.
     """
-    call = _Call(config, out, scan_only, resume, overwrite, progress)
+    call = _Call(config, out, scan_only, resume, overwrite, progress, tuple(track))
     with contextlib.ExitStack() as held:
         return _run(call, held, data, planted, model)
 
@@ -103,6 +106,7 @@ class _Call:
     resume: bool
     overwrite: bool
     progress: Progress
+    track: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,21 +163,28 @@ def _run(
     defence = _check(call)
     ready = _prepare(call, defence, clock, data, planted, model)
     resolved = recording.resolve(call.config, ready.spec, ready.given.defence, ready.attack)
+    checkpoints = _open(call, held, ready, resolved)
+    tracking = _tracking(call, held, ready, resolved)
     trainer = Trainer(
         ready.runtime,
         ready.seeds,
         held_out=ready.held_out,
-        checkpoints=_open(call, held, ready, resolved),
+        checkpoints=checkpoints,
         progress=call.progress,
+        track=tracking.epoch if tracking else None,
     )
     outcome = _train(call, ready, trainer)
     for history in outcome.histories:
         clock.add(history.phase, float(history.seconds.sum()))
-    return _record(call, ready, outcome, resolved, clock)
+    result = _record(call, ready, outcome, resolved, clock)
+    if tracking is not None:
+        tracking.finish(result.record.metrics)
+    return result
 
 
 def _check(call: _Call) -> Defence:
     """Refuse what cannot work before any data are read, and return the defence."""
+    check_trackers(call.track, call.out)
     if call.out is not None:
         claiming.refuse_other_run(call.out, resume=call.resume, overwrite=call.overwrite)
     defence = DEFENCES.build(call.config.defence.name, call.config.defence.params)
@@ -249,6 +260,15 @@ def _open(call: _Call, held: contextlib.ExitStack, ready: _Prepared, resolved: d
     if finished:
         call.progress.say(f"{call.out}: this run is finished; nothing is trained again, its files are written anew")
     return checkpoints
+
+
+def _tracking(call: _Call, held: contextlib.ExitStack, ready: _Prepared, resolved: dict[str, Json]) -> Tracking | None:
+    """Start the trackers that were asked for, by the first process; they are closed in the end, whatever happens."""
+    if not call.track or call.out is None or ready.runtime.rank != 0:
+        return None
+    tracking = Tracking(call.track, call.out, resolved, fresh=call.overwrite, progress=call.progress)
+    held.callback(tracking.close)
+    return tracking
 
 
 def _train(call: _Call, ready: _Prepared, trainer: Trainer) -> Outcome:

@@ -105,6 +105,7 @@ class Trainer:
         held_out: bool (N,), rows that no phase trains on; their losses are recorded by a forward pass.
         checkpoints: Where the state goes after every epoch, and comes from on resuming; None keeps none.
         progress: Shows the work.
+        track: Told the phase, the number of the epoch from 1 on, mean loss in nats and accuracy after every epoch.
     """
 
     def __init__(
@@ -115,12 +116,14 @@ class Trainer:
         held_out: Tensor | None = None,
         checkpoints: Checkpoints | None = None,
         progress: Progress = SILENT,
+        track: Callable[[str, int, float, float], object] | None = None,
     ) -> None:
         self._runtime = runtime
         self._seeds = seeds
         self._held_out = held_out
         self._checkpoints = checkpoints
         self._progress = progress
+        self._track = track
         self._batches: tuple[ImageSet, Batches] | None = None
         self._unfinished: dict[str, tuple[torch.optim.Optimizer, Average | None]] = {}
 
@@ -226,6 +229,8 @@ class Trainer:
                     self._checkpoints.save(last_good)
                 loss = float(losses[rows].mean())
                 bar.advance(0, f"epoch {epoch + 1}/{plan.epochs}, loss {loss:.3f}, accuracy {100 * accuracy:.1f} %")
+                if self._track:
+                    self._track(phase.name, epoch + 1, loss, accuracy)
         if history.stopped and self._checkpoints:
             self._checkpoints.save(capture(history, done=True))
         self._leave(phase, optimizer, average)
