@@ -7,7 +7,7 @@ WORKERS ?= 2
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := demo
-.PHONY: demo test nightly bench-small check format clean
+.PHONY: demo test nightly oldest bench-small check format clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "antibackdoor needs Python 3.11 or newer; try: make PYTHON=python3.11")'
@@ -25,6 +25,12 @@ test: $(READY)
 nightly: $(READY)
 	$(BIN)/python -m pytest -m slow
 
+# The tests with the oldest packages that pyproject.toml allows.
+oldest: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet -c constraints-oldest.txt --editable '.[dev]'
+	.venv-oldest/bin/python -m pytest
+
 # Every cell anew: records say nothing of the code that made them.
 bench-small: $(READY)
 	rm -rf build/bench-small
@@ -40,4 +46,4 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) demo build dist
+	rm -rf $(VENV) .venv-oldest demo build dist

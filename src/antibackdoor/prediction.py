@@ -12,9 +12,10 @@ from torch import nn
 
 from antibackdoor import storage
 from antibackdoor.csvs import as_text, lines_of
+from antibackdoor.data.apart import decode
 from antibackdoor.data.arrays import with_classes
 from antibackdoor.data.cache import default_cache_dir
-from antibackdoor.data.decode import WHITE, BadImageError, decode, quiet
+from antibackdoor.data.decode import WHITE, BadImageError
 from antibackdoor.data.folder import scan
 from antibackdoor.data.formats import EXTENSIONS
 from antibackdoor.data.reader import Reader
@@ -91,7 +92,7 @@ def predict(
     files = find_images(paths)
     predictions: list[Prediction] = []
     unreadable: list[str] = []
-    with progress.bar("predicting", len(files), "images") as bar, quiet():
+    with progress.bar("predicting", len(files), "images") as bar:
         for start in range(0, len(files), _CHUNK):
             images, names = [], []
             for file in files[start : start + _CHUNK]:

@@ -163,7 +163,16 @@ def whole(run: Mortal, command: Command, folder: Path) -> tuple[dict[str, Any], 
     return command.content(out), done["events"], done["seconds"]
 
 
-def torture(run: Mortal, command: Command, folder: Path, *, writes: int | None, moments: int, seed: int = 0) -> int:
+def torture(
+    run: Mortal,
+    command: Command,
+    folder: Path,
+    *,
+    writes: int | None,
+    moments: int,
+    seed: int = 0,
+    twice: bool = True,
+) -> int:
     """Kill the command at its writes and at random moments.
 
     Args:
@@ -173,15 +182,17 @@ def torture(run: Mortal, command: Command, folder: Path, *, writes: int | None, 
         writes: At how many of the writes, evenly spread; None for all, each of them also torn.
         moments: At how many random moments.
         seed: Of these moments.
+        twice: Measure the second of two undisturbed calls: the first makes what later ones find, such as imports.
 
     Returns:
         How many writes the command makes.
     """
-    whole(run, command, folder)  # The first call makes what later ones find, such as imports and fonts.
+    if twice:
+        whole(run, command, folder)
     expected, events, seconds = whole(run, command, folder)
     places = range(1, events + 1)
     if writes is not None:
-        places = sorted({1 + (events - 1) * i // max(1, writes - 1) for i in range(writes)})
+        places = sorted({1 + (events - 1) * (2 * k + 1) // (2 * writes) for k in range(writes)})
     for at in places:
         kill(run, command, folder, expected, at=at, torn=True)
     chance = random.Random(seed)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from killing import Command, Mortal, torture
 
-SAMPLED = {"train (abl-modified)": 3, "poison": 4}
-ALL = ["train (abl-modified)", "train (default)", "train (d-br)", "scan", "poison", "bench"]
+SAMPLED = {"train (abl-modified)": 3, "poison": 4, "export": 2, "report": 2, "review": 4}
+LONG = ["train (default)", "train (d-br)", "bench"]
+ALL = [*SAMPLED, *LONG, "scan", "export (list)", "predict", "compare"]
 
 
 @pytest.mark.parametrize("name", SAMPLED)
@@ -18,6 +19,14 @@ def test_killed_at_some_writes_and_moments(name: str, killable: tuple[Mortal, di
     torture(run, commands[name], folder, writes=SAMPLED[name], moments=1)
     assert commands[name].faults == []
     assert commands[name].survived == commands[name].kills >= SAMPLED[name]
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_killed_once(name: str, killable: tuple[Mortal, dict[str, Command], Path]) -> None:
+    run, commands, folder = killable
+    torture(run, commands[name], folder, writes=1, moments=0, twice=False)
+    assert commands[name].faults == []
+    assert commands[name].survived == commands[name].kills > 0
 
 
 @pytest.mark.slow

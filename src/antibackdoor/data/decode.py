@@ -10,7 +10,7 @@ import re
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -32,13 +32,14 @@ __all__ = [
     "pixels",
     "quiet",
     "resize",
+    "take_turns",
 ]
 
 WIDE = "I"  # Pillow holds 16-bit grey in modes that begin so
 WHITE = 65535
 GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"})
 MAX_PIXELS, LARGE_PIXELS = 100_000_000, 16_000_000
-_ONE_LARGE = threading.Lock()
+_ONE_LARGE: AbstractContextManager[object] = threading.Lock()
 TEXT_HEADER, MOST_COMMENTS = 4096, 100
 NETPBM, COMMENT = re.compile(rb"P[0-9a-zA-Z]\s*[\s#]"), re.compile(rb"#[^\r\n]*")
 ORIENTATION_TAG = 0x0112
@@ -82,6 +83,16 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+def take_turns(lock: AbstractContextManager[object]) -> None:
+    """Decode large images one at a time among all processes that share a lock.
+
+    Args:
+        lock: What to hold while a large image is decoded, in place of a lock among the threads of this process.
+    """
+    global _ONE_LARGE
+    _ONE_LARGE = lock
 
 
 def inspect(payload: Payload) -> Header:

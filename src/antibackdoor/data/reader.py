@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from antibackdoor.data import cache
+from antibackdoor.data.apart import brightest, decode, inspect, warm
 from antibackdoor.data.arrays import MIN_SIDE, check_trainable
-from antibackdoor.data.decode import WHITE, BadImageError, Header, brightest, decode, inspect, quiet
+from antibackdoor.data.decode import WHITE, BadImageError, Header
 from antibackdoor.data.listing import Listing
 from antibackdoor.data.opening import Payload
 from antibackdoor.data.parallel import map_chunks
@@ -116,34 +117,33 @@ class Reader:
             DataError: A bad image without ``skip_bad``, or too few images in the listing.
         """
         check_trainable(listing.where, listing.classes, torch.tensor(listing.labels))
-        with quiet():
-            started = time.perf_counter()
-            rows = listing.sample(count)
-            headers = dict(self._each("looking at image sizes", listing, rows, inspect, chunk=8))
-            _require_any(headers, listing)
-            shape = self._choose_shape(listing.where, list(headers.values()))
-            white = self._choose_white(listing, [row for row, header in headers.items() if header.wide])
-            read = partial(decode, channels=shape[0], height=shape[1], width=shape[2], white=white)
-            found = dict(self._each("reading images", listing, tuple(headers), read, chunk=8))
-            _require_any(found, listing)
-            seconds = (time.perf_counter() - started) / len(rows)
+        warm()
+        started = time.perf_counter()
+        rows = listing.sample(count)
+        headers = dict(self._each("looking at image sizes", listing, rows, inspect, chunk=8))
+        _require_any(headers, listing)
+        shape = self._choose_shape(listing.where, list(headers.values()))
+        white = self._choose_white(listing, [row for row, header in headers.items() if header.wide])
+        read = partial(decode, channels=shape[0], height=shape[1], width=shape[2], white=white)
+        found = dict(self._each("reading images", listing, tuple(headers), read, chunk=8))
+        _require_any(found, listing)
+        seconds = (time.perf_counter() - started) / len(rows)
         images = torch.from_numpy(np.stack(list(found.values())))
         labels = torch.tensor([listing.labels[row] for row in found])
         ids = tuple(listing.ids[row] for row in found)
         return Sample(ImageSet(images, labels, listing.classes, ids, listing.where, white=white), seconds)
 
     def _build(self, listing: Listing, key: str, like: ImageSet | None) -> None:
-        with quiet():
-            headers = dict(self._each("looking at image sizes", listing, range(len(listing)), inspect, chunk=32))
-            _require_any(headers, listing)
-            if like is None:
-                shape = self._choose_shape(listing.where, list(headers.values()))
-                white = self._choose_white(listing, [row for row, header in headers.items() if header.wide])
-            else:
-                shape, white = like.shape, like.white
-            read = partial(decode, channels=shape[0], height=shape[1], width=shape[2], white=white)
-            write = partial(self._write, listing, tuple(headers), read, shape, white)
-            cache.store(self.cache_dir, key, len(headers) * prod(shape), write)
+        headers = dict(self._each("looking at image sizes", listing, range(len(listing)), inspect, chunk=32))
+        _require_any(headers, listing)
+        if like is None:
+            shape = self._choose_shape(listing.where, list(headers.values()))
+            white = self._choose_white(listing, [row for row, header in headers.items() if header.wide])
+        else:
+            shape, white = like.shape, like.white
+        read = partial(decode, channels=shape[0], height=shape[1], width=shape[2], white=white)
+        write = partial(self._write, listing, tuple(headers), read, shape, white)
+        cache.store(self.cache_dir, key, len(headers) * prod(shape), write)
 
     def _write(
         self,
