@@ -276,7 +276,8 @@ def main() -> None:
     parser.add_argument("--again", action="store_true")
     arguments = parser.parse_args()
     arguments.bank.mkdir(parents=True, exist_ok=True)
-    load_plugin(HERE.parent / "unseen.py")
+    for plugin in (HERE / "attacks.py", HERE.parent / "unseen.py"):
+        load_plugin(plugin)
     sources: dict[str, Loaded] = {}
     runs = yaml.safe_load((HERE / "runs.yaml").read_text(encoding="utf-8"))
     chosen = [run for run in runs if any(fnmatch(run["name"], pattern) for pattern in arguments.only)]

@@ -165,7 +165,8 @@ def main() -> None:
     parser.add_argument("--evidence-only", action="store_true", help="measure what is not measured yet, judge nothing")
     parser.add_argument("--kept-only", action="store_true", help="judge what is measured already")
     arguments = parser.parse_args()
-    load_plugin(HERE.parent / "unseen.py")
+    for plugin in (HERE / "attacks.py", HERE.parent / "unseen.py"):
+        load_plugin(plugin)
     sources: dict[str, Loaded] = {}
     folder = arguments.bank / f"evidence-{digest()}"
     folder.mkdir(exist_ok=True)
