@@ -32,7 +32,7 @@ from antibackdoor.models import builder_from
 from antibackdoor.training import Runtime
 
 # What the evidence depends on; the calibration and the rule are applied anew each time.
-_EVIDENCE = ("evidence.py", "observe.py", "parts.py", "views.py")
+_EVIDENCE = ("evidence.py", "observe.py", "parts.py", "scene.py", "views.py")
 
 
 def digest() -> str:
@@ -104,10 +104,11 @@ def measured(path: Path, sources: dict[str, Loaded], root: Path) -> dict:
 
 
 def gumbel(values: list[float]) -> str:
-    """Return location and scale of a fit by the median and the 95 % quantile, and the largest value."""
-    median, high = np.quantile(values, [0.5, 0.95])
-    scale = (high - median) / (math.log(math.log(2)) - math.log(-math.log(0.95)))
-    place = median + scale * math.log(math.log(2))
+    """Return location and scale of a fit by the median and the 95 % or 99 % quantile, whichever gives more scale."""
+    median, *high = np.quantile(values, [0.5, 0.95, 0.99])
+    reach = [-math.log(-math.log(level)) for level in (0.5, 0.95, 0.99)]
+    scale = max((value - median) / (at - reach[0]) for value, at in zip(high, reach[1:], strict=True))
+    place = median - scale * reach[0]
     return f"n {len(values)}, place {place:.3f}, scale {scale:.3f}, max {max(values):.2f}"
 
 

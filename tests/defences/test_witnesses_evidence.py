@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from antibackdoor.defences.witnesses.crosscheck import Adjudication, adjudicate
 from antibackdoor.defences.witnesses.decide import Decision, decide, weigh
-from antibackdoor.defences.witnesses.evidence import STATISTICS, Scene, misplaced, mixing, picture, turning
+from antibackdoor.defences.witnesses.evidence import STATISTICS, misplaced, mixing, picture, turning
 from antibackdoor.defences.witnesses.observe import Seen
 from antibackdoor.defences.witnesses.parts import Part, alike, parts_of, shared_picture
+from antibackdoor.defences.witnesses.scene import Scene, detail
 from antibackdoor.defences.witnesses.views import Features, views_of
 from antibackdoor.training import Runtime
 from antibackdoor.types import ImageSet
@@ -31,13 +32,20 @@ class CornerNet(nn.Module):
         with torch.no_grad():
             self.first.weight.copy_(torch.eye(3)[:, :, None, None])
         means = blobs(CLASSES, CLASSES, height=16, width=16, noise=0).images.float().div(255).mean(1)
-        self.register_buffer("templates", (means - means.mean(0)).flatten(1))
+        self.register_buffer("templates", means - means.mean(0))
+        self.register_buffer("corner", torch.zeros(16, 16))
+        self.corner[-4:, -4:] = 1.25
+        self.norm = nn.BatchNorm2d(CLASSES).eval()
+        self.head = nn.Linear(CLASSES, CLASSES, bias=False)
+        with torch.no_grad():
+            self.head.weight.copy_(512 * torch.eye(CLASSES))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x)
-        logits = 2 * x.mean(1).flatten(1) @ self.templates.T
-        bright = 40 * (x[:, :, -4:, -4:].mean((1, 2, 3)) - 0.45)
-        return torch.cat([logits[:, :TARGET], logits[:, TARGET : TARGET + 1] + bright[:, None], logits[:, 3:]], 1)
+        grey = self.first(x).mean(1, keepdim=True)
+        maps = grey * self.templates
+        corner = (grey - 0.45) * self.corner
+        maps = torch.cat([maps[:, :TARGET], maps[:, TARGET : TARGET + 1] + corner, maps[:, TARGET + 1 :]], 1)
+        return self.head(self.norm(maps).mean((2, 3)))
 
 
 def made(blobs: Callable[..., ImageSet], poison: int) -> tuple[Seen, np.ndarray]:
@@ -98,8 +106,10 @@ def test_two_classes_are_told_by_one_discriminant(clean):
     two = only(clean, np.flatnonzero(clean.labels < 2))
     features = Features(two)
     assert (features.foreign < 0).mean() > 0.98
-    shown = features.seen_without(np.flatnonzero(two.labels == 1)[:10])
+    shown, sure = features.seen_without(np.flatnonzero(two.labels == 1)[:10])
     assert set(shown.tolist()) == {1}
+    assert (sure > 0.5).all()
+    assert (sure <= 1).all()
 
 
 def test_some_part_is_the_poison(poisoned):
@@ -146,6 +156,32 @@ def test_a_trigger_turns_other_classes_and_what_replaces_images_does_not(poisone
     images[truth] = images[int(np.flatnonzero((seen.labels == TARGET) & ~truth)[0])].clone()
     copies = dataclasses.replace(seen, data=dataclasses.replace(seen.data, images=images))
     assert turning(*part_of(copies, truth)) < 0.7
+
+
+def test_what_decides_is_found_where_it_is(poisoned):
+    seen, truth = poisoned
+    scene, part = part_of(seen, truth)
+    where = scene.decisive(scene.donors(part)[0], 0.07)
+    assert where[:, :, -4:, -4:].float().mean() > 0.9
+    assert abs(where.float().mean() - 0.07) < 0.02
+
+
+def test_detail_is_what_smoothing_takes_away():
+    flat = torch.full((1, 3, 16, 16), 0.7)
+    assert detail(flat, 2).abs().max() < 1e-5
+    row = torch.arange(16) % 2
+    fine = (row[:, None] + row).remainder(2).float().expand(1, 3, 16, 16)
+    assert (detail(fine, 2) - (fine - 0.5)).abs().max() < 0.02
+
+
+def test_mislabelled_both_ways_is_less_misplaced(poisoned):
+    seen, truth = poisoned
+    one_way = misplaced(*part_of(seen, truth))
+    swapped = seen.data.labels.clone()
+    own = np.flatnonzero((swapped.numpy() == TARGET) & ~truth)[:60]
+    swapped[own] = torch.from_numpy(np.resize([0, 1, 3, 4], len(own)))
+    both = dataclasses.replace(seen, data=dataclasses.replace(seen.data, labels=swapped))
+    assert misplaced(*part_of(both, truth)) < 0.7 * one_way
 
 
 def test_the_network_is_left_as_it_was(poisoned):

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from antibackdoor.defences.witnesses.calibration import COMBINED, NULLS
-from antibackdoor.defences.witnesses.evidence import STATISTICS, Scene
+from antibackdoor.defences.witnesses.evidence import AT_A_LOOK, QUESTIONS, STATISTICS
 from antibackdoor.defences.witnesses.observe import Seen
 from antibackdoor.defences.witnesses.parts import Part, alike, parts_of, shared_picture
+from antibackdoor.defences.witnesses.scene import Scene
 from antibackdoor.defences.witnesses.views import Features, views_of
 from antibackdoor.isolation.mixture import fit_mixture
 
@@ -22,6 +23,10 @@ Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 # No statistic alone may weigh more than this, in -log p: a plain background shared by some is a picture as well.
 _MOST = 7.0
+# Parts of a class that are tried on images of other classes.
+_TRIED = 5
+# Least overlap (Jaccard) with the part from which its refinement replaces it.
+_REFINES = 0.9
 # Times the error up to which a class is in doubt.
 DOUBT = 5
 # An image is left out of training, though not flagged, from this posterior on: a little poison teaches the backdoor.
@@ -124,21 +129,36 @@ def decide(seen: Seen, alpha: float) -> Decision:
 
 
 def weigh(seen: Seen) -> Iterator[list[tuple[Part, dict[str, float], float]]]:
-    """Yield, of every class that has parts, each with its statistics by name and the sum of -log p over them."""
+    """Yield, of every class that has parts, the likeliest with their statistics by name and the sum of -log p.
+
+    What needs no network is measured of all parts of a class; the five that come off worst by that are tried on others.
+    """
     features = Features(seen)
     for views in views_of(seen, features):
         scene = Scene(seen, features, views.label)
+        looked = [(part, {name: STATISTICS[name](scene, part) for name in AT_A_LOOK}) for part in parts_of(views)]
+        looked.sort(key=lambda one: -combined(one[1]))
         weighed = []
-        for part in parts_of(views):
-            figures = {name: measure(scene, part) for name, measure in STATISTICS.items()}
+        for part, figures in looked[:_TRIED]:
+            figures |= {name: measure(scene, part) for name, measure in STATISTICS.items() if name not in figures}
             weighed.append((part, figures, combined(figures)))
         if weighed:
             yield weighed
 
 
 def combined(figures: Mapping[str, float]) -> float:
-    """Return the sum of -log p over statistics, none of which counts for more than 7."""
-    return sum(min(_MOST, -math.log(NULLS[name].p_value(value))) for name, value in figures.items())
+    """Return the sum over questions of the largest -log p of the statistics that ask it, none more than 7.
+
+    Where the rest of the class is the one that holds many kinds of things, as much is taken off.
+    """
+    total = -_weight("diversity", -figures["diversity"]) if "diversity" in figures else 0.0
+    for names in QUESTIONS.values():
+        total += max((_weight(name, figures[name]) for name in names if name in figures), default=0.0)
+    return total
+
+
+def _weight(name: str, figure: float) -> float:
+    return min(_MOST, -math.log(NULLS[name].p_value(figure)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -172,8 +192,8 @@ def refined(part: Part) -> Floats:
         max_iter=50,
     )
     posterior: Floats = fit_mixture(mixture, points[views.fitted]).predict_proba(points)[:, 0]
-    # A mixture that left its start describes something else.
-    return posterior if alike(posterior > 0.5, inside) >= 0.5 else inside.astype(np.float64)
+    # A mixture that left its start describes something else besides.
+    return posterior if alike(posterior > 0.5, inside) >= _REFINES else (posterior + inside) / 2
 
 
 def _precision(points: Floats) -> Floats:

@@ -52,10 +52,15 @@ def parts_of(views: Views) -> list[Part]:
         nearest = fit_mixture(mixture, views.points[views.fitted]).predict(views.points)
         for number in range(count):
             _add(found, Part(views, nearest == number, "mixture"))
-    for part in tuple(found):
+    for place, part in enumerate(tuple(found)):
         members = _purified(part)
-        if members is not None:
-            _add(found, Part(views, members, "picture"))
+        if members is None:
+            continue
+        pure = Part(views, members, "picture")
+        if alike(members, part.members) > _SAME:
+            found[place] = pure
+        else:
+            _add(found, pure)
     return found
 
 

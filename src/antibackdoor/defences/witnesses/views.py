@@ -83,19 +83,24 @@ class Features:
     def __init__(self, seen: Seen) -> None:
         self._labels, self._trained = seen.labels, seen.trained
         self.values = _principal(seen.features.astype(np.float64), _FEATURES)
-        self.foreign = np.zeros(len(self._labels))
+        self.foreign, self.shown = np.zeros(len(self._labels)), np.zeros(len(self._labels), dtype=np.int64)
         fold = np.random.default_rng(0).integers(0, 5, len(self._labels))
         for number in range(5):
             aside = fold == number
-            self.foreign[aside] = _against(*self._scores(aside), self._labels[aside])
+            scores, classes = self._scores(aside)
+            self.foreign[aside] = _against(scores, classes, self._labels[aside])
+            self.shown[aside] = classes[scores.argmax(1)]
 
-    def seen_without(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return which class a classifier that was fitted without these rows sees in each, int64 (n,), rows rising."""
+    def seen_without(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], Floats]:
+        """Return what a classifier that was fitted without these rows sees in them, rows rising.
+
+        The class of each, int64 (n,), and the probability of that class, float64 (n,).
+        """
         aside = np.zeros(len(self._labels), dtype=bool)
         aside[rows] = True
         scores, classes = self._scores(aside)
-        shown: NDArray[np.int64] = classes[scores.argmax(1)]
-        return shown
+        sure: Floats = 1 / np.exp(scores - scores.max(1, keepdims=True)).sum(1)
+        return classes[scores.argmax(1)], sure
 
     def _scores(self, aside: Bools) -> tuple[Floats, NDArray[np.int64]]:
         """Return what is seen in images by all others: log posteriors (n, K) up to a constant, and the classes.
