@@ -15,7 +15,6 @@ from torch.nn import functional
 
 import antibackdoor
 from antibackdoor import AntiBackdoorError, LossRecorder, Run, from_arrays, scan, train
-from antibackdoor.defences import Filter
 from antibackdoor.errors import ConfigError, DataError, RunExistsError, UnknownNameError
 
 SETTINGS = {
@@ -182,16 +181,15 @@ def test_seeds_decide(images: np.ndarray, labels: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("verb", [train, scan])
-def test_the_filter_is_the_default_and_its_settings_reach_it(
+def test_the_witnesses_are_the_default_and_their_settings_reach_them(
     verb: Callable[..., Run], images: np.ndarray, labels: np.ndarray
 ) -> None:
-    settings = {"train": {"epochs": 2, "batch_size": 16}, "defence": {"sensitivity": 2.0, "rounds": 1}}
+    settings = {"train": {"epochs": 2, "batch_size": 16}, "defence": {"alpha": 0.05, "witness": "none"}}
     result = verb((images, labels), model="wrn-10-1", device="cpu", settings=settings)
     defence = result.record.config["defence"]
     assert isinstance(defence, dict)
-    assert (defence["name"], defence["sensitivity"], defence["rounds"]) == ("filter", 2.0, 1)
-    assert defence["alarm"] == Filter().alarm, "every default is filled in"
-    assert result.outcome.histories[0].phase == "look"
+    assert defence == {"name": "witnesses", "alpha": 0.05, "witness": "none"}
+    assert result.outcome.histories[0].phase == "detector 1"
     assert (result.model is None) == (verb is scan)
 
 

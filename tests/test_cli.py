@@ -206,16 +206,16 @@ def test_scan_writes_no_network_and_can_fail_a_pipeline(npz: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("command", ["train", "scan"])
-def test_without_a_name_the_filter_defends(command: str, npz: Path, tmp_path: Path) -> None:
+def test_without_a_name_the_witnesses_judge(command: str, npz: Path, tmp_path: Path) -> None:
     done = invoke(
-        *(command, npz, "--out", tmp_path / "run", "--sensitivity", 2, "--device", "cpu", "--model", "wrn-10-1"),
-        *("--epochs", 2, "--set", "train.batch_size=16", "--set", "defence.rounds=1"),
+        *(command, npz, "--out", tmp_path / "run", "--alpha", 0.05, "--device", "cpu", "--model", "wrn-10-1"),
+        *("--epochs", 2, "--set", "train.batch_size=16", "--set", "defence.witness=none"),
     )
     assert done.code == 0, done
     record = run_json(tmp_path / "run")
     defence = record["config"]["defence"]
-    assert (defence["name"], defence["sensitivity"], defence["rounds"]) == ("filter", 2.0, 1)
-    assert "look" in record["seconds"]
+    assert defence == {"name": "witnesses", "alpha": 0.05, "witness": "none"}
+    assert "detector 1" in record["seconds"]
     assert record["verdict"] in VERDICTS
     _, rows = rows_of(tmp_path / "run" / "suspects.csv")
     assert len({row["id"] for row in rows}) == 60
@@ -610,7 +610,7 @@ SETTINGS: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "unknown model": (("--model", "wrn-10"), ("'wrn-10'", "'wrn-10-1'")),
     "unknown attack": (("--set", "attack.name=badnet"), ("'badnet'", "'badnets'")),
     "unknown key of a defence": (("--defence", "abl-modified", "--set", "defence.gama=0.4"), ("gama", "'gamma'")),
-    "unknown key of the default defence": (("--set", "defence.sensitivty=2"), ("sensitivty", "'sensitivity'")),
+    "unknown key of the default defence": (("--set", "defence.alhpa=0.05"), ("alhpa", "'alpha'")),
     "unknown key of an attack": (("--set", "attack.name=badnets", "--set", "attack.sice=3"), ("sice", "'size'")),
     "unknown key of a section": (("--set", "train.epoch=3"), ("train.epoch", "'train.epochs'")),
     "unknown section": (("--set", "trian.epochs=3"), ("trian", "'train'")),
@@ -625,7 +625,8 @@ SETTINGS: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "lr that is not a number": (("--set", "train.lr=.nan"), ("train.lr",)),
     "gamma below zero": (("--defence", "abl-modified", "--set", "defence.gamma=-1"), ("defence.gamma", "-1")),
     "share above one": (("--defence", "abl-modified", "--set", "defence.share=2"), ("defence.share", "2")),
-    "a sensitivity of zero": (("--sensitivity", 0), ("defence.sensitivity", "0")),
+    "an alpha of zero": (("--alpha", 0), ("defence.alpha", "0")),
+    "a sensitivity of zero": (("--defence", "filter", "--sensitivity", 0), ("defence.sensitivity", "0")),
     "a sensitivity in words": (("--sensitivity", "high"), ("--sensitivity",)),
     "a defence without a sensitivity": (("--defence", "abl-modified", "--sensitivity", 2), ("'sensitivity'",)),
     "holdout of all": (("--set", "data.holdout=1"), ("data.holdout", "1")),

@@ -70,7 +70,7 @@ def test_hyper_parameters_stand_beside_the_name():
 
 def test_defaults():
     config = RunConfig()
-    assert (config.attack, config.defence.name, config.model, config.seed) == (None, "filter", "auto", 0)
+    assert (config.attack, config.defence.name, config.model, config.seed) == (None, "witnesses", "auto", 0)
     assert RunConfig.parse({}) == config
 
 

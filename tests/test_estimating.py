@@ -35,7 +35,7 @@ def few():
 
 def test_the_command(tmp_path: Path, cache: Path) -> None:
     folder = write_folder(tmp_path / "d")
-    for command, training in (("train", "on clean images, up to"), ("scan", "training: about")):
+    for command, training in (("train", "with poison"), ("scan", "training: about")):
         done = invoke(command, folder, "--out", tmp_path / "run", "--dry-run", "--set", "train.batch_size=16")
         assert (done.code, done.err) == (0, "")
         assert "images: 60 to train on, 0 to measure on" in done.out
@@ -110,6 +110,11 @@ def test_how_many_trainings_there_are(few, monkeypatch):
     assert (found.least, found.most, networks) == (2 * once, 4 * once, 2)
     found, networks = timed(few, monkeypatch, model="resnet-18", scan_only=True)
     assert (found.least, networks) == (once / 2, 1)
+    found, networks = timed(few, monkeypatch, defence="witnesses")
+    detector = 2 * 100 * 20 * 0.5
+    assert (found.least, found.most, networks) == (detector + once, detector + 2 * once, 2)
+    found, networks = timed(few, monkeypatch, defence="witnesses", scan_only=True)
+    assert (found.least, found.most, networks) == (detector, detector, 1)
     found, networks = timed(few, monkeypatch, defence="none")
     assert (found.least, found.most, networks) == (once, once, 1)
     found, networks = timed(few, monkeypatch, defence="d-br")

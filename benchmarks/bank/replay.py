@@ -5,6 +5,8 @@ r"""Judge recorded runs with the evidence of the defence `witnesses`; print the 
 Only the detector's part of a run is looked at. The evidence on every part of every class is measured once for a state
 of the code and kept in BANK/evidence-DIGEST/, so that a decision on the whole bank takes seconds. `--null` prints the
 Gumbel distributions that `defences/witnesses/calibration.py` holds, from the clean runs among those that are looked at.
+Which parts of a class are looked at closely depends on it a little: after it has changed, the evidence is measured anew
+(remove the folder). `--pack` writes the figures that `tests/defences/test_witnesses_bank.py` decides on.
 """
 
 from __future__ import annotations
@@ -121,11 +123,30 @@ def null(runs: dict[str, dict]) -> None:
     print(f"combined: {gumbel([max(combined(part['figures']) for part in parts) for parts in clean])}")
 
 
-def judge(name: str, run: dict, alpha: float) -> dict:
-    """Print what is decided on a run and what was seen of poisoned classes; return the figures."""
+def decided(run: dict) -> tuple[dict[int, dict], dict[int, float]]:
+    """Return the strongest part of every class, and the class's adjusted p-value."""
     best = {one["label"]: max(one["parts"], key=lambda part: combined(part["figures"])) for one in run["classes"]}
     raw = [COMBINED.p_value(combined(part["figures"])) for part in best.values()]
-    adjusted = dict(zip(best, holm(raw), strict=True))
+    return best, dict(zip(best, holm(raw), strict=True))
+
+
+def packed(runs: dict[str, dict]) -> dict[str, dict]:
+    """Return what a decision needs of each run and no more: figures to three decimals, truth, and success."""
+    kept = {}
+    for name, run in runs.items():
+        classes = []
+        for one in run["classes"]:
+            parts = [
+                {"figures": {key: round(value, 3) for key, value in part["figures"].items()}} for part in one["parts"]
+            ]
+            classes.append({"label": one["label"], "poison": one["poison"], "parts": parts})
+        kept[name] = {"poison": run["poison"], "success": run["facts"]["success"], "classes": classes}
+    return kept
+
+
+def judge(name: str, run: dict, alpha: float) -> dict:
+    """Print what is decided on a run and what was seen of poisoned classes; return the figures."""
+    best, adjusted = decided(run)
     accused = [label for label, p in adjusted.items() if p <= alpha]
     truth = [one["label"] for one in run["classes"] if one["poison"]]
     flagged = sum(best[label]["flagged"] for label in accused)
@@ -165,6 +186,7 @@ def main() -> None:
     parser.add_argument("--null", action="store_true")
     parser.add_argument("--evidence-only", action="store_true", help="measure what is not measured yet, judge nothing")
     parser.add_argument("--kept-only", action="store_true", help="judge what is measured already")
+    parser.add_argument("--pack", type=Path, help="file for the figures of these runs, which the tests decide on")
     arguments = parser.parse_args()
     for plugin in (HERE / "attacks.py", HERE.parent / "unseen.py"):
         load_plugin(plugin)
@@ -181,6 +203,10 @@ def main() -> None:
             atomic_write_bytes(kept, json.dumps(measured(path, sources, arguments.data)).encode())
         runs[name] = json.loads(kept.read_text(encoding="utf-8"))
     if arguments.evidence_only:
+        return
+    if arguments.pack is not None:
+        lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(one)}" for name, one in packed(runs).items())
+        atomic_write_bytes(arguments.pack, f"{{\n{lines}\n}}\n".encode())
         return
     if arguments.null:
         null(runs)

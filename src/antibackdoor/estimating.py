@@ -22,6 +22,7 @@ from antibackdoor.defences import Defence
 from antibackdoor.defences.detector import detector_for
 from antibackdoor.defences.filter import Filter
 from antibackdoor.defences.none import NoDefence
+from antibackdoor.defences.witnesses import Witnesses, flow, observe
 from antibackdoor.models import BuildModel
 from antibackdoor.progress import Progress
 from antibackdoor.seeds import Seeds
@@ -33,6 +34,8 @@ __all__ = ["Contents", "Duration", "before_long", "duration_of", "in_words", "lo
 SAMPLE = 256
 LONG = 400_000  # images times epochs, from which a run says as it begins how long it will take
 BATCHES = 4  # that are timed, after as many that warm up
+# Passes, encoder and evidence take about as long as the training of the detector, by the bank of evidence.
+_LOOK = 2.0
 MOST_TRAININGS = 3  # of the filter, where poison is learned late
 GIB = 2**30
 
@@ -155,9 +158,15 @@ def duration_of(
         scan_only: It is a scan.
 
     Returns:
-        The least and the most; other methods than the filter and ordinary training make trainings of their own number.
+        The least and the most; other methods than the default, the filter and ordinary training make trainings of their
+        own number.
     """
     whole = images * plan.epochs
+    if isinstance(defence, Witnesses):
+        look, seen_by = observe.detector_plan(images), observe.detector_for(sample)
+        looking = _LOOK * _seconds_an_image(sample, seen_by, look, runtime) * images * look.epochs
+        own = 0.0 if scan_only else _seconds_an_image(sample, build_model, plan, runtime) * whole
+        return Duration(looking + own, looking + flow.ROUNDS * own, _memory(images, plan.epochs + look.epochs))
     if not isinstance(defence, Filter):
         once = _seconds_an_image(sample, build_model, plan, runtime) * whole
         return Duration(once, once if isinstance(defence, NoDefence) else None, _memory(images, plan.epochs))

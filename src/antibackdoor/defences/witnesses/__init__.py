@@ -1,8 +1,4 @@
-"""Defence ``witnesses``: a detector and a frozen encoder, one decision with a stated error. Experimental.
-
-It is to take the place of ``filter`` once it holds on validation runs, which it does not yet (docs/log.md); until then
-``benchmarks/witnesses.py`` brings it as a plugin.
-"""
+"""Defence ``witnesses``, the default: a detector and a frozen encoder, one decision with a stated error."""
 
 from __future__ import annotations
 
@@ -26,13 +22,11 @@ class Witnesses(Defence):
 
     1. A small network learns the set without augmentation; a forward pass after every epoch gives every image a
        trajectory of losses. A frozen public encoder gives it features.
-    2. Every class is cut in two by each and by both together, and every part is asked: does what it has turn images of
-       other classes (``evidence.transfer``), does it outweigh another picture (``mixing``), does it show many classes
-       under one label that is learned all the same (``diversity``)?
+    2. Every class is cut into parts by both together, and every part is asked what poison would answer otherwise than a
+       clean part: ``evidence.QUESTIONS``.
     3. The answers have p-values from clean trainings; combined, and corrected for the number of classes, they accuse a
        class at an error of ``alpha``.
-    4. The network that is asked for is trained without the suspects, is looked at like the detector, half-way and at
-       its end, and judges the suspects that it was not shown.
+    4. The network that is asked for is trained without the suspects, and judges those that it was not shown.
 
     Attributes:
         alpha: Largest probability of accusing any class of a clean set in one look, above 0 and below 1, as far as the

@@ -149,16 +149,16 @@ def weigh(seen: Seen) -> Iterator[list[tuple[Part, dict[str, float], float]]]:
 def combined(figures: Mapping[str, float]) -> float:
     """Return the sum over questions of the largest -log p of the statistics that ask it, none more than 7.
 
-    Where the rest of the class is the one that holds many kinds of things, as much is taken off.
+    Where the rest of the class is the one that holds many kinds of things, what that weighs is taken off.
     """
-    total = -_weight("diversity", -figures["diversity"]) if "diversity" in figures else 0.0
+    total = -_weight("diversity", -figures.get("diversity", 0.0))
     for names in QUESTIONS.values():
-        total += max((_weight(name, figures[name]) for name in names if name in figures), default=0.0)
+        total += max((min(_MOST, _weight(name, figures[name])) for name in names if name in figures), default=0.0)
     return total
 
 
 def _weight(name: str, figure: float) -> float:
-    return min(_MOST, -math.log(NULLS[name].p_value(figure)))
+    return -math.log(NULLS[name].p_value(figure))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -21,11 +21,11 @@ from antibackdoor.seeds import Seeds
 from antibackdoor.training import Fit, Phase, TrainPlan
 from antibackdoor.types import History, ImageSet, Outcome
 
-__all__ = ["Search"]
+__all__ = ["ROUNDS", "Search"]
 
 Bools = NDArray[np.bool_]
 # Trainings after the detector's, where the network that one gives names more suspects.
-_ROUNDS = 2
+ROUNDS = 2
 # A network trained on fewer images makes as many updates, but at most so many times the epochs.
 _LONGEST = 3.0
 
@@ -79,7 +79,7 @@ class Search:
 
     def train(self) -> None:
         """Train the network that is asked for without the suspects, and once more where it names others."""
-        for number in range(_ROUNDS):
+        for number in range(ROUNDS):
             shown = torch.from_numpy(~self.near)
             self.model = self._train_once(number, shown)
             if not self.near.any() or not self._adjudicate(self.model, shown).changes:
