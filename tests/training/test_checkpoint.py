@@ -147,17 +147,28 @@ def assert_same(outcome, expected):
     assert outcome.isolation.verdict == expected.isolation.verdict
 
 
+@pytest.fixture(scope="module")
+def known():
+    return {}
+
+
+@pytest.fixture
+def uninterrupted(setting, known):
+    """Gives the outcome of a run that nothing stops, made once a defence; not to be changed."""
+
+    def call(name):
+        if name not in known:
+            known[name] = setting.run(name)
+        return known[name]
+
+    return call
+
+
 @pytest.mark.parametrize("name", PHASES)
-def test_the_phases_are_those_that_are_killed_below(setting, name):
-    outcome = setting.run(name)
+def test_the_phases_are_those_that_are_killed_below(uninterrupted, name):
+    outcome = uninterrupted(name)
     assert {history.phase: len(history.seconds) for history in outcome.histories} == PHASES[name]
     assert not any(history.stopped for history in outcome.histories)
-
-
-@pytest.fixture(scope="module")
-def uninterrupted():
-    """Outcomes of runs that nothing stops, made once a defence."""
-    return {}
 
 
 every_phase = pytest.mark.parametrize(
@@ -170,8 +181,7 @@ def dies(setting, uninterrupted):
     """Kills a run at calls of a phase's bar, and resumes it each time; all of them, or those of unlike kinds."""
 
     def call(name, phase, *, everywhere):
-        if name not in uninterrupted:
-            uninterrupted[name] = setting.run(name)
+        expected = uninterrupted(name)
         counter = Killer(phase, 10**6)
         setting.run(name, progress=counter)
         calls, epochs = 10**6 - counter.left, PHASES[name][phase]
@@ -185,7 +195,7 @@ def dies(setting, uninterrupted):
             folder = setting.folder / str(at)
             with pytest.raises(KeyboardInterrupt):
                 setting.run(name, folder=folder, progress=Killer(phase, at))
-            assert_same(setting.run(name, folder=folder), uninterrupted[name])
+            assert_same(setting.run(name, folder=folder), expected)
 
     return call
 
@@ -202,14 +212,14 @@ def test_a_run_killed_anywhere_goes_on_as_if_nothing_had_happened(dies, name, ph
 
 
 @pytest.mark.parametrize("name", PHASES)
-def test_a_run_killed_three_times(setting, name):
+def test_a_run_killed_three_times(setting, uninterrupted, name):
     last = list(PHASES[name])[-1]
     for phase, call in ((next(iter(PHASES[name])), 2), (last, 0), (last, 3)):
         try:
             setting.run(name, folder=setting.folder, progress=Killer(phase, call))
         except KeyboardInterrupt:
             continue
-    assert_same(setting.run(name, folder=setting.folder), setting.run(name))
+    assert_same(setting.run(name, folder=setting.folder), uninterrupted(name))
 
 
 @pytest.mark.parametrize("name", PHASES)
