@@ -84,6 +84,10 @@ SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable imag
 DecisionsFile = Annotated[
     Path | None, typer.Option("--decisions", help="CSV file of what a person decided; see docs/decisions.md.")
 ]
+GroupBy = Annotated[
+    str | None,
+    typer.Option("--group-by", metavar="COLUMN", help="Column of a table by which flags are counted: who stands out."),
+]
 ImageSize = Annotated[int | None, typer.Option("--image-size", help="Resize to this side; else chosen by inspection.")]
 Defence = Annotated[str | None, typer.Option("--defence", help="A name from `antibackdoor list defences`.")]
 Alpha = Annotated[
@@ -196,6 +200,7 @@ def train(
     config: ConfigFile = None,
     settings: Settings = None,
     decisions: DecisionsFile = None,
+    group_by: GroupBy = None,
     skip_bad: SkipBad = False,
     dry_run: DryRun = False,
     resume: Resume = False,
@@ -212,6 +217,7 @@ def train(
         "data.image_size": image_size,
         "data.skip_bad": skip_bad or None,
         "data.decisions": None if decisions is None else str(decisions),
+        "data.group_by": group_by,
         "defence.name": defence,
         "defence.alpha": alpha,
         "defence.sensitivity": sensitivity,
@@ -252,6 +258,7 @@ def scan(
     config: ConfigFile = None,
     settings: Settings = None,
     decisions: DecisionsFile = None,
+    group_by: GroupBy = None,
     skip_bad: SkipBad = False,
     dry_run: DryRun = False,
     resume: Resume = False,
@@ -267,6 +274,7 @@ def scan(
         "data.image_size": image_size,
         "data.skip_bad": skip_bad or None,
         "data.decisions": None if decisions is None else str(decisions),
+        "data.group_by": group_by,
         "defence.name": defence,
         "defence.alpha": alpha,
         "defence.sensitivity": sensitivity,

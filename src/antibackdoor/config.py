@@ -105,6 +105,7 @@ class DataConfig(_Section):
             "own:train" takes such copies too where there is no attack, as in a control: the training images themselves
             are known to be clean.
         decisions: File of what a person decided about the images; see docs/decisions.md.
+        group_by: Column of a table, such as who contributed an image, by which flags are counted; decides nothing.
     """
 
     source: str = "embedded"
@@ -116,6 +117,7 @@ class DataConfig(_Section):
     skip_bad: bool = False
     trusted: str | None = None
     decisions: str | None = None
+    group_by: str | None = None
 
 
 class TrainConfig(_Section):

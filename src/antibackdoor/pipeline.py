@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from antibackdoor import claiming, plugins, recording, report, storage
 from antibackdoor.attacks import ATTACKS, Attack
 from antibackdoor.config import RunConfig
+from antibackdoor.data.grouping import groups_of
 from antibackdoor.data.sources import Loaded
 from antibackdoor.deciding import Decided, decide, spared
 from antibackdoor.defences import DEFENCES, Defence
@@ -126,6 +127,7 @@ class _Prepared:
         decided: What a person had decided, or None.
         held_out: bool (N,), images that no training may see, or None.
         given: The defence with what it needs.
+        groups: By id, whose an image is, or None where flags are not counted by that.
     """
 
     runtime: Runtime
@@ -140,6 +142,7 @@ class _Prepared:
     decided: Decided | None
     held_out: Tensor | None
     given: Given
+    groups: dict[str, str] | None
 
     @property
     def attack(self) -> Attack | None:
@@ -209,6 +212,7 @@ def _prepare(
     seeds = Seeds(config.seed)
     with clock.phase("load"):
         loaded = limited(data or load_data(config.data, progress), config.data, seeds)
+        groups = groups_of(config.data.source, config.data.group_by, progress) if config.data.group_by else None
     build_model, spec = network_of(config, loaded.train, model)
     plan = plan_of(config)
     # What attacks train begins anew, since they bring plans of their own.
@@ -239,6 +243,7 @@ def _prepare(
         decided=decided,
         held_out=held_out,
         given=given,
+        groups=groups,
     )
 
 
@@ -316,6 +321,9 @@ def _record(
         seen = logits_of(network, observed, ready.runtime).argmax(1) if writes and network is not None else None
     said = (*outcome.isolation.evidence, *ready.given.evidence, *recording.remarks(outcome, held_out, decided))
     described = recording.describe(observed, ready.test, held_out, decided)
+    if ready.groups is not None:
+        column = str(call.config.data.group_by)
+        described["groups"] = recording.by_group(column, ready.groups, observed, outcome.isolation)
     record = RunRecord(
         config=resolved,
         seeds={"seed": call.config.seed},

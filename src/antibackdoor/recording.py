@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -18,11 +18,15 @@ from antibackdoor.attacks import Attack
 from antibackdoor.config import RunConfig
 from antibackdoor.deciding import Decided
 from antibackdoor.defences import Defence
+from antibackdoor.isolation.contributors import flagged_by_group
 from antibackdoor.models import ModelSpec
 from antibackdoor.registry import parameters_of
-from antibackdoor.types import ImageSet, Json, Outcome
+from antibackdoor.types import ImageSet, Isolation, Json, Outcome
 
-__all__ = ["Clock", "describe", "digest", "remarks", "resolve", "versions"]
+__all__ = ["Clock", "by_group", "describe", "digest", "remarks", "resolve", "versions"]
+
+
+_MOST_GROUPS = 1000
 
 
 @dataclass
@@ -148,3 +152,18 @@ def describe(
         "skipped": list(data.skipped),
         "decisions": None if decided is None else decided.to_json(),
     }
+
+
+def by_group(column: str, groups: Mapping[str, str], data: ImageSet, found: Isolation) -> dict[str, Json]:
+    """Return whose images are flagged; of many groups the 1,000 that stand out most.
+
+    Args:
+        column: What the groups are called.
+        groups: The group of each id.
+        data: What was trained on, N images.
+        found: What the defence flagged.
+    """
+    names = [groups.get(name, "") for name in data.ids]
+    counted = flagged_by_group(names, data.labels.numpy(), found.flagged.numpy())
+    listed: list[Json] = [{**asdict(group), "stands_out": group.stands_out} for group in counted[:_MOST_GROUPS]]
+    return {"column": column, "count": len(counted), "groups": listed}

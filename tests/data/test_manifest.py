@@ -124,7 +124,7 @@ REFUSED = {
     "a file that is not there": (table([*labelled(), "no.png,cat"]), r"line 8: 'no\.png': No such file.*--skip-bad"),
     "many": (table([*labelled(), "no.png,cat", "na.png,cat"]), r"\(2 of 8 paths lead to no file\)"),
     "a folder": (table([*labelled(), "cat,cat"]), r"line 8: 'cat': not a file"),
-    "an address": (table(["s3://x/a.png,cat"]), r"line 2: s3://x/a\.png is an address"),
+    "an address": (table(["ftp://x/a.png,cat"]), r"line 2: ftp://x/a\.png is no address that is read"),
     "a NUL": (table([*labelled(), "a\0.png,cat"]), r"line 8: 'a\\x00\.png': embedded null|cannot be read as CSV"),
     "Latin-1": (table(labelled()).replace("cat", "é").encode("latin-1"), r"not UTF-8 text"),
     "an open quote": (table(['"cat/0.png,cat']), r"cannot be read as CSV"),

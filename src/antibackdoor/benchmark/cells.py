@@ -92,7 +92,7 @@ class Cell:
         config = self.config
         values = config.recorded()
         # Where there are no decisions they are not named, so that records of before there were any keep their keys.
-        data = config.data.model_dump(mode="json", exclude={*PLACES, "decisions"})
+        data = config.data.model_dump(mode="json", exclude={*PLACES, "decisions", "group_by"})
         if config.data.decisions is not None:
             data["decisions"] = Path(config.data.decisions).name
         # Other trusted images give other results, wherever they lie.

@@ -13,7 +13,7 @@ from antibackdoor.data.splits import TEST, TRAIN, part_in
 from antibackdoor.data.walk import is_folder, is_image, visible
 from antibackdoor.errors import DataError
 
-__all__ = ["Shards", "is_pattern", "shards_in", "shards_of_pattern"]
+__all__ = ["Shards", "expanded", "is_pattern", "parted", "shards_in", "shards_of_pattern"]
 
 SPECIAL = re.compile(r"[{}*]")
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -53,16 +53,23 @@ def shards_of_pattern(source: str) -> Shards:
     Raises:
         DataError: One of them is not there, or they are more than 100,000.
     """
-    parts = Path(source).parts
-    fixed = next(i for i, part in enumerate(parts) if SPECIAL.search(part))
-    root, rest = Path(*parts[:fixed]), "/".join(parts[fixed:])
+    start, rest = parted(source)
+    root = Path(start)
     files: list[str] = []
-    for name in _braces(rest, source):
+    for name in expanded(rest, source):
         found = sorted(str(path.relative_to(root)) for path in root.glob(name)) if "*" in name else [name]
         if not found or not (root / found[0]).exists():
             raise DataError(f"{source}: {root / name}: no such file")
         files += found
     return Shards(root, tuple(files))
+
+
+def parted(source: str) -> tuple[str, str]:
+    """Part a pattern into the folder that is the same for all its files, and the rest."""
+    parts = source.split("/")
+    fixed = next(i for i, part in enumerate(parts) if SPECIAL.search(part))
+    folder = "/".join(parts[:fixed])
+    return folder or ("/" if fixed else "."), "/".join(parts[fixed:])
 
 
 def shards_in(folder: Path, suffix: str) -> Shards | None:
@@ -95,8 +102,16 @@ def shards_in(folder: Path, suffix: str) -> Shards | None:
     return Shards(folder, tuple(sorted(files))) if files else None
 
 
-def _braces(text: str, source: str) -> list[str]:
-    """Return all that a text with braces stands for."""
+def expanded(text: str, source: str) -> list[str]:
+    """Return all that a text with ``{000..009}`` and ``{a,b}`` stands for.
+
+    Args:
+        text: May have ``*`` as well, which stays.
+        source: What to call it in messages.
+
+    Raises:
+        DataError: A range that does not rise, or more than 100,000 names.
+    """
     pieces: list[Sequence[str]] = []
     place = 0
     for match in re.finditer(f"{RANGE.pattern}|{CHOICE.pattern}", text):

@@ -40,6 +40,7 @@ def render(findings: Findings) -> str:
             for label, name in enumerate(run.classes)
         ],
         "suspects": [_suspect(findings, rank, int(row)) for rank, row in enumerate(findings.flagged, 1)],
+        "groups": record.data.get("groups"),
         "skipped": findings.skipped,
         "metrics": dataclasses.asdict(record.metrics),
         "config": record.config,

@@ -73,6 +73,10 @@ class _Chart:
     caption: str
 
 
+# What a record says of its data and the page shows elsewhere.
+_APART = ("groups", "skipped")
+
+
 def render(view: StoredRun, album: Album | None = None, folder: Path | None = None) -> str:
     """Return one run as a complete HTML page that asks nothing of the network.
 
@@ -105,6 +109,7 @@ def render(view: StoredRun, album: Album | None = None, folder: Path | None = No
         charts=_charts(view),
         doubtful=tables.in_doubt(view),
         class_rows=tables.class_rows(view),
+        groups=tables.group_rows(record),
         phase_rows=[(phase, seconds, tables.duration(seconds)) for phase, seconds in record.seconds.items()],
         total=tables.duration(sum(record.seconds.values())),
         settings=list(_flat(record.config)),
@@ -113,7 +118,10 @@ def render(view: StoredRun, album: Album | None = None, folder: Path | None = No
             ("Versions", list(record.versions.items())),
             ("Seeds", list(_flat(record.seeds))),
             ("Model", list(_flat(record.model))),
-            ("Data", list(_flat({key: value for key, value in record.data.items() if key != "skipped"}))),
+            (
+                "Data",
+                list(_flat({key: value for key, value in record.data.items() if key not in _APART})),
+            ),
         ],
         skipped=_skipped(record),
     )

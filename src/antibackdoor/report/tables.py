@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -11,20 +11,54 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from antibackdoor.stored import StoredRun
-    from antibackdoor.types import Metrics
+    from antibackdoor.types import Metrics, RunRecord
 
 __all__ = [
     "ClassRow",
+    "GroupRow",
     "MetricRow",
     "class_rows",
     "counts",
     "duration",
+    "group_rows",
     "grouped",
     "in_doubt",
     "metric_rows",
     "number",
     "percent",
 ]
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """One line of the table of groups, such as contributors."""
+
+    name: str
+    images: int
+    flagged: int
+    expected: float
+    corrected: float
+    stands_out: bool
+
+
+def group_rows(record: RunRecord) -> tuple[str, int, list[GroupRow]]:
+    """Return by what images were grouped, in how many groups, and those that stand out most; nothing is "", 0, []."""
+    found: Any = record.data.get("groups")
+    try:
+        rows = [
+            GroupRow(
+                name=str(group["name"]),
+                images=int(group["images"]),
+                flagged=int(group["flagged"]),
+                expected=float(group["expected"]),
+                corrected=float(group["corrected"]),
+                stands_out=bool(group["stands_out"]),
+            )
+            for group in found["groups"]
+        ]
+        return str(found["column"]), int(found["count"]), rows
+    except (KeyError, TypeError, ValueError, OverflowError):  # no groups, or a record that was changed by hand
+        return "", 0, []
 
 
 @dataclass(frozen=True)
