@@ -8,12 +8,14 @@ server names the same size and the same mark of its content (ETag, checksum or t
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
 import secrets
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -31,7 +33,9 @@ __all__ = ["SCHEMES", "Copies", "is_address", "server_of", "spoken_of"]
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 SCHEMES = ("abfs", "az", "gcs", "gs", "http", "https", "s3")
 _MARKS = ("etag", "content-md5", "digest", "md5hash", "crc32c", "lastmodified", "last-modified", "mtime", "updated")
-_TRIES, _KNOWN = 3, "known.json"
+_TRIES, _KNOWN, _PARTIAL = 3, "known.json", ".partial"
+# What the own disk says, whoever passes it on.
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # Files of a folder that are fetched: more is a mistake in the address.
 _MOST = 10_000_000
 
@@ -93,7 +97,7 @@ class Copies:
         name = hashlib.sha256(address.encode()).hexdigest()[:32]
         folder = (cache_dir or default_cache_dir()) / "remote" / name
         known: dict[str, str] = {}
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
             known = {str(k): str(v) for k, v in json.loads((folder / _KNOWN).read_text("utf-8")).items()}
         return Copies(address, folder, system, root.rstrip("/"), known)
 
@@ -116,6 +120,7 @@ class Copies:
             except FileNotFoundError:
                 if not missing_ok:
                     raise DataError(f"{self.address}/{file}: no such file there") from None
+                (self.files / file).unlink(missing_ok=True)
 
         with progress.bar("fetching", len(files), "files") as bar:
             try:
@@ -130,7 +135,7 @@ class Copies:
         Raises:
             DataError: It cannot be reached, or there is nothing.
         """
-        if self.address.lower().startswith("http"):
+        if self._linked_by_pages:
             found = self._linked()
         else:
             with self._reaching(""):
@@ -185,7 +190,8 @@ class Copies:
         """
         wanted = {*files}
         for path in [path for path in self.files.rglob("*") if path.is_file()]:
-            if path.relative_to(self.files).as_posix() not in wanted:
+            # Another process may be writing one.
+            if path.suffix != _PARTIAL and path.relative_to(self.files).as_posix() not in wanted:
                 path.unlink(missing_ok=True)
 
     @property
@@ -193,10 +199,16 @@ class Copies:
         """The folder of the copies, at the paths that they have below the address."""
         return self.folder / "files"
 
+    @property
+    def _linked_by_pages(self) -> bool:
+        return self.address.lower().startswith("http")
+
     def _below(self, path: str) -> str:
         """Return a path of the file system as one below the address."""
-        plain = path.removeprefix(self._root).lstrip("/").partition("?")[0]
-        parts = PurePosixPath(unquote(plain)).parts
+        plain = path.removeprefix(self._root).lstrip("/")
+        if self._linked_by_pages:
+            plain = unquote(plain.partition("?")[0])
+        parts = PurePosixPath(plain).parts
         if ".." in parts:
             raise DataError(f"{self.address}: lists {path!r}, which leads out of it")
         return "/".join(parts)
@@ -215,7 +227,7 @@ class Copies:
             known = mark and self._known.get(file) == f"{size} {mark}"
         if known and target.is_file() and target.stat().st_size == size:
             return
-        partial = target.with_name(f".{secrets.token_hex(8)}.partial")
+        partial = target.with_name(f".{secrets.token_hex(8)}{_PARTIAL}")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             for left in reversed(range(_TRIES)):
@@ -229,6 +241,7 @@ class Copies:
                 except DataError:
                     if not left:
                         raise
+                    time.sleep((_TRIES - left) / 2)
             os.replace(partial, target)
         except FileNotFoundError:
             raise
@@ -242,7 +255,9 @@ class Copies:
     def _remember(self) -> None:
         with self._lock:
             known = dict(self._known)
-        if known:
+        if not known:
+            return
+        with contextlib.suppress(OSError, StorageError):  # without it files are fetched again
             self.folder.mkdir(parents=True, exist_ok=True)
             atomic_write_bytes(self.folder / _KNOWN, json.dumps(known).encode())
 
@@ -258,6 +273,8 @@ class Copies:
         except Exception as error:  # noqa: BLE001 - every client has errors of its own
             if getattr(error, "status", None) == 404:
                 raise FileNotFoundError(file) from None
+            if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+                raise
             reason = one_line(str(error)) or type(error).__name__
             raise DataError(f"{self.address}/{file}".rstrip("/") + f": cannot be reached: {reason}") from None
 
