@@ -184,7 +184,7 @@ def test_skip_bad_leaves_out_what_is_not_there(server):
 
 
 def test_a_server_that_lists_a_path_out_of_the_folder_is_refused(server):
-    copies = Copies.below(f"{server.address}/pets")
+    copies = Copies(f"{server.address}/pets")
     with pytest.raises(DataError, match="leads out of it"):
         copies._below(f"{server.address}/pets/../../etc/passwd")
 

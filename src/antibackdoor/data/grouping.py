@@ -31,7 +31,7 @@ def groups_of(source: str, column: str, progress: Progress = SILENT) -> dict[str
     suffix = Path(name).suffix.lower()
     path = Path(source)
     if suffix in SUFFIXES and is_address(source):
-        copies = Copies.below(folder)
+        copies = Copies(folder)
         copies.fetch([name], progress)
         path = copies.files / name
     wanted = column.strip().casefold()

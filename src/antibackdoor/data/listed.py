@@ -96,7 +96,7 @@ def _of_address(source: str, progress: Progress, *, skip_bad: bool, whole: bool,
     """Copy what an address names to this machine, and list the copies by the names that they have there."""
     if SPECIAL.search(source):
         start, rest = parted(source)
-        copies, files = Copies.below(start), []
+        copies, files = Copies(start), []
         for name in expanded(rest, source):
             found = copies.matching(name) if "*" in name else [name]
             if not found:
@@ -109,7 +109,7 @@ def _of_address(source: str, progress: Progress, *, skip_bad: bool, whole: bool,
     folder, _, name = source.rstrip("/").rpartition("/")
     suffix = Path(name).suffix.lower()
     if suffix in (tar.SUFFIX, *SUFFIXES):
-        copies = Copies.below(folder)
+        copies = Copies(folder)
         copies.fetch([name], progress)
         path = copies.files / name
         with spoken_of(copies.files, copies.address):
@@ -119,7 +119,7 @@ def _of_address(source: str, progress: Progress, *, skip_bad: bool, whole: bool,
             return _called(load_manifest(path, progress, skip_bad=skip_bad, whole=whole, origin=copies), source)
     if suffix == ".npz":
         raise DataError(f"{source}: a .npz is not read from an address; copy it to this machine first")
-    copies = Copies.below(source)
+    copies = Copies(source)
     found = copies.find()
     copies.fetch(found, progress)
     copies.keep_only(found)

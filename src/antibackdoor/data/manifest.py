@@ -192,7 +192,7 @@ def _at_hand(path: Path, table: Table, origin: Copies | None, progress: Progress
     if origin is not None and below:
         origin.fetch(below, progress, missing_ok=skip_bad)
     for server, rows in by_server.items():
-        copies = Copies.below(server)
+        copies = Copies(server)
         copies.fetch(list(rows.values()), progress, missing_ok=skip_bad)
         for row, rest in rows.items():
             files[row] = str(copies.files / rest)

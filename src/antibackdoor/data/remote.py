@@ -17,7 +17,6 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
@@ -52,54 +51,42 @@ def server_of(address: str) -> tuple[str, str]:
     return f"{scheme}://{server}", path
 
 
-@dataclass(eq=False)
 class Copies:
-    """Copies of what lies below one address.
+    """Copies of what lies below one address; nothing is fetched before it is asked for.
 
-    Attributes:
-        address: Of a folder, without a slash at its end.
-        folder: Where the copies lie.
+    Args:
+        address: Of a folder.
+        cache_dir: The cache; the default one if None.
+
+    Raises:
+        DataError: An address that is not read here, or a package that it needs is not installed.
     """
 
-    address: str
-    folder: Path
-    _system: Any = field(repr=False)
-    _root: str = field(repr=False)
-    _known: dict[str, str] = field(repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-
-    @staticmethod
-    def below(address: str, cache_dir: Path | None = None) -> Copies:
-        """Return the copies of what lies below an address; nothing is fetched yet.
-
-        Args:
-            address: Of a folder.
-            cache_dir: The cache; the default one if None.
-
-        Raises:
-            DataError: An address that is not read here, or its package is not installed.
-        """
+    def __init__(self, address: str, cache_dir: Path | None = None) -> None:
         scheme, _, rest = address.partition("://")
         if scheme.lower() not in SCHEMES or "::" in address:
             raise DataError(f"{address}: not an address that is read; known are {', '.join(SCHEMES)}")
         if not rest.strip("/"):
             raise DataError(f"{address}: names no server or bucket")
-        address = address.rstrip("/")
+        self.address = address.rstrip("/")
         try:
             import fsspec
 
-            system, root = fsspec.core.url_to_fs(address, use_listings_cache=False)
+            system, root = fsspec.core.url_to_fs(self.address, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise DataError(
                 f"{address}: reading addresses needs packages that do not import here ({one_line(str(error))}): pip "
                 "install 'antibackdoor[remote]'"
             ) from None
-        name = hashlib.sha256(address.encode()).hexdigest()[:32]
-        folder = (cache_dir or default_cache_dir()) / "remote" / name
-        known: dict[str, str] = {}
+        name = hashlib.sha256(self.address.encode()).hexdigest()[:32]
+        self._folder = (cache_dir or default_cache_dir()) / "remote" / name
+        self._system: Any = system
+        self._root = root.rstrip("/")
+        self._lock = threading.Lock()
+        self._known: dict[str, str] = {}
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            known = {str(k): str(v) for k, v in json.loads((folder / _KNOWN).read_text("utf-8")).items()}
-        return Copies(address, folder, system, root.rstrip("/"), known)
+            kept = json.loads((self._folder / _KNOWN).read_text("utf-8"))
+            self._known = {str(key): str(value) for key, value in kept.items()}
 
     def fetch(self, files: Sequence[str], progress: Progress, *, missing_ok: bool = False) -> None:
         """Copy files, as far as they are not here.
@@ -197,7 +184,7 @@ class Copies:
     @property
     def files(self) -> Path:
         """The folder of the copies, at the paths that they have below the address."""
-        return self.folder / "files"
+        return self._folder / "files"
 
     @property
     def _linked_by_pages(self) -> bool:
@@ -246,7 +233,7 @@ class Copies:
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise StorageError(f"{self.folder}: cannot be written: {error.strerror or error}") from None
+            raise StorageError(f"{self._folder}: cannot be written: {error.strerror or error}") from None
         finally:
             partial.unlink(missing_ok=True)
         with self._lock:
@@ -258,8 +245,8 @@ class Copies:
         if not known:
             return
         with contextlib.suppress(OSError, StorageError):  # without it files are fetched again
-            self.folder.mkdir(parents=True, exist_ok=True)
-            atomic_write_bytes(self.folder / _KNOWN, json.dumps(known).encode())
+            self._folder.mkdir(parents=True, exist_ok=True)
+            atomic_write_bytes(self._folder / _KNOWN, json.dumps(known).encode())
 
     @contextlib.contextmanager
     def _reaching(self, file: str) -> Iterator[None]:
