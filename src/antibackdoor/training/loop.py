@@ -27,6 +27,7 @@ from antibackdoor.types import History, ImageSet
 
 __all__ = ["Fit", "Objective", "Step", "Trainer", "mean_loss", "split_batches"]
 
+_LOOKED_AT = 64  # images that a network has to give finite predictions for after an epoch
 _STATISTICS = ("running_mean", "running_var")  # of batch normalisation
 
 
@@ -213,6 +214,10 @@ class Trainer:
                 if len(watched):
                     losses[watched] = self._watch(model, data, watched)
                 problem = _not_finite(model, losses[rows])
+                if not problem:  # no loss tells of the last update
+                    some = torch.arange(0, len(data), -(-len(data) // _LOOKED_AT))
+                    last = logits_of(model, data, runtime, index=some)
+                    problem = None if bool(last.isfinite().all()) else "its predictions are infinite or not a number"
                 if problem:
                     last_good.restore(model, optimizer, average)
                     message = f"phase {phase.name!r}, epoch {epoch + 1}: {problem}"
