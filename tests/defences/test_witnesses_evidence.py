@@ -17,6 +17,7 @@ from antibackdoor.defences.witnesses.observe import Seen
 from antibackdoor.defences.witnesses.parts import Part, alike, parts_of, shared_picture
 from antibackdoor.defences.witnesses.scene import Scene, detail
 from antibackdoor.defences.witnesses.views import Features, views_of
+from antibackdoor.defences.witnesses.words import isolation_of
 from antibackdoor.training import Runtime
 from antibackdoor.types import ImageSet
 
@@ -204,6 +205,20 @@ def test_the_poisoned_class_is_accused_and_its_poison_flagged(poisoned, clean):
     nothing = decide(clean, 0.01)
     assert not nothing.poisoned
     assert not nothing.suspects.any()
+
+
+def test_what_a_person_vouches_for_is_neither_flagged_nor_left_out(poisoned):
+    seen, truth = poisoned
+    vouched = torch.from_numpy(truth.copy())
+    vouched[np.flatnonzero(truth)[:20]] = False
+    some = dataclasses.replace(seen, data=dataclasses.replace(seen.data, vouched=vouched))
+    decision = decide(some, 0.01)
+    assert not decision.suspects[vouched].any()
+    assert not decision.near[vouched].any()
+    assert decision.suspects[truth & ~vouched.numpy()].mean() > 0.9
+    every = dataclasses.replace(seen, data=dataclasses.replace(seen.data, vouched=torch.from_numpy(truth)))
+    assert isolation_of(every, decide(every, 0.01), np.zeros(600, dtype=bool), (), scanned=True).verdict != "poisoned"
+    assert not decide(every, 0.01).near[truth].any()
 
 
 def test_of_near_duplicates_one_is_looked_at_and_all_are_flagged_like_it(poisoned):

@@ -91,8 +91,9 @@ class Decision:
 
     @property
     def doubtful(self) -> tuple[Accusation, ...]:
-        """Those that are not, but would be at ``DOUBT`` times the error."""
-        return tuple(one for one in self.accusations if self.alpha < one.adjusted <= DOUBT * self.alpha)
+        """Those that are not, but would be at ``DOUBT`` times the error, for images that nobody vouches for."""
+        near = (one for one in self.accusations if self.alpha < one.adjusted <= DOUBT * self.alpha)
+        return tuple(one for one in near if (one.posterior > 0.5).any())
 
 
 def decide(seen: Seen, alpha: float) -> Decision:
@@ -113,6 +114,8 @@ def decide(seen: Seen, alpha: float) -> Decision:
     suspects, near, scores = np.zeros(count, dtype=bool), np.zeros(count, dtype=bool), np.zeros(count)
     for (part, figures, statistic), p_value, adjusted in zip(strongest, raw, holm(raw), strict=True):
         posterior = refined(part)
+        if seen.data.vouched is not None:  # a person has looked at these
+            posterior[seen.data.vouched.numpy()[part.views.rows]] = 0
         accusation = Accusation(part, figures, statistic, p_value, adjusted, posterior)
         accusations.append(accusation)
         rows, of = part.views.with_copies
@@ -125,6 +128,8 @@ def decide(seen: Seen, alpha: float) -> Decision:
         for one in decision.doubtful:
             rows, of = one.part.views.with_copies
             near[rows] = one.posterior[of] > 0.5
+    suspects &= seen.open
+    near &= seen.open
     return decision
 
 

@@ -116,7 +116,7 @@ class Search:
         ruling = self.fit.runtime.first(
             adjudicate(own, self.seen, self.decision, self.suspects, self.near, shown.numpy())
         )
-        self.suspects, self.near = ruling.suspects, ruling.near
+        self.suspects, self.near = ruling.suspects & self.seen.open, ruling.near & self.seen.open
         self.notes += ruling.notes
         return ruling
 

@@ -57,6 +57,12 @@ class Seen:
         found: NDArray[np.int64] = self.data.labels.numpy()
         return found
 
+    @property
+    def open(self) -> NDArray[np.bool_]:
+        """Bool (N,), images that nobody vouches for."""
+        found: NDArray[np.bool_] = self.data.unvouched(torch.ones(len(self.data), dtype=torch.bool)).numpy()
+        return found
+
 
 def detector_plan(count: int) -> TrainPlan:
     """Return the plan of the detector's training on ``count`` images."""

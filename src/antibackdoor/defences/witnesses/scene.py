@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -48,7 +48,10 @@ class Scene:
     seen: Seen
     features: Features
     label: int
-    _described: dict[nn.Module | None, Tensor] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def _described(self) -> dict[nn.Module | None, Tensor]:
+        return {}
 
     @cached_property
     def hosts(self) -> NDArray[np.int64]:
