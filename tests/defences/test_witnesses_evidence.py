@@ -18,6 +18,7 @@ from antibackdoor.defences.witnesses.parts import Part, alike, parts_of, shared_
 from antibackdoor.defences.witnesses.scene import Scene, detail
 from antibackdoor.defences.witnesses.views import Features, views_of
 from antibackdoor.defences.witnesses.words import isolation_of
+from antibackdoor.models import Resized
 from antibackdoor.training import Runtime
 from antibackdoor.types import ImageSet
 
@@ -237,6 +238,56 @@ def test_of_near_duplicates_one_is_looked_at_and_all_are_flagged_like_it(poisone
     suspects = decide(copied, 0.01).suspects
     assert suspects[poison[:4]].all()
     assert not suspects[own[:11]].any()
+
+
+HARD: dict[str, Callable[[Seen], Seen]] = {
+    "images of one colour": lambda seen: with_data(seen, images=torch.zeros_like(seen.data.images)),
+    "features that say nothing": lambda seen: dataclasses.replace(seen, features=np.zeros_like(seen.features)),
+    "losses that say nothing": lambda seen: dataclasses.replace(seen, trajectories=np.zeros_like(seen.trajectories)),
+    "a class of two, and one of 598": lambda seen: with_data(seen, labels=(torch.arange(600) < 2).long()),
+    "a class of one": lambda seen: with_data(seen, labels=(torch.arange(600) < 1).long()),
+    "many classes of five": lambda seen: with_data(
+        seen, labels=torch.arange(600) % 120, classes=tuple(map(str, range(120)))
+    ),
+    "a class of copies": lambda seen: with_data(
+        seen, images=seen.data.images.where((seen.data.labels != 0)[:, None, None, None], seen.data.images[:1])
+    ),
+    "one feature": lambda seen: dataclasses.replace(seen, features=seen.features[:, :1]),
+}
+
+
+def with_data(seen: Seen, **changes: object) -> Seen:
+    data = dataclasses.replace(seen.data, **changes)
+    network = seen.network if data.num_classes == CLASSES else Untrained()
+    return dataclasses.replace(seen, data=data, network=network)
+
+
+class Untrained(nn.Sequential):
+    """A network of 120 classes that has learned nothing."""
+
+    def __init__(self) -> None:
+        pool = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        super().__init__(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), *pool, nn.Linear(4, 120))
+        self.eval()
+
+
+@pytest.mark.parametrize("case", HARD)
+def test_what_says_nothing_is_judged_without_a_warning(case, clean):
+    seen = HARD[case](clean)
+    decision = decide(seen, 0.01)
+    assert np.isfinite(decision.scores).all()
+    assert not decision.suspects.any()
+
+
+def test_the_parts_of_large_pictures_are_seen_at_the_size_that_the_network_sees(poisoned):
+    seen, truth = poisoned
+    large = seen.data.images.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    resized = dataclasses.replace(
+        with_data(seen, images=large), network=Resized(seen.network, 16, 16).eval(), features=seen.features
+    )
+    (scene, part), (same, own) = part_of(resized, truth), part_of(seen, truth)
+    assert torch.allclose(scene.host_pixels, same.host_pixels, atol=1e-6)
+    assert turning(scene, part) == pytest.approx(turning(same, own), abs=0.02)
 
 
 def test_classes_that_are_too_small_are_not_looked_at(poisoned):

@@ -18,6 +18,7 @@ from torch.nn import functional
 from antibackdoor.defences.witnesses.observe import Seen
 from antibackdoor.defences.witnesses.parts import Part
 from antibackdoor.defences.witnesses.views import Features
+from antibackdoor.models import Resized
 from antibackdoor.training import evaluating
 
 __all__ = ["Scene", "detail"]
@@ -176,7 +177,14 @@ class Scene:
         return _Moments.of(values[inside]), _Moments.of(values[~inside])
 
     def _pixels(self, rows: NDArray[np.int64]) -> Tensor:
-        return self.seen.data.images[torch.from_numpy(rows)].float().div(255)
+        """Return images as the network sees them, float (n, C, H, W) in [0, 1]."""
+        parts: list[Tensor] = []
+        for chunk in torch.from_numpy(rows).split(_CHUNK):
+            pixels = self.seen.data.images[chunk].float().div(255)
+            if isinstance(self.seen.network, Resized):
+                pixels = functional.interpolate(pixels, self.seen.network.size, mode="area")
+            parts.append(pixels)
+        return torch.cat(parts)
 
     def _taken(self, pixels: Tensor) -> Floats:
         return (self.probability(pixels) > 0.5).astype(np.float64)

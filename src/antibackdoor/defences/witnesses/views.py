@@ -111,7 +111,11 @@ class Features:
 
         fitted = np.flatnonzero(~aside & self._trained)
         fitted = fitted[:: max(1, len(fitted) // _FITTED_TO)]
-        classes = np.unique(self._labels[fitted])
+        classes, counts = np.unique(self._labels[fitted], return_counts=True)
+        classes = classes[counts > 1]
+        if len(classes) < 2:
+            return np.zeros((int(aside.sum()), 1)), self._labels[:1]
+        fitted = fitted[np.isin(self._labels[fitted], classes)]
         model = LinearDiscriminantAnalysis(
             solver="lsqr", shrinkage=_SHRINKAGE, priors=np.full(len(classes), 1 / len(classes))
         ).fit(self.values[fitted], self._labels[fitted])
@@ -196,6 +200,8 @@ class _Natural:
         for label in np.unique(labels):
             pixels[labels == label] -= pixels[labels == label].mean(0)
         count = min(_NATURAL, len(rows) - 1, pixels.shape[1])
+        if not np.ptp(pixels, axis=0).any():
+            return np.zeros((1, pixels.shape[1]), dtype=np.float32), np.zeros(1, dtype=np.float32), np.float32(_FLOOR)
         found = PCA(count, svd_solver="randomized", random_state=0).fit(pixels)
         rest = max(float(found.noise_variance_), _FLOOR)
         shrink = 1 - np.sqrt(rest / np.maximum(found.explained_variance_, rest))
@@ -215,8 +221,13 @@ class _Natural:
 def _against(scores: Floats, classes: NDArray[np.int64], labels: NDArray[np.int64]) -> Floats:
     """Return log odds of the likeliest other class to the own one, float64 (n,), from log posteriors (n, K)."""
     own = classes == labels[:, None]
-    of_own, of_others = (np.where(mask, scores, -np.inf).max(1) for mask in (own, ~own))
-    found: Floats = np.clip(of_others - of_own, -1e3, 1e3)
+    if len(classes) < 2:
+        return np.zeros(len(labels))
+    known = own.any(1)
+    own = own[known]
+    of_own, of_others = (np.where(mask, scores[known], -np.inf).max(1) for mask in (own, ~own))
+    found = np.zeros(len(labels))
+    found[known] = np.clip(of_others - of_own, -1e3, 1e3)
     return found
 
 
@@ -233,6 +244,8 @@ def _principal(points: Floats, count: int, fitted: Bools | None = None) -> Float
     from sklearn.decomposition import PCA
 
     own = points if fitted is None else points[fitted]
+    if not np.ptp(own, axis=0).any():
+        return np.zeros((len(points), 1))
     count = min(count, points.shape[1], len(own) - 1)
     solver = "randomized" if min(own.shape) > 200 else "full"
     found: Floats = PCA(count, svd_solver=solver, random_state=0).fit(own).transform(points)
