@@ -29,6 +29,7 @@ from antibackdoor.defences.witnesses.calibration import COMBINED
 from antibackdoor.defences.witnesses.decide import DOUBT, combined, holm, refined, weigh
 from antibackdoor.defences.witnesses.evidence import STATISTICS
 from antibackdoor.defences.witnesses.observe import Seen
+from antibackdoor.defences.witnesses.views import Features
 from antibackdoor.files import atomic_write_bytes
 from antibackdoor.models import builder_from
 from antibackdoor.training import Runtime
@@ -80,7 +81,7 @@ def measured(path: Path, sources: dict[str, Loaded], root: Path) -> dict:
     """Return the evidence on every part of every class of a run, and what the part truly is."""
     facts, seen, poison = seen_of(path, sources, root)
     classes = []
-    for weighed in weigh(seen):
+    for weighed in weigh(seen, Features(seen)):
         views = weighed[0][0].views
         # Near-duplicates are not looked at, and share the fate of what they are copies of.
         rows, every = views.with_copies

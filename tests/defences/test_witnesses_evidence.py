@@ -294,7 +294,7 @@ def test_classes_that_are_too_small_are_not_looked_at(poisoned):
     seen, _ = poisoned
     few = np.concatenate([np.flatnonzero(seen.labels == label)[:39] for label in range(CLASSES)])
     small = only(seen, few)
-    assert list(weigh(small)) == []
+    assert list(weigh(small, Features(small))) == []
     assert not decide(small, 0.01).suspects.any()
 
 
@@ -313,6 +313,13 @@ def test_the_retrained_network_lets_go_of_what_it_and_the_encoder_accept(poisone
     assert not ruling.near[wrong].any()
     assert ruling.suspects[truth].mean() > 0.95
     assert not ruling.changes
+    # What was left out beside the suspects is judged like them.
+    hidden = np.flatnonzero(truth)[:10]
+    decision.suspects[hidden] = False
+    ruling = judged(seen, decision, np.where(truth, 0.02, 0.97))
+    assert ruling.suspects[hidden].all()
+    assert not ruling.changes, "they were not shown: no other training is needed"
+    decision.suspects[hidden] = True
     # A backdoor that is still there accepts its poison, in which the encoder sees other classes.
     assert judged(seen, decision, np.full(600, 0.97)).suspects[truth].mean() > 0.95
 
@@ -321,10 +328,8 @@ def test_unsure_evidence_on_images_with_right_labels_is_dropped(poisoned):
     seen, truth = poisoned
     decision = decide(seen, 0.01)
     one = decision.poisoned[0]
-    views = dataclasses.replace(one.part.views, foreign=np.full(len(one.part.views.rows), -1.0))
-    part = dataclasses.replace(one.part, views=views)
     for adjusted, stays in ((0.009, False), (0.0001, True)):
-        accused = dataclasses.replace(one, part=part, adjusted=adjusted)
+        accused = dataclasses.replace(one, strange=np.zeros_like(one.strange), adjusted=adjusted)
         ruling = judged(seen, dataclasses.replace(decision, accusations=(accused,)), np.full(600, 0.97))
         assert ruling.suspects.any() == stays
         assert ruling.changes == (not stays)

@@ -49,8 +49,8 @@ def adjudicate(
     """Judge suspects and the rest of their classes by a network that was not shown them.
 
     Where it rejects most suspects of a class, their labels are wrong: those that it accepts and in which the encoder
-    sees the class too are let go, and images that may belong to them, which it was shown and still rejects, are
-    suspected too. Where it accepts most of them and the encoder sees the class in most, they carry the labels of what
+    sees the class too are let go, and images that may belong to them and that it rejects, shown or not, are suspected
+    too. Where it accepts most of them and the encoder sees the class in most, they carry the labels of what
     they show: clean-label poison, or no poison. Then the class stays accused only where the evidence is ten times as
     sure. What was left out of classes in doubt is judged alike, and suspected where it is rejected.
 
@@ -73,17 +73,18 @@ def adjudicate(
         if not accused.any():
             continue
         strange, possible = np.zeros_like(suspects), np.zeros_like(suspects)
-        strange[rows], possible[rows] = one.part.views.foreign[of] > 0, one.posterior[of] > _POSSIBLE
+        strange[rows], possible[rows] = one.strange[of], one.posterior[of] > _POSSIBLE
         rejected = float((own[accused] < 0.5).mean())
         if max(rejected, float(strange[accused].mean())) >= _WRONG:
-            freed = accused & (own > _ACCEPTS) & ~strange
-            missed = possible & shown & ~accused & (own < _REJECTS)
+            hidden = near & ~shown & ~accused & of_class
+            freed = (accused | hidden) & (own > _ACCEPTS) & ~strange
+            missed = (hidden | (possible & shown & ~accused)) & (own < _REJECTS)
             suspects = ((suspects | accused) & ~freed) | missed
             near = (near & ~freed) | missed
-            missed_in_all += int(missed.sum())
+            missed_in_all += int((missed & shown).sum())
             notes.append(
                 f"A network trained without the suspects of {name!r} rejects {100 * rejected:.0f} % of them; "
-                f"{int(freed.sum())} are let go, and {int(missed.sum())} more are suspected."
+                f"{int((freed & accused).sum())} are let go, and {int(missed.sum())} more are suspected."
             )
         elif one.adjusted > _SURER * decision.alpha:
             suspects &= ~of_class

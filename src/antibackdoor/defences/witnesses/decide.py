@@ -44,6 +44,7 @@ class Accusation:
         p_value: Of the class, before classes are counted.
         adjusted: The same after Holm's correction over the classes that were looked at.
         posterior: float64 (n,), probability of every image of the class to be of the part.
+        strange: bool (n,), in which the encoder's classifier sees another class; it was not fitted to what is accused.
     """
 
     part: Part
@@ -52,6 +53,7 @@ class Accusation:
     p_value: float
     adjusted: float
     posterior: Floats
+    strange: Bools
 
     @property
     def kind(self) -> str:
@@ -107,8 +109,8 @@ def decide(seen: Seen, alpha: float) -> Decision:
         p-values of the statistics are combined as by Fisher; since they are not independent, the sum has an empirical
         null of its own. Over classes by Holm, 1979.
     """
-    count = len(seen.labels)
-    strongest = [max(weighed, key=lambda one: one[2]) for weighed in weigh(seen)]
+    count, features = len(seen.labels), Features(seen)
+    strongest = [max(weighed, key=lambda one: one[2]) for weighed in weigh(seen, features)]
     raw = [COMBINED.p_value(statistic) for _, _, statistic in strongest]
     accusations = []
     suspects, near, scores = np.zeros(count, dtype=bool), np.zeros(count, dtype=bool), np.zeros(count)
@@ -116,8 +118,11 @@ def decide(seen: Seen, alpha: float) -> Decision:
         posterior = refined(part)
         if seen.data.vouched is not None:  # a person has looked at these
             posterior[seen.data.vouched.numpy()[part.views.rows]] = 0
-        accusation = Accusation(part, figures, statistic, p_value, adjusted, posterior)
-        accusations.append(accusation)
+        strange = part.views.foreign > 0
+        accused = posterior > 0.5
+        if adjusted <= DOUBT * alpha and accused.any():
+            strange[accused] = features.seen_without(part.views.rows[accused])[0] != part.views.label
+        accusations.append(Accusation(part, figures, statistic, p_value, adjusted, posterior, strange))
         rows, of = part.views.with_copies
         scores[rows] = posterior[of] * -math.log(p_value)
         if adjusted <= alpha:
@@ -133,12 +138,11 @@ def decide(seen: Seen, alpha: float) -> Decision:
     return decision
 
 
-def weigh(seen: Seen) -> Iterator[list[tuple[Part, dict[str, float], float]]]:
+def weigh(seen: Seen, features: Features) -> Iterator[list[tuple[Part, dict[str, float], float]]]:
     """Yield, of every class that has parts, the likeliest with their statistics by name and the sum of -log p.
 
     What needs no network is measured of all parts of a class; the five that come off worst by that are tried on others.
     """
-    features = Features(seen)
     for views in views_of(seen, features):
         scene = Scene(seen, features, views.label)
         looked = [(part, {name: STATISTICS[name](scene, part) for name in AT_A_LOOK}) for part in parts_of(views)]
