@@ -5,7 +5,7 @@ import antibackdoor
 result = antibackdoor.train(
     "embedded",  # or a folder, an .npz, a torch Dataset, or a pair (images, labels)
     model="wrn-10-1",  # or an nn.Module, or a function that builds one
-    defence="abl-modified",  # the default, the filter, trains more often and for longer; this takes seconds
+    defence="abl-modified",  # the default trains longer; this takes seconds
     settings={
         "data": {"limit": 2000, "limit_test": 500},
         "attack": {"name": "badnets", "rate": 0.1},  # only because this is an experiment

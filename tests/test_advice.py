@@ -53,6 +53,7 @@ def make(finished_run: Path) -> Make:
             phases=("look",) * epochs,
             gallery_index=np.zeros(0, dtype=np.int64),
             gallery=stored.gallery[:0],
+            seen=None,
             content=None,
             doubtful=doubtful,
         )

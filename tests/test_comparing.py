@@ -37,6 +37,7 @@ def change(finished_run: Path) -> Change:
             "scores": stored.scores.copy(),
             "flagged": flagged.copy(),
             "content": None if stored.content is None else stored.content.copy(),
+            "seen": None if stored.seen is None else stored.seen.copy(),
         } | parts
         rows = list(range(len(stored.ids))) if keep is None else keep
         values = {

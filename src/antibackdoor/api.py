@@ -86,7 +86,7 @@ def train(
         seed: Of every random choice.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         settings: Sections of :class:`RunConfig`, such as
-            ``{"train": {"epochs": 30}, "defence": {"sensitivity": 2.0}}``.
+            ``{"train": {"epochs": 30}, "defence": {"alpha": 0.05}}``.
         progress: Shows the work.
         track: "tensorboard", "mlflow", "wandb": told losses and accuracies after every epoch, and the figures at the
             end; see docs/pipelines.md.

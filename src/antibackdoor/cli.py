@@ -96,7 +96,7 @@ Alpha = Annotated[
 ]
 Sensitivity = Annotated[
     float | None,
-    typer.Option("--sensitivity", help="Of the defence filter: above 1 it suspects on less evidence. [default: 1]"),
+    typer.Option("--sensitivity", help="With --defence filter: above 1 it suspects on less evidence. [default: 1]"),
 ]
 Model = Annotated[str | None, typer.Option("--model", help="A name from `antibackdoor list models`.")]
 Pretrained = Annotated[

@@ -1,4 +1,4 @@
-"""The decision of the experimental defence ``witnesses``: p-values, their correction, and who is flagged for them."""
+"""The decision of the default defence ``witnesses``: p-values, their correction, and who is flagged for them."""
 
 from __future__ import annotations
 

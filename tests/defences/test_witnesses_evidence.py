@@ -222,6 +222,27 @@ def test_what_a_person_vouches_for_is_neither_flagged_nor_left_out(poisoned):
     assert not decide(every, 0.01).near[truth].any()
 
 
+def test_the_verdict_names_what_was_not_looked_at_and_what_is_in_doubt(poisoned, clean):
+    none = np.zeros(600, dtype=bool)
+
+    def first(*counts: int) -> Seen:
+        rows = [np.flatnonzero(clean.labels == label)[:count] for label, count in enumerate(counts)]
+        return only(clean, np.concatenate(rows))
+
+    small, most = first(39, 60, 60), first(60, 39, 39)
+    found = isolation_of(small, decide(small, 0.01), none[: len(small.labels)], (), scanned=True)
+    assert found.verdict == "no sign of poison"
+    assert any(small.data.classes[0] in sentence and "Not looked at" in sentence for sentence in found.evidence)
+    found = isolation_of(most, decide(most, 0.01), none[: len(most.labels)], (), scanned=True)
+    assert found.verdict == "undecided"
+    assert found.doubtful == (1, 2)
+    seen, _ = poisoned
+    decision = decide(seen, 0.01)
+    worst, *others = decision.accusations
+    doubted = dataclasses.replace(decision, accusations=(dataclasses.replace(worst, adjusted=0.03), *others))
+    assert isolation_of(seen, doubted, none, (), scanned=True).doubtful == (TARGET,)
+
+
 def test_of_near_duplicates_one_is_looked_at_and_all_are_flagged_like_it(poisoned):
     seen, truth = poisoned
     images = seen.data.images.clone()

@@ -93,8 +93,9 @@ def content_of_run(run: Path) -> dict[str, Any]:
 
 
 def content_of_files(folder: Path) -> dict[str, Any]:
-    """Every file that a folder holds."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Every file that a folder holds, but for what a kill left half-written under a name of its own."""
+    whole = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".partial")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in whole}
 
 
 def content_of_grid(out: Path) -> dict[str, Any]:

@@ -165,7 +165,7 @@ def test_what_is_compiled_and_how(monkeypatch, device, mode, asked):
 @pytest.mark.parametrize(("device", "fused"), [("cpu", None), ("cuda", True)])
 def test_the_optimiser_is_fused_on_a_gpu(device, fused):
     trainer = Trainer(Runtime(torch.device(device), torch.float32, "", "off"), Seeds(0))
-    optimizer = trainer._optimizer_of(nn.Linear(2, 2), Phase("train", TrainPlan()))
+    optimizer, _ = trainer._optimizer_of(nn.Linear(2, 2), Phase("train", TrainPlan()))
     assert optimizer.defaults["fused"] is fused
 
 

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
-from antibackdoor.errors import ConfigError, UnknownNameError
+from antibackdoor.errors import UnknownNameError
 from antibackdoor.models import MODELS, BuildModel, Resized, builder_from, size_within
 from antibackdoor.training import TrainPlan
 from antibackdoor.types import ImageSet
 
-__all__ = ["AUTO", "OWN", "Detector", "check_detector", "detector_for", "refuse_without_channels"]
+__all__ = ["AUTO", "OWN", "Detector", "check_detector", "detector_for"]
 
 AUTO, OWN = "auto", "own"
 # Networks that the alarm was measured with (docs/log.md); the last one looks in place of all others. Longer side, in
@@ -73,15 +72,6 @@ def detector_for(name: str, build_model: BuildModel, data: ImageSet, plan: Train
         return Detector(name, build, measured)
     words = f"{name}, which sees images of {size[0]} x {size[1]} pixels,"
     return Detector(words, lambda generator: Resized(build(generator), *size), measured)
-
-
-def refuse_without_channels(build_model: BuildModel) -> None:
-    """Raise ConfigError where a network is to look with its own channels, and has no convolution."""
-    if not any(isinstance(module, _ConvNd) for module in build_model(torch.Generator()).modules()):
-        raise ConfigError(
-            "defence.detector: the network has no convolution whose channels could be looked at; use detector=auto, or "
-            "set channels and features to false"
-        )
 
 
 def _shapes(build_model: BuildModel) -> list[tuple[int, ...]]:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from antibackdoor.defences.base import Defence
-from antibackdoor.defences.detector import AUTO, check_detector, detector_for, refuse_without_channels
+from antibackdoor.defences.detector import AUTO, check_detector, detector_for
 from antibackdoor.defences.looker import Looker
 from antibackdoor.defences.search import Asked, Rules, Search
 from antibackdoor.errors import ConfigError
@@ -146,8 +146,6 @@ class Filter(Defence):
         rules = Rules(self.rounds, self.confident, self.referee, self.control)
         detector = detector_for(self.detector, build_model, data, plan)
         if detector is None:
-            if self.channels or self.features:
-                refuse_without_channels(build_model)
             return Search(looker, rules, data, build_model, fit, plan, seeds)
         asked = Asked(build_model, plan, detector.name)
         return Search(looker, rules, data, detector.build_model, fit, detector.plan, seeds, asked)

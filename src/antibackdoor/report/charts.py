@@ -110,9 +110,12 @@ def loss_band(losses: NDArray[np.float32], members: NDArray[np.bool_]) -> Band:
 
 
 def phase_spans(phases: Sequence[str]) -> tuple[tuple[str, int, int], ...]:
-    """Return (name, first epoch, last epoch) of each run of equal phase names, epochs counted from 1."""
+    """Return (name, first epoch, last epoch) of each run of equal phase names, epochs counted from 1.
+
+    The phases of a detector that stops after every epoch ("detector 1", "detector 2") are one.
+    """
     spans, first = [], 1
-    for name, same in itertools.groupby(phases):
+    for name, same in itertools.groupby("detector" if one.startswith("detector ") else one for one in phases):
         last = first + len(list(same)) - 1
         spans.append((name, first, last))
         first = last + 1

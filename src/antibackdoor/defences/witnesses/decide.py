@@ -88,8 +88,9 @@ class Decision:
 
     @property
     def poisoned(self) -> tuple[Accusation, ...]:
-        """Those that are below the error."""
-        return tuple(one for one in self.accusations if one.adjusted <= self.alpha)
+        """Those that are below the error, for images that nobody vouches for."""
+        below = (one for one in self.accusations if one.adjusted <= self.alpha)
+        return tuple(one for one in below if (one.posterior > 0.5).any())
 
     @property
     def doubtful(self) -> tuple[Accusation, ...]:

@@ -49,6 +49,7 @@ class Search:
         suspects: bool (N,).
         near: bool (N,), the suspects and what may belong to them.
         model: The network that is asked for, once it is trained.
+        judged: A network that was not shown the suspects has judged them.
     """
 
     data: ImageSet
@@ -65,6 +66,7 @@ class Search:
     suspects: Bools = field(init=False)
     near: Bools = field(init=False)
     model: nn.Module | None = None
+    judged: bool = False
 
     def __post_init__(self) -> None:
         self.suspects, self.near = np.zeros((2, len(self.data)), dtype=bool)
@@ -82,10 +84,12 @@ class Search:
         for number in range(ROUNDS):
             shown = torch.from_numpy(~self.near)
             self.model = self._train_once(number, shown)
-            if not self.near.any() or not self._adjudicate(self.model, shown).changes:
+            if shown.all() or not self._adjudicate(self.model, shown).changes:
                 break
-        if self.near.any() and self.model is not None:
-            self._balance(self.model, ~self.near)
+            if number == ROUNDS - 1:
+                self.notes.append("The last network names others still, which no further training left out.")
+        if self.model is not None and not shown.all():
+            self._balance(self.model, shown.numpy())
 
     def outcome(self, *, scanned: bool) -> Outcome:
         """Return the network, the verdict and what every training left.
@@ -93,7 +97,9 @@ class Search:
         Args:
             scanned: The detector alone has looked.
         """
-        isolation = isolation_of(self.seen, self.decision, self.suspects, tuple(self.notes), scanned=scanned)
+        # Where nothing was left out, the network that was trained judged nothing.
+        alone = scanned or not self.judged
+        isolation = isolation_of(self.seen, self.decision, self.suspects, tuple(self.notes), scanned=alone)
         model = self.seen.network if self.model is None else self.model
         return Outcome(model, isolation, tuple(self.histories))
 
@@ -116,6 +122,7 @@ class Search:
         ruling = self.fit.runtime.first(
             adjudicate(own, self.seen, self.decision, self.suspects, self.near, shown.numpy())
         )
+        self.judged = True
         self.suspects, self.near = ruling.suspects & self.seen.open, ruling.near & self.seen.open
         self.notes += ruling.notes
         return ruling

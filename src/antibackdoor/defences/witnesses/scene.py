@@ -33,6 +33,7 @@ _LEARNED = 0.7  # probability from which a label counts as learned
 _REPLACED = 0.5
 # Groups by how foreign images look, and at least as many images in each.
 _BINS = 20
+_LARGEST = 65504.0  # in half precision
 _STEADY = 0.02  # of the spread of all activations: below it a pixel counts as constant
 
 
@@ -158,10 +159,14 @@ class Scene:
         modules = list(self.seen.network.modules())
         norm = [module for module in modules if isinstance(module, nn.BatchNorm2d)][-1]
         weight = [module for module in modules if isinstance(module, nn.Linear)][-1].weight[self.label].float().cpu()
-        maps = torch.cat([self._activations(batch, norm) for batch in pixels.split(_CHUNK)]).relu()
-        found = (maps * weight.detach()[:, None, None]).sum(1, keepdim=True)
-        found = functional.interpolate(found, pixels.shape[2:], mode="bilinear")
-        return found >= found.flatten(1).quantile(1 - share, dim=1)[:, None, None, None]
+        where: list[Tensor] = []
+        for batch in pixels.split(_CHUNK):
+            maps = self._activations(batch, norm).relu()
+            found = (maps * weight.detach()[:, None, None]).sum(1, keepdim=True)
+            found = functional.interpolate(found, pixels.shape[2:], mode="bilinear")
+            least = found.flatten(1).topk(max(1, round(share * found[0].numel())), dim=1).values[:, -1]
+            where.append(found >= least[:, None, None, None])
+        return torch.cat(where)
 
     def _moments(self, part: Part, place: nn.Module | None) -> tuple[_Moments, _Moments] | None:
         """Return what an image is like at every place, in a part and in the rest; None where too few are described."""
@@ -170,7 +175,7 @@ class Scene:
             rows = part.views.rows[described]
             pixels = (self._pixels(chunk) for chunk in np.array_split(rows, -(-len(rows) // _CHUNK)))
             made = pixels if place is None else (self._activations(one, place) for one in pixels)
-            self._described[place] = torch.cat([one.half() for one in made])
+            self._described[place] = torch.cat([one.clamp(-_LARGEST, _LARGEST).half() for one in made])
         values, inside = self._described[place], torch.from_numpy(part.members[described])
         if min(int(inside.sum()), int((~inside).sum())) < 2:
             return None

@@ -200,7 +200,7 @@ class _Natural:
         for label in np.unique(labels):
             pixels[labels == label] -= pixels[labels == label].mean(0)
         count = min(_NATURAL, len(rows) - 1, pixels.shape[1])
-        if not np.ptp(pixels, axis=0).any():
+        if len(rows) < 2 or not np.ptp(pixels, axis=0).any():
             return np.zeros((1, pixels.shape[1]), dtype=np.float32), np.zeros(1, dtype=np.float32), np.float32(_FLOOR)
         found = PCA(count, svd_solver="randomized", random_state=0).fit(pixels)
         rest = max(float(found.noise_variance_), _FLOOR)

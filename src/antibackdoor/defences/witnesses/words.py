@@ -15,6 +15,8 @@ from antibackdoor.types import Isolation, Verdict
 
 __all__ = ["isolation_of"]
 
+_NAMED = 5  # classes that a sentence names
+
 
 def isolation_of(
     seen: Seen,
@@ -35,6 +37,7 @@ def isolation_of(
     """
     scores = decision.scores + suspects * (decision.scores.max(initial=0) + 1)
     poisoned = set(seen.labels[suspects].tolist())
+    sizes = np.bincount(seen.labels, minlength=seen.data.num_classes)
     surest = {one.part.views.label: one for one in decision.accusations}
     doubtful = {one.part.views.label for one in decision.doubtful} - poisoned
     sentences = []
@@ -44,18 +47,27 @@ def isolation_of(
         sentences.append(f"Class {seen.data.classes[label]!r} is poisoned, about {count} images{shown}.")
     for label in sorted(doubtful):
         sentences.append(f"Class {seen.data.classes[label]!r} is in doubt: {_described(surest[label])}.")
+    unseen = [label for label in np.flatnonzero(sizes).tolist() if label not in surest]
+    blind = 2 * int(sizes[unseen].sum()) > int(sizes.sum())  # most images are in classes that were not looked at
     if not surest:
         sentences.append(f"Too little to look at: no class has {SMALLEST_CLASS} images that fall into two kinds.")
     elif not sentences:
         nearest = min(surest.values(), key=lambda one: one.p_value)
         name = seen.data.classes[nearest.part.views.label]
         sentences.append(f"No class shows what poison shows; nearest is {name!r}: {_described(nearest)}.")
+    if surest and unseen:
+        names = ", ".join(repr(seen.data.classes[label]) for label in unseen[:_NAMED])
+        more = f" and {len(unseen) - _NAMED} more" if len(unseen) > _NAMED else ""
+        sentences.append(
+            f"Not looked at: {names}{more}, of under {SMALLEST_CLASS} images or with nothing that tells them apart."
+        )
     with_what = "without an encoder" if seen.witness == "none" else f"with the encoder {seen.witness} as second witness"
     what = "A detector trained without augmentation" if scanned else "A detector and a network trained on what it left"
     sentences.append(f"{what} looked, {with_what}; a backdoor that neither has learned is not seen.")
-    verdict: Verdict = "poisoned" if poisoned else "undecided" if doubtful or not surest else "no sign of poison"
+    verdict: Verdict = "poisoned" if poisoned else "undecided" if doubtful or blind else "no sign of poison"
     flags = torch.from_numpy(suspects.copy())
-    return Isolation(torch.from_numpy(scores).float(), flags, verdict, (*sentences, *notes))
+    unsure = tuple(sorted(doubtful | set(unseen if blind else ())))
+    return Isolation(torch.from_numpy(scores).float(), flags, verdict, (*sentences, *notes), unsure)
 
 
 def _described(one: Accusation) -> str:
