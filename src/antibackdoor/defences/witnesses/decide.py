@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -111,12 +112,15 @@ def decide(seen: Seen, alpha: float) -> Decision:
         null of its own. Over classes by Holm, 1979.
     """
     count, features = len(seen.labels), Features(seen)
-    strongest = [max(weighed, key=lambda one: one[2]) for weighed in weigh(seen, features)]
-    raw = [COMBINED.p_value(statistic) for _, _, statistic in strongest]
+    strongest = []
+    for weighed in weigh(seen, features):
+        part, figures, statistic = max(weighed, key=lambda one: one[2])
+        # What is large is not kept: it is of one class at a time.
+        strongest.append((dataclasses.replace(part, views=part.views.light), figures, statistic, refined(part)))
+    raw = [COMBINED.p_value(statistic) for _, _, statistic, _ in strongest]
     accusations = []
     suspects, near, scores = np.zeros(count, dtype=bool), np.zeros(count, dtype=bool), np.zeros(count)
-    for (part, figures, statistic), p_value, adjusted in zip(strongest, raw, holm(raw), strict=True):
-        posterior = refined(part)
+    for (part, figures, statistic, posterior), p_value, adjusted in zip(strongest, raw, holm(raw), strict=True):
         if seen.data.vouched is not None:  # a person has looked at these
             posterior[seen.data.vouched.numpy()[part.views.rows]] = 0
         strange = part.views.foreign > 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -61,6 +61,11 @@ class Views:
     pictures: NDArray[np.float32] = field(repr=False)
 
     @property
+    def light(self) -> Views:
+        """The same without pictures and features."""
+        return replace(self, pictures=self.pictures[:0], white=self.white[:0])
+
+    @property
     def with_copies(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """All images of the class, int64 (m,), and the place in ``rows`` of what each is or is a copy of, (m,)."""
         copies, of = self.copies.T
@@ -110,8 +115,11 @@ class Features:
         from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
         fitted = np.flatnonzero(~aside & self._trained)
-        fitted = fitted[:: max(1, len(fitted) // _FITTED_TO)]
         classes, counts = np.unique(self._labels[fitted], return_counts=True)
+        if len(fitted) > _FITTED_TO:  # as many of every class, and all of a small one
+            most = max(2, _FITTED_TO // len(classes))
+            fitted = np.concatenate([_evenly(fitted[self._labels[fitted] == label], most) for label in classes])
+            counts = np.minimum(counts, most)
         classes = classes[counts > 1]
         if len(classes) < 2:
             return np.zeros((int(aside.sum()), 1)), self._labels[:1]
@@ -216,6 +224,11 @@ class _Natural:
             parts.append(images.flatten(1))
         found: NDArray[np.float32] = torch.cat(parts).numpy()
         return found
+
+
+def _evenly(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Return at most so many of the rows, evenly over them."""
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), most)).round().astype(np.int64))]
 
 
 def _against(scores: Floats, classes: NDArray[np.int64], labels: NDArray[np.int64]) -> Floats:
