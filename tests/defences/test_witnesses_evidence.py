@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from antibackdoor.defences.witnesses import views as views_module
 from antibackdoor.defences.witnesses.crosscheck import Adjudication, adjudicate
 from antibackdoor.defences.witnesses.decide import Decision, decide, weigh
 from antibackdoor.defences.witnesses.evidence import STATISTICS, misplaced, mixing, picture, turning
@@ -104,6 +105,30 @@ def test_features_tell_an_image_of_another_class_without_having_seen_it(poisoned
     foreign = Features(seen).foreign
     assert (foreign[truth] > 0).mean() > 0.95
     assert (foreign[~truth] < 0).mean() > 0.95
+
+
+@pytest.mark.parametrize("count", [2, CLASSES])
+def test_the_classifier_is_scikit_learns(count, clean):
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    some = only(clean, np.flatnonzero(clean.labels < count))
+    some = dataclasses.replace(some, trained=np.arange(len(some.labels)) % 7 > 0)
+    features = Features(some)
+    rows = np.flatnonzero(some.labels == 1)[:30]
+    shown, sure = features.seen_without(rows)
+    fitted = np.setdiff1d(np.flatnonzero(some.trained), rows)
+    model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.1, priors=np.full(count, 1 / count))
+    expected = model.fit(features.values[fitted], some.labels[fitted]).predict_proba(features.values[rows])
+    assert shown.tolist() == expected.argmax(1).tolist()
+    assert sure == pytest.approx(expected.max(1))
+
+
+def test_of_a_large_set_a_small_class_is_fitted_to_whole(clean, monkeypatch):
+    monkeypatch.setattr(views_module, "_FITTED_TO", 100)
+    rare = only(clean, np.concatenate([np.flatnonzero(clean.labels == 0)[:6], np.flatnonzero(clean.labels > 0)]))
+    features = Features(rare)
+    assert (features.foreign < 0).mean() > 0.95
+    assert (features.shown[rare.labels == 0] == 0).mean() > 0.5
 
 
 def test_two_classes_are_told_by_one_discriminant(clean):

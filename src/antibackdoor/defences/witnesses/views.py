@@ -82,12 +82,17 @@ class Features:
         seen: What was observed.
 
     Source:
-        Linear discriminants with shrinkage, five folds.
+        Linear discriminants with shrinkage (scikit-learn's solver "lsqr", written out so that a class that loses images
+        does not cost the others anew), five folds.
     """
 
     def __init__(self, seen: Seen) -> None:
-        self._labels, self._trained = seen.labels, seen.trained
+        self._labels = seen.labels
         self.values = _principal(seen.features.astype(np.float64), _FEATURES)
+        present = np.unique(self._labels)
+        self._rows = {label: np.flatnonzero((self._labels == label) & seen.trained) for label in present.tolist()}
+        self._most = max(2, _FITTED_TO // len(present)) if seen.trained.sum() > _FITTED_TO else len(self._labels)
+        self._known: dict[int, tuple[Floats, Floats] | None] = {}
         self.foreign, self.shown = np.zeros(len(self._labels)), np.zeros(len(self._labels), dtype=np.int64)
         fold = np.random.default_rng(0).integers(0, 5, len(self._labels))
         for number in range(5):
@@ -110,27 +115,35 @@ class Features:
     def _scores(self, aside: Bools) -> tuple[Floats, NDArray[np.int64]]:
         """Return what is seen in images by all others: log posteriors (n, K) up to a constant, and the classes.
 
-        All classes count as equally probable.
+        All classes count as equally probable. Only classes that lose images are described anew.
         """
-        from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-
-        fitted = np.flatnonzero(~aside & self._trained)
-        classes, counts = np.unique(self._labels[fitted], return_counts=True)
-        if len(fitted) > _FITTED_TO:  # as many of every class, and all of a small one
-            most = max(2, _FITTED_TO // len(classes))
-            fitted = np.concatenate([_evenly(fitted[self._labels[fitted] == label], most) for label in classes])
-            counts = np.minimum(counts, most)
-        classes = classes[counts > 1]
-        if len(classes) < 2:
+        lose = set(np.unique(self._labels[aside]).tolist())
+        described = {}
+        for label, rows in self._rows.items():
+            if label in lose:
+                found = self._describe(rows[~aside[rows]])
+            else:
+                if label not in self._known:
+                    self._known[label] = self._describe(rows)
+                found = self._known[label]
+            if found is not None:
+                described[label] = found
+        if len(described) < 2:
             return np.zeros((int(aside.sum()), 1)), self._labels[:1]
-        fitted = fitted[np.isin(self._labels[fitted], classes)]
-        model = LinearDiscriminantAnalysis(
-            solver="lsqr", shrinkage=_SHRINKAGE, priors=np.full(len(classes), 1 / len(classes))
-        ).fit(self.values[fitted], self._labels[fitted])
-        scores: Floats = self.values[aside] @ model.coef_.T + model.intercept_
-        if len(classes) == 2:  # one discriminant stands for both
-            scores = np.hstack([-scores / 2, scores / 2])
-        return scores, classes
+        means = np.stack([mean for mean, _ in described.values()])
+        covariance = sum(each for _, each in described.values()) / len(described)
+        directions = np.linalg.lstsq(covariance, means.T, rcond=None)[0]
+        scores: Floats = self.values[aside] @ directions - 0.5 * (means.T * directions).sum(0)
+        return scores, np.array(list(described), dtype=np.int64)
+
+    def _describe(self, rows: NDArray[np.int64]) -> tuple[Floats, Floats] | None:
+        """Return mean (D,) and shrunk covariance (D, D) of some images of a class, None of fewer than two."""
+        from sklearn.covariance import empirical_covariance, shrunk_covariance
+
+        if len(rows) < 2:
+            return None
+        values = self.values[_evenly(rows, self._most)]
+        return values.mean(0), shrunk_covariance(empirical_covariance(values), shrinkage=_SHRINKAGE)
 
 
 def views_of(seen: Seen, features: Features) -> Iterator[Views]:
