@@ -25,8 +25,7 @@ from sklearn.metrics import roc_auc_score
 
 from antibackdoor.api import load_plugin
 from antibackdoor.defences.witnesses import decide as deciding
-from antibackdoor.defences.witnesses.calibration import COMBINED
-from antibackdoor.defences.witnesses.decide import DOUBT, combined, holm, refined, weigh
+from antibackdoor.defences.witnesses.decide import DOUBT, combined, p_values, refined, weigh
 from antibackdoor.defences.witnesses.evidence import STATISTICS
 from antibackdoor.defences.witnesses.observe import Seen
 from antibackdoor.defences.witnesses.views import Features
@@ -127,8 +126,8 @@ def null(runs: dict[str, dict]) -> None:
 def decided(run: dict) -> tuple[dict[int, dict], dict[int, float]]:
     """Return the strongest part of every class, and the class's adjusted p-value."""
     best = {one["label"]: max(one["parts"], key=lambda part: combined(part["figures"])) for one in run["classes"]}
-    raw = [COMBINED.p_value(combined(part["figures"])) for part in best.values()]
-    return best, dict(zip(best, holm(raw), strict=True))
+    _, adjusted = p_values([combined(part["figures"]) for part in best.values()])
+    return best, dict(zip(best, adjusted, strict=True))
 
 
 def packed(runs: dict[str, dict]) -> dict[str, dict]:

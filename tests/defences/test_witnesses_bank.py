@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from antibackdoor.defences.witnesses.calibration import COMBINED
-from antibackdoor.defences.witnesses.decide import combined, holm
+from antibackdoor.defences.witnesses.decide import combined, p_values
 
 RUNS = json.loads((Path(__file__).parent / "bank.json").read_text(encoding="utf-8"))
 CLEAN = {name: run for name, run in RUNS.items() if not run["poison"]}
@@ -19,7 +18,7 @@ def accused(run: dict) -> set[int]:
     """Return the classes that are accused at 1 %."""
     labels = [one["label"] for one in run["classes"]]
     sums = [max(combined(part["figures"]) for part in one["parts"]) for one in run["classes"]]
-    adjusted = holm([COMBINED.p_value(value) for value in sums])
+    _, adjusted = p_values(sums)
     return {label for label, p_value in zip(labels, adjusted, strict=True) if p_value <= 0.01}
 
 

@@ -16,7 +16,7 @@ from antibackdoor.defences.witnesses.decide import Decision, decide, weigh
 from antibackdoor.defences.witnesses.evidence import STATISTICS, misplaced, mixing, picture, turning
 from antibackdoor.defences.witnesses.observe import Seen
 from antibackdoor.defences.witnesses.parts import Part, alike, parts_of, shared_picture
-from antibackdoor.defences.witnesses.scene import Scene, detail
+from antibackdoor.defences.witnesses.scene import Scene, high_pass
 from antibackdoor.defences.witnesses.views import Features, views_of
 from antibackdoor.defences.witnesses.words import isolation_of
 from antibackdoor.models import Resized
@@ -197,10 +197,10 @@ def test_what_decides_is_found_where_it_is(poisoned):
 
 def test_detail_is_what_smoothing_takes_away():
     flat = torch.full((1, 3, 16, 16), 0.7)
-    assert detail(flat, 2).abs().max() < 1e-5
+    assert high_pass(flat, 2).abs().max() < 1e-5
     row = torch.arange(16) % 2
     fine = (row[:, None] + row).remainder(2).float().expand(1, 3, 16, 16)
-    assert (detail(fine, 2) - (fine - 0.5)).abs().max() < 0.02
+    assert (high_pass(fine, 2) - (fine - 0.5)).abs().max() < 0.02
 
 
 def test_mislabelled_both_ways_is_less_misplaced(poisoned):

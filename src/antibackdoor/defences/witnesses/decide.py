@@ -18,7 +18,7 @@ from antibackdoor.defences.witnesses.scene import Scene
 from antibackdoor.defences.witnesses.views import Features, views_of
 from antibackdoor.isolation.mixture import fit_mixture
 
-__all__ = ["DOUBT", "Accusation", "Decision", "combined", "decide", "holm", "refined", "weigh"]
+__all__ = ["DOUBT", "Accusation", "Decision", "combined", "decide", "holm", "p_values", "refined", "weigh"]
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -117,10 +117,10 @@ def decide(seen: Seen, alpha: float) -> Decision:
         part, figures, statistic = max(weighed, key=lambda one: one[2])
         # What is large is not kept: it is of one class at a time.
         strongest.append((dataclasses.replace(part, views=part.views.light), figures, statistic, refined(part)))
-    raw = [COMBINED.p_value(statistic) for _, _, statistic, _ in strongest]
+    raw, corrected = p_values([statistic for _, _, statistic, _ in strongest])
     accusations = []
     suspects, near, scores = np.zeros(count, dtype=bool), np.zeros(count, dtype=bool), np.zeros(count)
-    for (part, figures, statistic, posterior), p_value, adjusted in zip(strongest, raw, holm(raw), strict=True):
+    for (part, figures, statistic, posterior), p_value, adjusted in zip(strongest, raw, corrected, strict=True):
         if seen.data.vouched is not None:  # a person has looked at these
             posterior[seen.data.vouched.numpy()[part.views.rows]] = 0
         strange = part.views.foreign > 0
@@ -175,11 +175,17 @@ def _weight(name: str, figure: float) -> float:
     return -math.log(NULLS[name].p_value(figure))
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def p_values(statistics: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Return the p-values of classes by the sums of their strongest parts, and the same adjusted by Holm's method."""
+    raw = [COMBINED.p_value(statistic) for statistic in statistics]
+    return raw, holm(raw)
+
+
+def holm(raw: Sequence[float]) -> list[float]:
     """Return p-values adjusted by Holm's method, in the given order."""
-    order, adjusted, largest = np.argsort(p_values), [1.0] * len(p_values), 0.0
+    order, adjusted, largest = np.argsort(raw), [1.0] * len(raw), 0.0
     for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        largest = max(largest, min(1.0, (len(raw) - rank) * raw[index]))
         adjusted[index] = largest
     return adjusted
 

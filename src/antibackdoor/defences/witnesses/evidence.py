@@ -15,8 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from antibackdoor.defences.witnesses.parts import Part, shared_picture
-from antibackdoor.defences.witnesses.scene import Scene
-from antibackdoor.defences.witnesses.scene import detail as detail_of
+from antibackdoor.defences.witnesses.scene import Scene, high_pass
 
 __all__ = [
     "AT_A_LOOK",
@@ -105,7 +104,7 @@ def detail(scene: Scene, part: Part) -> float:
     """
 
     def exchange(sigma: float) -> float:
-        return _outweighs(scene, part, lambda donors, hosts: hosts - detail_of(hosts, sigma) + detail_of(donors, sigma))
+        return _outweighs(scene, part, lambda donors, hosts: hosts - high_pass(hosts, sigma) + high_pass(donors, sigma))
 
     return float(np.mean([exchange(sigma) for sigma in _FINE]))
 

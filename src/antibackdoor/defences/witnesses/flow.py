@@ -86,8 +86,8 @@ class Search:
             self.model = self._train_once(number, shown)
             if shown.all() or not self._adjudicate(self.model, shown).changes:
                 break
-            if number == ROUNDS - 1:
-                self.notes.append("The last network names others still, which no further training left out.")
+        else:
+            self.notes.append("The last network names others still, which no further training left out.")
         if self.model is not None and not shown.all():
             self._balance(self.model, shown.numpy())
 

@@ -17,11 +17,11 @@ from torch.nn import functional
 
 from antibackdoor.defences.witnesses.observe import Seen
 from antibackdoor.defences.witnesses.parts import Part
-from antibackdoor.defences.witnesses.views import Features
+from antibackdoor.defences.witnesses.views import Features, evenly
 from antibackdoor.models import Resized
 from antibackdoor.training import evaluating
 
-__all__ = ["Scene", "detail"]
+__all__ = ["Scene", "high_pass"]
 
 Floats = NDArray[np.float64]
 
@@ -117,7 +117,7 @@ class Scene:
         """Return images of a part and of the rest of its class, float (n, C, H, W) each, at most as many as hosts."""
         rows, most = part.views.rows, min(_DONORS, len(self.hosts))
         sides = (rows[part.members], rows[~part.members])
-        inside, outside = (self._pixels(side[_spread(len(side), most)]) for side in sides)
+        inside, outside = (self._pixels(side[evenly(len(side), most)]) for side in sides)
         return inside, outside
 
     def probability(self, pixels: Tensor) -> Floats:
@@ -170,7 +170,7 @@ class Scene:
 
     def _moments(self, part: Part, place: nn.Module | None) -> tuple[_Moments, _Moments] | None:
         """Return what an image is like at every place, in a part and in the rest; None where too few are described."""
-        described = _spread(len(part.views.rows), _DESCRIBED)
+        described = evenly(len(part.views.rows), _DESCRIBED)
         if place not in self._described:
             rows = part.views.rows[described]
             pixels = (self._pixels(chunk) for chunk in np.array_split(rows, -(-len(rows) // _CHUNK)))
@@ -273,7 +273,7 @@ def _changed(place: nn.Module, change: _Change) -> Iterator[None]:
         handle.remove()
 
 
-def detail(pixels: Tensor, sigma: float) -> Tensor:
+def high_pass(pixels: Tensor, sigma: float) -> Tensor:
     """Return images, float (n, C, H, W), less what smoothing by a Gaussian of ``sigma`` pixels leaves of them."""
     reach = min(math.ceil(3 * sigma), *(side - 1 for side in pixels.shape[2:]))
     weight = torch.exp(-torch.arange(-reach, reach + 1).float().square() / (2 * sigma**2))
@@ -281,8 +281,3 @@ def detail(pixels: Tensor, sigma: float) -> Tensor:
     smooth = functional.pad(pixels, (reach, reach, reach, reach), mode="reflect")
     smooth = functional.conv2d(smooth, weight, groups=pixels.shape[1])
     return pixels - functional.conv2d(smooth, weight.mT, groups=pixels.shape[1])
-
-
-def _spread(count: int, most: int) -> NDArray[np.int64]:
-    """Return at most so many indices, evenly over ``count``."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))

@@ -13,7 +13,7 @@ from torch import Tensor
 from antibackdoor.defences.witnesses.observe import Seen
 from antibackdoor.models import size_within
 
-__all__ = ["SMALLEST_CLASS", "Features", "Views", "views_of"]
+__all__ = ["SMALLEST_CLASS", "Features", "Views", "evenly", "views_of"]
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -142,7 +142,7 @@ class Features:
 
         if len(rows) < 2:
             return None
-        values = self.values[_evenly(rows, self._most)]
+        values = self.values[rows[evenly(len(rows), self._most)]]
         return values.mean(0), shrunk_covariance(empirical_covariance(values), shrinkage=_SHRINKAGE)
 
 
@@ -239,9 +239,9 @@ class _Natural:
         return found
 
 
-def _evenly(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """Return at most so many of the rows, evenly over them."""
-    return rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), most)).round().astype(np.int64))]
+def evenly(count: int, most: int) -> NDArray[np.int64]:
+    """Return at most so many indices, int64, evenly over ``count``."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
 def _against(scores: Floats, classes: NDArray[np.int64], labels: NDArray[np.int64]) -> Floats:
