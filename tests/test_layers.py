@@ -16,7 +16,7 @@ import antibackdoor
 ROOT = Path(antibackdoor.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 LAYERS = (
-    {"csvs", "errors", "files", "seeds", "plugins", "registry", "types", "config", "progress"},
+    {"csvs", "errors", "extras", "files", "seeds", "plugins", "registry", "types", "config", "progress"},
     {"ops"},
     {"data", "models", "training"},
     {"attacks", "isolation", "defences"},

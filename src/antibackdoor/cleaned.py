@@ -20,13 +20,14 @@ from antibackdoor.deciding import follow
 from antibackdoor.decisions import Decision, check_decisions, read_decisions
 from antibackdoor.errors import ConfigError, DataError, RunExistsError, StorageError
 from antibackdoor.exporting import Placer, write_png
+from antibackdoor.extras import need
 from antibackdoor.files import atomic_write_bytes, writing
 from antibackdoor.imagelist import COLUMNS, ImageList
 from antibackdoor.naming import check_folder_names, names_below
 from antibackdoor.pipeline import digest, limited, load_data
 from antibackdoor.progress import SILENT, Progress
 from antibackdoor.review.pixels import png
-from antibackdoor.saved import need_datasets, save_to_disk
+from antibackdoor.saved import save_to_disk
 from antibackdoor.seeds import Seeds
 from antibackdoor.storage import CONFIG, DECIDED, load_decided, load_run, read_json, write_json, write_text
 from antibackdoor.stored import StoredRun
@@ -139,7 +140,7 @@ def export(
     if stored.record.config.get("attack") is not None:
         raise ConfigError(f"{run} planted an attack in memory; `antibackdoor poison` writes such a set as files")
     if to == "hf":
-        need_datasets()
+        need("datasets", "hub")
     data = _same_images(run, stored, given, progress, is_file=files is not None)
     if to == "hf":
         return _write_saved(out, images, stored, data, files, progress)

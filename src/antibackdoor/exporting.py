@@ -8,11 +8,10 @@ import os
 import shutil
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from antibackdoor.csvs import as_text, lines_of
+from antibackdoor.data.picture import as_image
 from antibackdoor.errors import RunExistsError, StorageError
 from antibackdoor.naming import check_folder_names, names_below
 from antibackdoor.progress import SILENT, Bar, Progress
@@ -142,10 +141,8 @@ def _write_images(root: Path, data: ImageSet, original: list[int], labels: list[
 
 def write_png(path: Path, image: Tensor) -> None:
     """Write one image, uint8 (C, H, W), as a PNG file; its folder is made if it is not there."""
-    pixels = image.numpy()
-    picture = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    as_image(image.numpy()).save(path)
 
 
 def _write_manifest(path: Path, train: PoisonedSet, names: list[str]) -> None:

@@ -9,7 +9,7 @@ from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 from antibackdoor.csvs import as_text, lines_of
-from antibackdoor.errors import ConfigError
+from antibackdoor.extras import need
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,10 +81,7 @@ class ImageList:
         import io
 
         content = io.BytesIO()
-        try:
-            import pyarrow  # noqa: F401 - pandas would say less of what is missing
-        except ImportError:
-            raise _missing("pyarrow") from None
+        need("pyarrow", "tables")  # pandas would say less of what is missing
         frame_of(self.columns()).to_parquet(content, engine="pyarrow", index=False)
         return content.getvalue()
 
@@ -95,14 +92,7 @@ def frame_of(columns: Mapping[str, Sequence[object]]) -> pd.DataFrame:
     Raises:
         ConfigError: pandas is not installed.
     """
-    try:
-        import pandas as pd
-    except ImportError:
-        raise _missing("pandas") from None
+    need("pandas", "tables")
+    import pandas as pd
+
     return pd.DataFrame(columns)
-
-
-def _missing(package: str) -> ConfigError:
-    return ConfigError(
-        f"this needs the package {package!r}, which is not installed: pip install 'antibackdoor[tables]'"
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import json
 import warnings
@@ -14,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from antibackdoor import storage
-from antibackdoor.errors import ConfigError, RunExistsError, StorageError
+from antibackdoor.errors import RunExistsError, StorageError
+from antibackdoor.extras import need
 from antibackdoor.files import atomic_write_bytes
 from antibackdoor.types import RunRecord
 
@@ -68,7 +68,8 @@ def export_network(run: Path, path: Path, to: str = TORCH_EXPORT, *, overwrite: 
     if path.exists() and not overwrite:
         raise RunExistsError(f"{path} is there already; give --overwrite to replace it, or another name")
     if to == ONNX:
-        _need_onnx()
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            need(package, "onnx")
     record = storage.read_record(run)
     network = _Portable(storage.load_model(run, record)).eval()
     images = torch.from_numpy(storage.load_run(run).gallery).permute(0, 3, 1, 2).contiguous()
@@ -116,14 +117,6 @@ def _onnx(program: torch.export.ExportedProgram, about: str) -> tuple[bytes, Cal
         return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
     return content, again
-
-
-def _need_onnx() -> None:
-    for name in ("onnx", "onnxscript", "onnxruntime"):
-        if importlib.util.find_spec(name) is None:
-            raise ConfigError(
-                f"this needs the package {name!r}, which is not installed: pip install 'antibackdoor[onnx]'"
-            )
 
 
 def _about(record: RunRecord) -> dict[str, object]:

@@ -6,26 +6,11 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from antibackdoor.errors import ConfigError
 from antibackdoor.imagelist import ImageList
 
-__all__ = ["need_datasets", "save_to_disk"]
+__all__ = ["save_to_disk"]
 
 _TABLE = ".rows.arrow"
-
-
-def need_datasets() -> None:
-    """Check that ``datasets`` is installed.
-
-    Raises:
-        ConfigError: It is not.
-    """
-    try:
-        import datasets  # noqa: F401
-    except ImportError:
-        raise ConfigError(
-            "this needs the package 'datasets', which is not installed: pip install 'antibackdoor[hub]'"
-        ) from None
 
 
 def save_to_disk(

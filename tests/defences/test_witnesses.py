@@ -7,9 +7,9 @@ import pytest
 
 from antibackdoor.defences.witnesses import Witnesses
 from antibackdoor.defences.witnesses.calibration import Null
-from antibackdoor.defences.witnesses.decide import holm
 from antibackdoor.defences.witnesses.observe import EPOCHS, UPDATES, detector_plan
 from antibackdoor.errors import ConfigError, UnknownNameError
+from antibackdoor.isolation.holm import holm
 from antibackdoor.isolation.mixture import two_gaussians
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from antibackdoor.config import (
 )
 from antibackdoor.defences import DEFENCES
 from antibackdoor.errors import ConfigError, UnknownNameError
+from antibackdoor.extras import need
 from antibackdoor.models import MODELS
 from antibackdoor.types import Json
 
@@ -210,7 +210,7 @@ class GridConfig(BaseModel):
                 _check_places(data)
         for model in sorted({cell.model for cell in cells}):
             if model.startswith(_TIMM):
-                _check_installed("timm", "models", f"models: {model}")
+                need("timm", "models", f"models: {model}")
         return self.model_copy(update={"data": placed})
 
     def dump(self) -> dict[str, Json]:
@@ -341,19 +341,12 @@ def _check_places(data: GridData) -> None:
         raise ConfigError(f"data.{data.name}.source: missing; give --data {data.name}=DIR")
     for place in (data.source, data.test):
         if place and place.startswith(_HUB):
-            _check_installed("datasets", "hub", f"data.{data.name}: {place}")
+            need("datasets", "hub", f"data.{data.name}: {place}")
         elif place and not place.startswith(_OPEN_SOURCES) and not Path(place).exists():
             raise ConfigError(f"data.{data.name}: {place} is not there")
     trusted = data.trusted
     if trusted is not None and trusted != OWN_TRAIN and not Path(trusted).exists():
         raise ConfigError(f"data.{data.name}.trusted: {trusted} is not there")
-
-
-def _check_installed(module: str, extra: str, what: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        raise ConfigError(
-            f"{what} needs the package {module!r}, which is not installed: pip install 'antibackdoor[{extra}]'"
-        )
 
 
 def _check_rule(path: str, rule: Skip, cells: Sequence[Cell]) -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from antibackdoor.data.decode import pixels
 from antibackdoor.data.parallel import map_chunks
+from antibackdoor.data.picture import as_image
 from antibackdoor.errors import DataError
 from antibackdoor.progress import Progress
 from antibackdoor.types import ImageSet
@@ -198,7 +198,7 @@ def fit_shape(data: ImageSet, shape: tuple[int, int, int], progress: Progress) -
 
     def one(index: int) -> None:
         values = data.images[index].numpy()
-        image = Image.fromarray(values[0] if len(values) == 1 else np.ascontiguousarray(values.transpose(1, 2, 0)))
+        image = as_image(values)
         fitted[index] = torch.from_numpy(pixels(image, channels=channels, height=height, width=width))
 
     with progress.bar("resizing images", len(data), "images") as bar:

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import hypergeom
 
+from antibackdoor.isolation.holm import holm
+
 __all__ = ["LEVEL", "Group", "flagged_by_group"]
 
 # Corrected p-value under which a group stands out.
@@ -72,11 +74,11 @@ def flagged_by_group(groups: Sequence[str], labels: NDArray[np.int64], flagged: 
         expected = float((shares * flags / np.maximum(sizes, 1)).sum())
         found.append((_tail(count, shares, sizes, flags), -count, name, len(own), expected))
     found.sort()
-    made, highest = [], 0.0
-    for rank, (p, negative, name, images, expected) in enumerate(found):
-        highest = max(highest, min(1.0, (len(found) - rank) * p))
-        made.append(Group(name, images, -negative, expected, p, highest))
-    return tuple(made)
+    corrected = holm([p for p, *_ in found])
+    return tuple(
+        Group(name, images, -negative, expected, p, adjusted)
+        for (p, negative, name, images, expected), adjusted in zip(found, corrected, strict=True)
+    )
 
 
 def _tail(count: int, shares: NDArray[np.int64], sizes: NDArray[np.int64], flags: NDArray[np.int64]) -> float:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from antibackdoor.data.picture import as_image
 from antibackdoor.errors import StorageError
-from antibackdoor.review.grouping import Grouping, parts_of, ranking, seen_in
+from antibackdoor.review.grouping import Grouping, drawn, parts_of, ranking, seen_in
 from antibackdoor.review.likeness import difference_of, fractions, highlight, ordinary_of
 from antibackdoor.review.pixels import Pictures
 
@@ -111,8 +112,7 @@ def _shares(sizes: list[int], total: int) -> list[int]:
 def _portraits(grouping: Grouping, rows: NDArray[np.int64]) -> tuple[bytes, ...]:
     label = int(grouping.stored.labels[rows[0]])
     ordinary = ordinary_of(fractions(grouping.pictures.pixels(grouping.ordinary(label, _AVERAGED))))
-    rows = rows[np.linspace(0, len(rows) - 1, min(_AVERAGED, len(rows))).astype(np.int64)]
-    own = fractions(grouping.pictures.pixels(rows))
+    own = fractions(grouping.pictures.pixels(drawn(rows, _AVERAGED)))
     mean = own.mean(0)
     means = [(255 * values).round().astype(np.uint8) for values in (mean, ordinary.mean)]
     return tuple(_encoded(picture) for picture in (*means, highlight(mean, difference_of(own, ordinary))))
@@ -124,9 +124,7 @@ def _encoded(pixels: NDArray[np.uint8]) -> bytes:
     Args:
         pixels: uint8 (C, H, W), C is 1 or 3.
     """
-    from PIL import Image
-
-    image = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    image = as_image(pixels)
     output = io.BytesIO()
     if max(image.size) <= _AS_IT_IS:
         image.save(output, format="PNG", optimize=True)

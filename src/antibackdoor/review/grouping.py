@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from antibackdoor.review.pixels import Pictures
     from antibackdoor.stored import StoredRun
 
-__all__ = ["Grouping", "Seen", "parts_of", "ranking", "seen_in"]
+__all__ = ["Grouping", "Seen", "drawn", "parts_of", "ranking", "seen_in"]
 
 _ORDINARY = 400  # images of a class that say what is ordinary in it
 _ENOUGH_ORDINARY = 10
@@ -69,6 +69,11 @@ def seen_in(stored: StoredRun, rows: NDArray[np.int64]) -> Seen | None:
     label = int(counts.argmax())
     count = int(counts[label])
     return Seen(label, count, len(rows)) if count and count >= _MENTIONED * len(rows) else None
+
+
+def drawn(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Return at most so many of the rows, int64, evenly over them."""
+    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64)].astype(np.int64)
 
 
 class Grouping:
@@ -125,7 +130,7 @@ class Grouping:
             rows = np.flatnonzero(candidates)
             if len(rows) >= _ENOUGH_ORDINARY:
                 break
-        return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)].astype(np.int64)
+        return drawn(rows, count)
 
     def most_suspect_first(self, parts: list[tuple[int, NDArray[np.int64]]]) -> list[tuple[int, NDArray[np.int64]]]:
         """Return groups in the order to look at: suspects first, then classes in doubt; what is in no group last."""

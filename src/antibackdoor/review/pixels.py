@@ -42,10 +42,9 @@ def png(pixels: NDArray[np.uint8], largest: int | None = None) -> bytes:
         pixels: uint8 (C, H, W), C is 1 or 3.
         largest: Shrink it to this many pixels a side, if it has more.
     """
-    from PIL import Image
+    from antibackdoor.data.picture import as_image
 
-    plain = pixels[0] if pixels.shape[0] == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
-    image = Image.fromarray(plain)
+    image = as_image(pixels)
     if largest is not None and max(image.size) > largest:
         image.thumbnail((largest, largest))
     output = io.BytesIO()

@@ -16,9 +16,10 @@ from antibackdoor.defences.witnesses.observe import Seen
 from antibackdoor.defences.witnesses.parts import Part, alike, parts_of, shared_picture
 from antibackdoor.defences.witnesses.scene import Scene
 from antibackdoor.defences.witnesses.views import Features, views_of
+from antibackdoor.isolation.holm import holm
 from antibackdoor.isolation.mixture import fit_mixture
 
-__all__ = ["DOUBT", "Accusation", "Decision", "combined", "decide", "holm", "p_values", "refined", "weigh"]
+__all__ = ["DOUBT", "Accusation", "Decision", "combined", "decide", "p_values", "refined", "weigh"]
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -179,15 +180,6 @@ def p_values(statistics: Sequence[float]) -> tuple[list[float], list[float]]:
     """Return the p-values of classes by the sums of their strongest parts, and the same adjusted by Holm's method."""
     raw = [COMBINED.p_value(statistic) for statistic in statistics]
     return raw, holm(raw)
-
-
-def holm(raw: Sequence[float]) -> list[float]:
-    """Return p-values adjusted by Holm's method, in the given order."""
-    order, adjusted, largest = np.argsort(raw), [1.0] * len(raw), 0.0
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(raw) - rank) * raw[index]))
-        adjusted[index] = largest
-    return adjusted
 
 
 def refined(part: Part) -> Floats:
