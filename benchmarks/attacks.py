@@ -41,7 +41,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from PIL import Image, ImageDraw
-from record import kept_cells, made_by, over_seeds, write
+from record import commit, kept_cells, made_by, over_seeds, write
 from torch import Tensor, nn
 
 from antibackdoor.attacks import ATTACKS, Attack, CleanLabelAttack, poison, triggered_test
@@ -242,6 +242,7 @@ def measure(
     cell: dict[str, object] = {
         "attack": text,
         "seed": seed,
+        "commit": commit(),
         "rate": choice.rate,
         "n_train": len(drawn.train),
         "n_test": len(drawn.test),
