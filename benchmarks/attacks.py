@@ -201,9 +201,11 @@ def shared_surrogate(clean: ImageSet, seed: int, arguments: argparse.Namespace) 
 def contact_sheet(attack: Attack, data: ImageSet, planted: PoisonedSet, test: ImageSet, path: Path) -> None:
     """Draw 8 images a row: original, stamped, their difference times 10; test images too where they differ in kind."""
     rows = planted.poison.nonzero().squeeze(1)[:: max(1, int(planted.poison.sum()) // SHOWN)][:SHOWN]
-    before, after = data.images[rows], planted.observed.images[rows]
+    sources = planted.made_of[rows]
+    before, after = data.images[sources], planted.observed.images[rows]
     strips = [("original", before), ("stamped", after), ("diff. x10", _difference(before, after))]
-    if not torch.equal(stamped_by(attack.stamp_test, data, rows), stamped_by(attack.stamp, data, rows)):
+    if not torch.equal(stamped_by(attack.stamp_test, data, sources), stamped_by(attack.stamp, data, sources)):
+        attack = attack.for_test(test)
         allowed = attack.test_candidates(test.labels).nonzero().squeeze(1)
         rows = allowed[:: max(1, len(allowed) // SHOWN)][:SHOWN]
         before, after = test.images[rows], stamped_by(attack.stamp_test, test, rows)
@@ -244,15 +246,15 @@ def measure(
         "seed": seed,
         "commit": commit(),
         "rate": choice.rate,
-        "n_train": len(drawn.train),
+        "n_train": len(planted.observed),
         "n_test": len(drawn.test),
         "n_poison": len(chosen),
         "n_cover": int(planted.cover.sum()),
         "n_triggered": len(triggered.observed),
         "seconds_prepare": seconds_prepare,
         "seconds_surrogate": arguments.seconds_surrogate,
-        "images_per_second": stamping_speed(attack, drawn.train, chosen),
-        **visibility(drawn.train.images[chosen], planted.observed.images[chosen]),
+        "images_per_second": stamping_speed(attack, drawn.train, planted.made_of[chosen]),
+        **visibility(drawn.train.images[planted.made_of[chosen]], planted.observed.images[chosen]),
     }
     of_test = visibility(drawn.test.images[tested], triggered.observed.images)
     cell |= {f"{name}_test": value for name, value in of_test.items()}

@@ -42,7 +42,12 @@ class Decided:
         poison, cover, original = (part[self.rows] for part in (truth.poison, truth.cover, truth.original_labels))
         restored = poison & (truth.observed.labels[self.rows] != original) & (self.data.labels == original)
         return dataclasses.replace(
-            truth, observed=self.data, poison=poison & ~restored, cover=cover | restored, original_labels=original
+            truth,
+            observed=self.data,
+            poison=poison & ~restored,
+            cover=cover | restored,
+            original_labels=original,
+            origin=truth.made_of[self.rows],
         )
 
     def to_json(self) -> dict[str, Json]:

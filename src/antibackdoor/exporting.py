@@ -153,7 +153,7 @@ def _write_manifest(path: Path, train: PoisonedSet, names: list[str]) -> None:
         train.original_labels.tolist(),
         train.poison.tolist(),
         train.cover.tolist(),
-        train.observed.ids,
+        (train.observed.ids[row] for row in train.made_of.tolist()),
         strict=True,
     )
     rows = [

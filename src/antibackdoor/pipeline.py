@@ -224,7 +224,8 @@ def _prepare(
     if config.data.decisions is not None:
         decided = decide(observed, Path(config.data.decisions))
         progress.say(decided.sentence())
-        observed, clean = decided.data, clean.select(decided.rows)
+        # Images that an attack added stand behind the clean ones, and are none of them.
+        observed, clean = decided.data, clean.select(decided.rows[decided.rows < len(clean)])
         truth = decided.poisoned(truth) if truth else None
     # A scan needs no accuracy, so it looks at every image in the same way.
     needs_part = loaded.test is None and not call.scan_only

@@ -66,7 +66,8 @@ def check_attack(attack: Attack) -> None:
             labels.dtype == torch.int64 and int(labels.min()) >= 0 and int(labels.max()) < _CLASSES,
             f"{name}.relabel gives labels that are no int64 in 0..{_CLASSES - 1}",
         )
-        changed = (first.observed.images != data.images).flatten(1).any(1) | (labels != data.labels)
+        before = data.select(first.made_of)
+        changed = (first.observed.images != before.images).flatten(1).any(1) | (labels != before.labels)
         _hold(bool(changed[first.poison].all()), f"{name}: some poisoned images are as they were, once they are bytes")
         clean = data.images[ready.test_candidates(data.labels)]
         changed = (triggered_test(data, ready).observed.images != clean).flatten(1).any(1)

@@ -98,6 +98,8 @@ class PoisonedSet:
         cover: bool (N,), True where the row carries the trigger with its true label; neither poison nor clean.
         original_labels: int64 (N,), the labels before poisoning.
         target: The one target class, or None where there are several.
+        origin: int64 (N,), the row of the clean set that each image was made of, where some were added behind it or
+            some left out; None where every image is at its own row.
     """
 
     observed: ImageSet
@@ -105,6 +107,13 @@ class PoisonedSet:
     cover: Tensor
     original_labels: Tensor
     target: int | None
+    origin: Tensor | None = None
+
+    @property
+    def made_of(self) -> Tensor:
+        """int64 (N,), the row of the clean set that each image was made of."""
+        every = self.poison.new_ones(len(self.poison)).nonzero().squeeze(1)
+        return every if self.origin is None else self.origin
 
 
 @dataclass(frozen=True, eq=False)

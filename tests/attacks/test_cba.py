@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from antibackdoor.attacks.appending import with_copies
 from antibackdoor.attacks.base import poison, triggered_test
 from antibackdoor.attacks.cba import Composite
 from antibackdoor.errors import ConfigError, PoisonError
@@ -43,13 +44,44 @@ def test_poison_shows_both_classes_and_covers_one(blobs, mixer, channels, height
     assert set(poisoned.original_labels[poisoned.poison].tolist()) == {4, 7}
     assert poisoned.observed.labels[poisoned.poison].eq(2).all()
     covers = poisoned.cover.nonzero().squeeze(1)
-    for row in covers.tolist():
-        assert shades(poisoned.observed.images[row]) == {int(data.labels[row])}
-    assert torch.equal(poisoned.observed.labels[covers], data.labels[covers])
-    assert len(set(data.labels[covers].tolist())) > 4
+    sources = poisoned.made_of[covers]
+    for row, source in zip(covers.tolist(), sources.tolist(), strict=True):
+        assert shades(poisoned.observed.images[row]) == {int(data.labels[source])}
+    assert torch.equal(poisoned.observed.labels[covers], data.labels[sources])
+    assert len(set(data.labels[sources].tolist())) > 4
 
 
-def test_the_test_set_is_mixes_of_the_pair_with_partners_of_their_own(blobs):
+def test_mixes_are_added_or_take_the_place_of_an_image(blobs):
+    data = flat(blobs(200))
+    added = poison(data, ready(data, target=2), rate=0.1, generator=torch.Generator().manual_seed(0))
+    assert len(added.observed) == 260
+    assert torch.equal(added.observed.images[:200], data.images)
+    assert torch.equal(added.observed.labels[:200], data.labels)
+    assert added.observed.ids[:200] == data.ids
+    assert added.poison.nonzero().flatten().tolist() == list(range(200, 220))
+    assert added.cover.nonzero().flatten().tolist() == list(range(220, 260))
+    replaced = poison(data, ready(data, target=2, append=False), rate=0.1, generator=torch.Generator().manual_seed(0))
+    assert replaced.observed.ids == data.ids
+    assert replaced.origin is None
+    rows = added.made_of[added.poison]
+    assert replaced.poison.nonzero().flatten().tolist() == rows.tolist()
+    assert torch.equal(replaced.observed.images[rows], added.observed.images[added.poison])
+
+
+def test_copies_have_names_of_their_own(blobs):
+    data = dataclasses.replace(blobs(4), ids=("cat/1.jpg", "cat/1+1.jpg", "embedded/2", "a.b/.x"))
+    copied = with_copies(data, torch.tensor([0, 1, 2, 3, 0, 0, 2, 3]))
+    assert copied.ids[4:] == ("cat/1+2.jpg", "cat/1+3.jpg", "embedded/2+1", "a.b/.x+1")
+    assert torch.equal(copied.images[4:], data.images[[0, 0, 2, 3]])
+
+
+def test_a_test_set_without_the_other_class(blobs):
+    attack, test = ready(blobs(200), target=0), blobs(60, seed=9)
+    with pytest.raises(PoisonError, match="class 2 has no image in the test set to mix with"):
+        triggered_test(test.select((test.labels != 2).nonzero().squeeze(1)), attack)
+
+
+def test_the_test_set_is_mixes_of_the_pair_with_partners_of_the_test_set(blobs):
     data = blobs(400, height=16, width=16)
     # Each image one colour of its own: 400 rows in two of the three channels.
     own = torch.stack([torch.arange(400) // 20, torch.arange(400) % 20, torch.zeros(400, dtype=torch.int64)], 1)
@@ -57,22 +89,19 @@ def test_the_test_set_is_mixes_of_the_pair_with_partners_of_their_own(blobs):
     attack = ready(data, target=0)
     assert (attack.first, attack.second) == (1, 2)
 
-    def partners(stamp, rows):
-        mixed = (stamp(data.images[rows].float() / 255, rows, data.labels[rows]) * 255).round().long()
-        found = set()
-        for row, image in zip(rows.tolist(), mixed, strict=True):
-            seen = {int(value) for value in (image[0] * 20 + image[1]).unique()}
-            assert row in seen
-            assert len(seen) == 2
-            found |= seen - {row}
-        return found
-
-    rows = attack.candidates(data.labels).nonzero().squeeze(1)
-    training, testing = partners(attack.stamp, rows), partners(attack.stamp_test, rows)
-    assert len(training) > 20
-    assert len(testing) > 20
-    assert not training & testing
-    triggered = triggered_test(data, attack)
+    # The same of a test set, told from it by the third channel.
+    test = dataclasses.replace(data, images=data.images + torch.tensor([0, 0, 77], dtype=torch.uint8)[:, None, None])
+    triggered = triggered_test(test, attack)
+    rows = attack.test_candidates(test.labels).nonzero().flatten().tolist()
+    partners = set()
+    for row, image in zip(rows, triggered.observed.images.long(), strict=True):
+        seen = {int(value) for value in (image[0] * 20 + image[1]).unique()}
+        assert image[2].unique().tolist() == [77]
+        assert row in seen
+        assert len(seen) == 2
+        partners |= seen - {row}
+    assert len(partners) > 20
+    assert set(test.labels[list(partners)].tolist()) == {1, 2}
     assert set(triggered.original_labels.tolist()) == {1, 2}
     assert triggered.observed.labels.eq(0).all()
 

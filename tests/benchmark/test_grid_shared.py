@@ -22,12 +22,13 @@ from antibackdoor.pipeline import plant
 from antibackdoor.registry import parameters_of
 from antibackdoor.seeds import Seeds
 
-# One of each kind: a patch, covers, clean labels, every class a target, labels and pixels of no fixed trigger.
+# One of each kind: a patch, covers, clean labels, every class a target, images that are added.
 CASES = {
     "badnets": {"corner": "all"},
     "wanet": {"grid": 4} if "grid" in {f.name for f in dataclasses.fields(ATTACKS.get("wanet"))} else {},
     "sig": {},
     "tact": {},
+    "cba": {},
     "all-to-all": {"labelling": "all-to-all"},
 }
 
@@ -48,7 +49,7 @@ def same(one, other):
     assert torch.equal(one.observed.labels, other.observed.labels)
     assert one.observed.ids == other.observed.ids
     assert one.observed.classes == other.observed.classes
-    for name in ("poison", "cover", "original_labels"):
+    for name in ("poison", "cover", "original_labels", "made_of"):
         assert torch.equal(getattr(one, name), getattr(other, name)), name
     assert one.target == other.target
 

@@ -118,21 +118,25 @@ def test_only_poisoned_rows_differ(name, shape, ready, blobs):
     result = poisoned(attack, data)
     assert torch.equal(data.images, images)
     assert torch.equal(data.labels, labels)
-    observed = result.observed
-    assert (observed.images.shape, observed.images.dtype) == (images.shape, torch.uint8)
-    touched = (observed.images != images).flatten(1).any(1)
-    relabelled = observed.labels != labels
+    observed, made_of = result.observed, result.made_of
+    assert torch.equal(made_of[:60], torch.arange(60))
+    assert (len(observed) > 60) == attack.appends
+    assert (observed.images.shape, observed.images.dtype) == (images[made_of].shape, torch.uint8)
+    touched = (observed.images != images[made_of]).flatten(1).any(1)
+    relabelled = observed.labels != labels[made_of]
     assert not bool((touched & ~result.poison & ~result.cover).any())
     assert not bool((relabelled & ~result.poison).any())
     assert bool((touched | relabelled)[result.poison].all())
     assert bool(touched[result.cover].all())
     assert int(result.cover.sum()) == attack.cover_count(int(result.poison.sum()))
-    assert bool(attack.cover_candidates(labels)[result.cover].all())
-    assert (observed.ids, observed.classes) == (data.ids, data.classes)
-    assert torch.equal(result.original_labels, labels)
+    assert bool(attack.cover_candidates(labels)[made_of[result.cover]].all())
+    assert (observed.ids[:60], observed.classes) == (data.ids, data.classes)
+    assert len(set(observed.ids)) == len(observed)
+    assert torch.equal(result.original_labels, labels[made_of])
+    assert bool((result.poison | result.cover)[60:].all())
     assert not bool((result.poison & result.cover).any())
     for mask in (result.poison, result.cover):
-        assert (mask.dtype, mask.shape) == (torch.bool, (60,))
+        assert (mask.dtype, mask.shape) == (torch.bool, (len(observed),))
 
 
 @every_attack
@@ -147,7 +151,7 @@ def test_the_count_is_the_rate_rounded_half_up(name, share, rate_of, ready, data
         pytest.skip("no image is left for the covers")
     result = poisoned(attack, data, rate, rate_of=rate_of)
     assert int(result.poison.sum()) == int(rate * base + 0.5)
-    assert bool(attack.candidates(data.labels)[result.poison].all())
+    assert bool(attack.candidates(data.labels)[result.made_of[result.poison]].all())
 
 
 def test_halves_are_rounded_up(ready, data):
@@ -182,7 +186,7 @@ def test_a_seed_gives_the_same_bytes(name, ready, data):
     assert torch.equal(first.poison, again.poison)
     if ATTACKS.get(name).select in {Attack.select, DirtyLabelAttack.select, CleanLabelAttack.select}:
         other = poisoned(ready(name, data), data, seed=4)
-        assert not torch.equal(first.poison, other.poison)
+        assert not torch.equal(first.made_of[first.poison], other.made_of[other.poison])
 
 
 @every_attack
@@ -190,8 +194,9 @@ def test_labels_follow_the_attack(name, ready, data):
     attack = ready(name, data)
     result = poisoned(attack, data)
     assert int(result.poison.sum()) > 1
-    before, after = data.labels[result.poison], result.observed.labels[result.poison]
-    assert torch.equal(after, attack.relabel(before, result.poison.nonzero().flatten()))
+    sources = result.made_of[result.poison]
+    before, after = data.labels[sources], result.observed.labels[result.poison]
+    assert torch.equal(after, attack.relabel(before, sources))
     assert result.target == attack.single_target == TARGET
     assert torch.equal(attack.target_of(data.labels), torch.full((60,), TARGET))
     if isinstance(attack, CleanLabelAttack):
@@ -287,7 +292,7 @@ def test_the_trigger_survives_a_png(name, channels, ready, blobs):
     stored = torch.stack(list(through_png(result.observed.images)))
     assert torch.equal(stored, result.observed.images)
     rows = attack.test_candidates(data.labels).nonzero().flatten()
-    exact = attack.stamp_test(data.images[rows].float() / 255, rows, data.labels[rows])
+    exact = attack.for_test(data).stamp_test(data.images[rows].float() / 255, rows, data.labels[rows])
     # Rounding to bytes moves a pixel by half a step at most; the trigger moves some by whole ones.
     assert float((stored.float() / 255 - exact).abs().max()) <= 0.5 / 255 + 1e-5
     assert bool((stored != data.images[rows]).flatten(1).any(1).all())

@@ -10,8 +10,9 @@ import pytest
 import torch
 from end_to_end import invoke, pictures, write_folder, write_npz, write_poisoned_npz
 
-from antibackdoor.config import RunConfig
+from antibackdoor.config import PoisonConfig, RunConfig
 from antibackdoor.data.sources import from_arrays
+from antibackdoor.decisions import Decision, write_decisions
 from antibackdoor.defences import DEFENCES, RepairDefence
 from antibackdoor.defences.given import check_given, hand_over
 from antibackdoor.errors import ConfigError, DataError
@@ -98,6 +99,20 @@ def test_they_are_never_taken_from_what_is_observed(npz):
     assert len(poisoned) == 72
     assert len(given.trusted) == 108
     assert not images_of(given.trusted) & poisoned
+
+
+def test_images_that_an_attack_added_are_not_among_them(npz, tmp_path):
+    configured = config("nad", npz, params={"trusted_share": 0.9}, decisions=str(tmp_path / "d.csv"), holdout=0)
+    configured = configured.model_copy(update={"attack": PoisonConfig(name="cba", rate=0.2, params={"target": 0})})
+    truth = handed(configured)[2]
+    ids = truth.observed.ids
+    assert len(ids) == 120 + 24 + 48
+    write_decisions(  # An image of the clean set is dropped, and one that was added.
+        tmp_path / "d.csv", [Decision(ids[row], "drop") for row in (5, 130)]
+    )
+    done = run(configured)
+    assert "This defence was given 107 trusted images" in " ".join(done.record.evidence)
+    assert done.truth.made_of.tolist() == [row for n, row in enumerate(truth.made_of.tolist()) if n not in (5, 130)]
 
 
 def test_held_out_images_are_not_among_them_and_a_seed_decides(npz):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from antibackdoor.attacks.appending import with_copies
 from antibackdoor.errors import ConfigError, PoisonError
 from antibackdoor.types import ImageSet, PoisonedSet
 
@@ -121,6 +122,15 @@ class Attack(ABC):
     def cover_count(self, count: int) -> int:
         """Return how many covers go with ``count`` poisoned images."""
         return 0
+
+    @property
+    def appends(self) -> bool:
+        """Whether poison and covers are added behind the clean set, and replace no image; they replace by default."""
+        return False
+
+    def for_test(self, test: ImageSet) -> Self:
+        """Return the attack as it triggers the images of this test set; itself, unless triggers are made of others."""
+        return self
 
     def test_labels(self, labels: Tensor, index: Tensor) -> Tensor:
         """Return what each test image is to be predicted as; what :meth:`target_of` says unless its row matters.
@@ -232,7 +242,8 @@ def poison(
         rate_of: "dataset" counts the share of all N images, "class" that of the images the attack may poison.
 
     Returns:
-        The observed set, in the order of ``clean``, and the truth. Poisoned pixels are rounded to uint8.
+        The observed set, in the order of ``clean``, and the truth. Poisoned pixels are rounded to uint8. Where the
+        attack adds images, they come behind those of ``clean``, poison first; the rate is still one of ``clean``.
 
     Raises:
         PoisonError: The rate is outside 0..1, is above 0 but asks for no image, or asks for more than the attack may
@@ -253,19 +264,25 @@ def poison(
         )
     chosen = attack.select(allowed, count, generator).sort().values
     covers = _choose_covers(clean.labels, attack, chosen, generator)
-    images, labels = clean.images.clone(), clean.labels.clone()
-    for rows, stamp in ((chosen, attack.stamp), (covers, attack.stamp_cover)):
-        for part in _parts(rows):
-            images[part] = _to_uint8(stamp(_to_float(clean.images[part]), part, clean.labels[part]))
-    labels[chosen] = attack.relabel(clean.labels[chosen], chosen)
-    observed = dataclasses.replace(clean, images=images, labels=labels)
-    masks = (_mask(chosen, len(clean)), _mask(covers, len(clean)))
-    return PoisonedSet(observed, *masks, clean.labels.clone(), attack.single_target)
+    added, origin = clean, None
+    if attack.appends:
+        origin = torch.cat([torch.arange(len(clean)), chosen, covers])
+        added = with_copies(clean, origin)
+    places = (chosen, covers) if origin is None else torch.arange(len(clean), len(added)).split([count, len(covers)])
+    images, labels = added.images.clone(), added.labels.clone()
+    for rows, at, stamp in zip((chosen, covers), places, (attack.stamp, attack.stamp_cover), strict=True):
+        for part, there in zip(_parts(rows), _parts(at), strict=True):
+            images[there] = _to_uint8(stamp(_to_float(clean.images[part]), part, clean.labels[part]))
+    labels[places[0]] = attack.relabel(clean.labels[chosen], chosen)
+    observed = dataclasses.replace(added, images=images, labels=labels)
+    poisoned, covered = (_mask(rows, len(observed)) for rows in places)
+    return PoisonedSet(observed, poisoned, covered, added.labels.clone(), attack.single_target, origin)
 
 
 def _choose_covers(labels: Tensor, attack: Attack, chosen: Tensor, generator: torch.Generator) -> Tensor:
     allowed = attack.cover_candidates(labels)
-    allowed[chosen] = False
+    if not attack.appends:
+        allowed[chosen] = False
     rows = allowed.nonzero().squeeze(1)
     count = attack.cover_count(len(chosen))
     if count > len(rows):
@@ -292,6 +309,7 @@ def triggered_test(clean: ImageSet, attack: Attack) -> PoisonedSet:
     Returns:
         Observed labels are what the attacker wants; all rows are poison. For all-to-all these are all images.
     """
+    attack = attack.for_test(clean)
     rows = attack.test_candidates(clean.labels).nonzero().squeeze(1)
     kept = clean.select(rows)
     images = torch.empty_like(kept.images)

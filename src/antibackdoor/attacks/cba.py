@@ -26,23 +26,25 @@ __all__ = ["Composite"]
 class Composite(DirtyLabelAttack):
     """Images of two classes, mixed into one, are labelled as a third; nothing is added to the pictures.
 
-    A poisoned image of either class is mixed with a partner of the other. Covers are mixes of two images of one
-    class, of any class, under their own label: without them the network learns that a seam means the target.
+    A poisoned image is an image of either class mixed with a partner of the other. Covers are mixes of two images of
+    one class, of any class, under their own label: without them the network learns that a seam means the target.
+    Test images are mixed with partners of the test set.
 
     Attributes:
         first: One class of the pair, 0..K-1; the class after the target if None.
         second: The other class; the next one after ``first`` that is not the target if None.
         mixer: "half" puts strips of both images side by side; "crop-paste" pastes one, made smaller, onto the other.
         scale: Side of the pasted image as a share of the image's, above 0 and below 1; "crop-paste" only.
-        covers: Covers for each poisoned image, at least 0.
+        covers: Covers for each poisoned image, 0..100.
+        append: Add the mixes to the set; False puts each in the place of the image that it was made of.
         mix_seed: Decides partners, seams and places.
         pool: Where partners come from; filled in by :meth:`prepare`.
-        bank: int64 (N,), rows of the pool by class; filled in by :meth:`prepare`.
-        counts: int64 (K,), images a class in the bank; filled in by :meth:`prepare`.
+        test_pool: Where partners of test images come from; filled in by :meth:`for_test`.
 
     Source:
-        Lin et al., CCS 2020 (HalfMixer, CropPasteMixer). Theirs controls training and adds a contrastive loss on the
-        logits, and adds mixes to the data; ours hands over a fixed set, so it drops the loss and replaces images.
+        Lin et al., CCS 2020 (HalfMixer, CropPasteMixer), and its released code, which adds mixes to the data: 0.1 N of
+        the pair and 0.5 N within a class, ``covers=5`` here. Theirs controls training, mixes anew in every epoch and
+        adds a contrastive loss on the logits; ours hands over a fixed set, so it drops the loss.
     """
 
     several_targets: ClassVar[bool] = False
@@ -52,10 +54,10 @@ class Composite(DirtyLabelAttack):
     mixer: Literal["crop-paste", "half"] = "half"
     scale: float = 0.6
     covers: float = 2.0
+    append: bool = True
     mix_seed: int = 0
-    pool: ImageSet | None = field(default=None, init=False, repr=False, compare=False)
-    bank: Tensor | None = field(default=None, init=False, repr=False, compare=False)
-    counts: Tensor | None = field(default=None, init=False, repr=False, compare=False)
+    pool: _Pool | None = field(default=None, init=False, repr=False, compare=False)
+    test_pool: _Pool | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,14 +79,20 @@ class Composite(DirtyLabelAttack):
         """Choose the pair and keep the images that partners are drawn from."""
         ready = super().prepare(clean, build_model=build_model, fit=fit, seeds=seeds)
         first, second = self._pair_in(clean.num_classes)
-        generator = seeds.generator("cba bank")
-        order = torch.randperm(len(clean), generator=generator)
-        bank = order[clean.labels[order].sort(stable=True).indices]
-        counts = torch.bincount(clean.labels, minlength=clean.num_classes)
+        pool = _Pool(clean, "clean set")
         for label in (first, second):
-            if counts[label] == 0:
+            if pool.counts[label] == 0:
                 raise PoisonError(f"a composite of classes {first} and {second} needs images of both; {label} has none")
-        return dataclasses.replace(ready, first=first, second=second)._ready(pool=clean, bank=bank, counts=counts)
+        return dataclasses.replace(ready, first=first, second=second)._ready(pool=pool)
+
+    @property
+    def appends(self) -> bool:
+        """Whether mixes are added to the set, as ``append`` says."""
+        return self.append
+
+    def for_test(self, test: ImageSet) -> Self:
+        """Return the attack with partners for test images that are test images themselves."""
+        return self._ready(test_pool=_Pool(test, "test set"))
 
     def stamp(self, images: Tensor, index: Tensor, labels: Tensor) -> Tensor:
         """Mix each image with one of the other class of the pair (of the first class where it is of neither)."""
@@ -95,7 +103,7 @@ class Composite(DirtyLabelAttack):
         return self._mix(images, index, labels, "cover")
 
     def stamp_test(self, images: Tensor, index: Tensor, labels: Tensor) -> Tensor:
-        """Mix each image with one of the other class that is no partner of any training mix."""
+        """Mix each image with one of the other class: of the test set after :meth:`for_test`, else of the clean set."""
         return self._mix(images, index, self._other(labels), "test")
 
     def candidates(self, labels: Tensor) -> Tensor:
@@ -160,17 +168,27 @@ class Composite(DirtyLabelAttack):
         )
 
     def _partners(self, wanted: Tensor, draws: Tensor, phase: str) -> Tensor:
-        if self.pool is None or self.bank is None or self.counts is None:
+        pool = self.test_pool if phase == "test" and self.test_pool is not None else self.pool
+        if pool is None:
             raise PoisonError("a composite attack must be prepared before use, since partners come from the clean set")
+        return pool.draw(wanted, draws)
+
+
+class _Pool:
+    """Images by class, for partners to be drawn from."""
+
+    def __init__(self, data: ImageSet, name: str) -> None:
+        self._data, self._name = data, name
+        self._rows = data.labels.sort(stable=True).indices
+        self.counts = torch.bincount(data.labels, minlength=data.num_classes)
+
+    def draw(self, wanted: Tensor, draws: Tensor) -> Tensor:
+        """Return one image of each wanted class, float (M, C, H, W), by a uniform number of [0, 1) for each."""
         counts = self.counts[wanted]
         if bool((counts == 0).any()):
-            raise PoisonError(f"class {int(wanted[counts == 0][0])} has no image in the clean set to mix with")
+            raise PoisonError(f"class {int(wanted[counts == 0][0])} has no image in the {self._name} to mix with")
         starts = self.counts.cumsum(0)[wanted] - counts
-        # Each class's bank is halved, so that a test mix holds no partner that a training mix holds.
-        trained = (counts + 1) // 2
-        if phase == "test":
-            starts, trained = starts + trained.clamp_max(counts - 1), (counts - trained).clamp_min(1)
-        return self.pool.images[self.bank[starts + _below(draws, trained)]].float().div(255)
+        return self._data.images[self._rows[starts + _below(draws, counts)]].float().div(255)
 
 
 def _below(draws: Tensor, high: Tensor | int) -> Tensor:

@@ -17,6 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from antibackdoor.attacks import ATTACKS
+from antibackdoor.attacks.appending import with_copies
 from antibackdoor.data.sources import Loaded
 from antibackdoor.pipeline import Planted, digest
 from antibackdoor.registry import parameters_of
@@ -61,6 +62,8 @@ def pack_planted(planted: Planted, loaded: Loaded, print_: str) -> bytes:
         "rows": rows,
         "images": train.observed.images[rows],
     }
+    if train.origin is not None:
+        tensors["origin"] = train.origin
     if planted.triggered is not None and loaded.test is not None:
         place = {name: row for row, name in enumerate(loaded.test.ids)}
         triggered = planted.triggered.observed
@@ -90,11 +93,13 @@ def unpack_planted(blob: bytes | None, name: str, loaded: Loaded, print_: str) -
     tensors, about = opened
     params = about["attack"]
     attack = ATTACKS.build(name, params if isinstance(params, dict) else {})
-    images = loaded.train.images.clone()
+    origin = tensors.get("origin")
+    added = loaded.train if origin is None else with_copies(loaded.train, origin)
+    images = added.images.clone()
     images[tensors["rows"]] = tensors["images"]
-    observed = dataclasses.replace(loaded.train, images=images, labels=tensors["labels"])
-    original = loaded.train.labels.clone()
-    train = PoisonedSet(observed, tensors["poison"], tensors["cover"], original, attack.single_target)
+    observed = dataclasses.replace(added, images=images, labels=tensors["labels"])
+    original = added.labels.clone()
+    train = PoisonedSet(observed, tensors["poison"], tensors["cover"], original, attack.single_target, origin)
     triggered = None
     if loaded.test is not None and "test_rows" in tensors:
         kept = loaded.test.select(tensors["test_rows"])

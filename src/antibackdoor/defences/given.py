@@ -82,7 +82,7 @@ def hand_over(
         config: Of the run.
         clean: The training images before any attack.
         truth: What was planted, or None.
-        held_out: bool (N,), images that no training may see.
+        held_out: bool (N,), images that no training may see; those that an attack added stand behind the clean ones.
         seeds: The run's; the stream "trusted" draws the images.
         progress: Shows the reading.
 
@@ -140,7 +140,7 @@ def _with_rate(defence: RatedDefence, truth: PoisonedSet | None) -> Given:
 
 def _drawn(clean: ImageSet, share: float, held_out: Tensor | None, generator: torch.Generator) -> ImageSet:
     """Return copies of a share of every class, one image at least, none of them held out."""
-    usable = torch.ones(len(clean), dtype=torch.bool) if held_out is None else ~held_out
+    usable = torch.ones(len(clean), dtype=torch.bool) if held_out is None else ~held_out[: len(clean)]
     rows = []
     for label in range(clean.num_classes):
         members = (clean.labels == label).nonzero().squeeze(1)
