@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from antibackdoor.attacks import Attack, poison, triggered_test
-from antibackdoor.defences import Defence, RatedDefence, RepairDefence
+from antibackdoor.defences import Defence, RatedDefence, TrustedDefence
 from antibackdoor.errors import ConfigError
 from antibackdoor.isolation import Evidence, Network, Signal
 from antibackdoor.models import builder_from
@@ -206,7 +206,7 @@ def _prepared(attack: Attack, data: ImageSet) -> Attack:
 
 
 def _outcome(defence: Defence, data: ImageSet, verb: str) -> Outcome:
-    if isinstance(defence, RepairDefence):
+    if isinstance(defence, TrustedDefence):
         defence = defence.with_trusted(_images(24, data.shape))
     if isinstance(defence, RatedDefence):
         defence = defence.with_rate(_RATE)

@@ -13,7 +13,7 @@ import torch
 
 from antibackdoor.attacks import BadNets, poison
 from antibackdoor.deciding import spared
-from antibackdoor.defences import DEFENCES, Defence, RatedDefence, RepairDefence
+from antibackdoor.defences import DEFENCES, Defence, RatedDefence, TrustedDefence
 from antibackdoor.defences.witnesses import observe
 from antibackdoor.errors import ConfigError, UnknownNameError
 from antibackdoor.registry import parameters_of
@@ -80,7 +80,7 @@ class Noting(Trainer):
 def defend(runtime, tiny, trusted):
     def call(defence, data, verb="run", held_out=None, seed=0):
         # What a defence needs beside the observed data is handed over, as a run does.
-        if isinstance(defence, RepairDefence):
+        if isinstance(defence, TrustedDefence):
             defence = defence.with_trusted(trusted)
         if isinstance(defence, RatedDefence):
             defence = defence.with_rate(0.1)
@@ -218,17 +218,17 @@ def test_the_share_that_is_flagged(name, share, defend, poisoned):
 def test_what_a_defence_needs_is_told_by_its_class():
     for name in DEFENCES:
         defence = DEFENCES.get(name)
-        assert defence.needs_trusted == issubclass(defence, RepairDefence), name
+        assert defence.needs_trusted == issubclass(defence, TrustedDefence), name
         assert defence.needs_rate == issubclass(defence, RatedDefence), name
 
 
 @pytest.mark.parametrize("name", [name for name in DEFENCES if DEFENCES.get(name).needs_trusted])
-def test_without_trusted_images_a_repair_does_not_run(name, poisoned, runtime, tiny):
+def test_without_trusted_images_what_needs_them_does_not_run(name, poisoned, runtime, tiny):
     data, seeds = poisoned.observed, Seeds(0)
     settings = {"build_model": tiny(data), "fit": Trainer(runtime, seeds), "plan": PLAN, "seeds": seeds}
     with pytest.raises(ConfigError, match="needs trusted images"):
         build(name).run(data, **settings)
-    with pytest.raises(ConfigError, match="cannot scan"):
+    with pytest.raises(ConfigError, match="needs trusted images" if build(name).can_scan else "cannot scan"):
         build(name).scan(data, **settings)
 
 
@@ -335,6 +335,10 @@ def test_parameters_go_round_through_the_registry(name):
         ("mcr", {"curve_lr": -1.0}),
         ("mcr", {"positions": ()}),
         ("mcr", {"positions": (0.1, 1.0)}),
+        ("scan", {"trusted_share": 0.0}),
+        ("scan", {"threshold": 0.0}),
+        ("scan", {"threshold": float("nan")}),
+        ("scan", {"starts": 0}),
         ("spectral", {"rate": 1.0}),
         ("spectral", {"rate": float("nan")}),
         ("spectral", {"factor": 0.0}),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from antibackdoor.data.arrays import from_arrays
-from antibackdoor.defences import DEFENCES, Defence, RatedDefence, RepairDefence
+from antibackdoor.defences import DEFENCES, Defence, RatedDefence, TrustedDefence
 from antibackdoor.errors import DataError, TrainingError
 from antibackdoor.seeds import Seeds
 from antibackdoor.training import Trainer, TrainPlan
@@ -43,7 +43,7 @@ def defended(name: str, data: ImageSet, runtime, tiny, at: int | None = None) ->
     known = {field.name for field in dataclasses.fields(DEFENCES.get(name))}
     chosen = {**SHORTER, **(OF_ABL if name.startswith("abl-") else {"updates": 2})}
     defence: Defence = DEFENCES.build(name, {key: value for key, value in chosen.items() if key in known})
-    if isinstance(defence, RepairDefence):
+    if isinstance(defence, TrustedDefence):
         defence = defence.with_trusted(data.select(torch.arange(0, len(data), 4)))
     if isinstance(defence, RatedDefence):
         defence = defence.with_rate(0.1)

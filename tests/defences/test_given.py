@@ -21,7 +21,8 @@ from antibackdoor.progress import SILENT
 from antibackdoor.seeds import Seeds
 from antibackdoor.training import Checkpoints, Runtime, Trainer
 
-REPAIRS = [name for name in DEFENCES if DEFENCES.get(name).needs_trusted]
+TRUSTED = [name for name in DEFENCES if DEFENCES.get(name).needs_trusted]
+REPAIRS = [name for name in TRUSTED if not DEFENCES.get(name).can_scan]
 RATED = [name for name in DEFENCES if DEFENCES.get(name).needs_rate]
 FAST = (
     *("--device", "cpu", "--model", "wrn-10-1", "--epochs", "1", "--quiet", "--set", "train.batch_size=16"),
@@ -174,7 +175,7 @@ def test_the_true_rate(name, npz):
 
 def test_what_is_missing_is_said_before_any_data_are_read():
     # The source does not exist; nobody asks for it.
-    for name in REPAIRS:
+    for name in TRUSTED:
         own = config(name, "/nope", attack=False)
         with pytest.raises(
             ConfigError, match=f"^defence.name: {name} needs trusted images; give --set data.trusted=DIR"
@@ -182,6 +183,9 @@ def test_what_is_missing_is_said_before_any_data_are_read():
             check_given(defence_of(own), own, scan_only=False)
         for fine in (config(name), config(name, attack=False, trusted="own:train")):
             check_given(defence_of(fine), fine, scan_only=False)
+            if name not in REPAIRS:
+                check_given(defence_of(fine), fine, scan_only=True)
+                continue
             with pytest.raises(ConfigError, match=f"^defence.name: {name} repairs a network .* cannot scan"):
                 check_given(defence_of(fine), fine, scan_only=True)
     for name in RATED:
@@ -209,6 +213,18 @@ def test_on_data_of_ones_own_the_command_asks_for_trusted_images(name, npz, tmp_
     )
     assert_one_line(done, "/nope/trusted")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", sorted({*TRUSTED} - {*REPAIRS}))
+def test_a_scan_asks_for_trusted_images_and_says_that_it_was_given_them(name, npz, tmp_path):
+    done = invoke("scan", npz, "--out", tmp_path / "run", "--defence", name, *FAST)
+    assert_one_line(done, f"{name} needs trusted images", "--set data.trusted=DIR")
+    trusted = write_npz(tmp_path / "trusted.npz", per_class=4, seed=3)
+    given = ("--set", f"data.trusted={trusted}")
+    done = invoke("scan", npz, "--out", tmp_path / "run", "--defence", name, *FAST, *short(name), *given)
+    assert done.code in {0, 1}, done
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert any(sentence.startswith("This defence was given 12 trusted images, ") for sentence in record["evidence"])
 
 
 @pytest.mark.parametrize("name", RATED)

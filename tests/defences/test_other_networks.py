@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from antibackdoor.attacks import BadNets, poison
-from antibackdoor.defences import DEFENCES, RatedDefence, RepairDefence
+from antibackdoor.defences import DEFENCES, RatedDefence, TrustedDefence
 from antibackdoor.defences.detector import detector_for
 from antibackdoor.errors import ConfigError
 from antibackdoor.models import builder_from
@@ -57,7 +57,7 @@ def test_a_defence_works_with_attention_or_says_at_once_that_it_does_not(name, r
     known = DEFENCES.get(name).__dataclass_fields__
     skipped = {"updates", "witness"} if name.startswith("abl-") else set()
     defence = DEFENCES.build(name, {k: v for k, v in SHORTER.items() if k in known and k not in skipped})
-    if isinstance(defence, RepairDefence):
+    if isinstance(defence, TrustedDefence):
         defence = defence.with_trusted(blobs(12, 2, channels=1, height=16, width=16, seed=5))
     if isinstance(defence, RatedDefence):
         defence = defence.with_rate(0.1)

@@ -3,7 +3,7 @@
 from antibackdoor.defences.abl_modified import AblModified
 from antibackdoor.defences.abl_published import AblBackdoorBench, AblCode, AblPaper
 from antibackdoor.defences.activation_clustering import ActivationClustering
-from antibackdoor.defences.base import Defence, RatedDefence, RepairDefence
+from antibackdoor.defences.base import Defence, RatedDefence, RepairDefence, TrustedDefence
 from antibackdoor.defences.cbd import Cbd
 from antibackdoor.defences.dbr import Dbr
 from antibackdoor.defences.filter import Filter
@@ -11,6 +11,7 @@ from antibackdoor.defences.fine_pruning import FinePruning
 from antibackdoor.defences.mcr import Mcr
 from antibackdoor.defences.nad import Nad
 from antibackdoor.defences.none import NoDefence
+from antibackdoor.defences.scan import Scan
 from antibackdoor.defences.spectral import SpectralFilter
 from antibackdoor.defences.witnesses import Witnesses
 from antibackdoor.registry import Registry
@@ -33,7 +34,9 @@ __all__ = [
     "NoDefence",
     "RatedDefence",
     "RepairDefence",
+    "Scan",
     "SpectralFilter",
+    "TrustedDefence",
     "Witnesses",
 ]
 
@@ -55,6 +58,7 @@ DEFENCES: Registry[Defence] = Registry(
         "mcr": Mcr,
         "nad": Nad,
         "none": NoDefence,
+        "scan": Scan,
         "spectral": SpectralFilter,
         "witnesses": Witnesses,
     },

@@ -2,8 +2,9 @@
 
 To add a defence, write one file with a frozen dataclass that derives from :class:`Defence` and give it a line in the
 table of ``defences/__init__.py``; ``tests/contracts/test_defences.py`` then tests it by name. One that cannot do
-without trusted images derives from :class:`RepairDefence`, one that must be told how much poison there is from
-:class:`RatedDefence`: what a run hands them is in ``defences/given.py``, and its record says so.
+without trusted images derives from :class:`TrustedDefence`, or from :class:`RepairDefence` if it trains on them and
+names no image; one that must be told how much poison there is from :class:`RatedDefence`: what a run hands them is in
+``defences/given.py``, and its record says so.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from antibackdoor.seeds import Seeds
 from antibackdoor.training import Fit, TrainPlan
 from antibackdoor.types import ImageSet, Outcome
 
-__all__ = ["Defence", "RatedDefence", "RepairDefence"]
+__all__ = ["Defence", "RatedDefence", "RepairDefence", "TrustedDefence"]
 
 
 @dataclass(frozen=True)
@@ -56,40 +57,25 @@ class Defence(ABC):
 
 
 @dataclass(frozen=True)
-class RepairDefence(Defence):
-    """A defence that trains as if there were no poison and repairs the network with images known to be clean.
+class TrustedDefence(Defence):
+    """A defence that is given images known to be clean and rightly labelled, beside the observed data.
 
-    It is given what other defences do without, so its figures are not comparable with theirs as they stand. It names
-    no images, so it cannot scan. Trusted images are few, so the length of a training on them is counted in updates and
-    not in epochs: an epoch of 2,500 images, the papers' 5 % of CIFAR-10, is 20 updates of 128 images; one of 300 images
-    is two.
+    Others do without, so its figures are not comparable with theirs as they stand.
 
     Attributes:
         trusted_share: Share of the clean training images that an experiment hands over, above 0 and below 1; where
             ``data.trusted`` names images, all of those are handed over.
-        tune_updates: Updates of the fine-tuning on trusted images, at least 1, rounded up to whole epochs.
-        tune_lr: Learning rate of the fine-tuning at its start; it falls to zero along a cosine.
-        batch_size: Images in one update of every training on trusted images, at least 2.
         trusted: The images that were handed over; see :meth:`with_trusted`.
     """
 
     needs_trusted: ClassVar[bool] = True
-    can_scan: ClassVar[bool] = False
 
     trusted_share: float = 0.05
-    tune_updates: int = 400
-    tune_lr: float = 0.01
-    batch_size: int = 128
     trusted: ImageSet | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.trusted_share < 1:
             raise ConfigError(f"trusted_share: must be above 0 and below 1, got {self.trusted_share}")
-        for name, least in {"tune_updates": 1, "batch_size": 2}.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name}: must be at least {least}, got {getattr(self, name)}")
-        if not (math.isfinite(self.tune_lr) and self.tune_lr > 0):
-            raise ConfigError(f"tune_lr: must be a finite number above 0, got {self.tune_lr}")
 
     def with_trusted(self, images: ImageSet) -> Self:
         """Return the same defence with images that are known to be clean and rightly labelled.
@@ -101,6 +87,40 @@ class RepairDefence(Defence):
         object.__setattr__(given, "trusted", images)  # frozen for everybody else
         return given
 
+    def _handed_over(self) -> ImageSet:
+        if self.trusted is None:
+            raise ConfigError(f"defence: {type(self).__name__} needs trusted images before it runs; see with_trusted")
+        return self.trusted
+
+
+@dataclass(frozen=True)
+class RepairDefence(TrustedDefence):
+    """A defence that trains as if there were no poison and repairs the network with images known to be clean.
+
+    It names no images, so it cannot scan. Trusted images are few, so the length of a training on them is counted in
+    updates and not in epochs: an epoch of 2,500 images, the papers' 5 % of CIFAR-10, is 20 updates of 128 images; one
+    of 300 images is two.
+
+    Attributes:
+        tune_updates: Updates of the fine-tuning on trusted images, at least 1, rounded up to whole epochs.
+        tune_lr: Learning rate of the fine-tuning at its start; it falls to zero along a cosine.
+        batch_size: Images in one update of every training on trusted images, at least 2.
+    """
+
+    can_scan: ClassVar[bool] = False
+
+    tune_updates: int = 400
+    tune_lr: float = 0.01
+    batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in {"tune_updates": 1, "batch_size": 2}.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}: must be at least {least}, got {getattr(self, name)}")
+        if not (math.isfinite(self.tune_lr) and self.tune_lr > 0):
+            raise ConfigError(f"tune_lr: must be a finite number above 0, got {self.tune_lr}")
+
     def scan(self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds) -> Outcome:
         """Refuse: a repair names no images.
 
@@ -108,11 +128,6 @@ class RepairDefence(Defence):
             ConfigError: Always.
         """
         raise ConfigError(f"defence: {type(self).__name__} repairs a network and names no images, so it cannot scan")
-
-    def _handed_over(self) -> ImageSet:
-        if self.trusted is None:
-            raise ConfigError(f"defence: {type(self).__name__} needs trusted images before it runs; see with_trusted")
-        return self.trusted
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from antibackdoor.config import OWN_TRAIN, RunConfig
 from antibackdoor.data.sources import load_beside
-from antibackdoor.defences.base import Defence, RatedDefence, RepairDefence
+from antibackdoor.defences.base import Defence, RatedDefence, TrustedDefence
 from antibackdoor.errors import ConfigError, DataError
 from antibackdoor.progress import SILENT, Progress
 from antibackdoor.seeds import Seeds
@@ -92,7 +92,7 @@ def hand_over(
     Raises:
         DataError: The trusted images cannot be read, or a class has none.
     """
-    if isinstance(defence, RepairDefence):
+    if isinstance(defence, TrustedDefence):
         return _with_trusted(defence, config, clean, held_out, seeds, progress)
     if isinstance(defence, RatedDefence):
         return _with_rate(defence, truth)
@@ -105,7 +105,7 @@ def _known_clean(config: RunConfig) -> bool:
 
 
 def _with_trusted(
-    defence: RepairDefence,
+    defence: TrustedDefence,
     config: RunConfig,
     clean: ImageSet,
     held_out: Tensor | None,
