@@ -1,7 +1,10 @@
 """How strong and how visible every attack is: undefended victims beside a clean control, over seeds; one JSON.
 
     python benchmarks/attacks.py --data DIR --attacks badnets@0.05 wanet@0.1:s=0.5,k=4 --json FILE
+    python benchmarks/attacks.py --data DIR --grid benchmarks/grids/implant.yaml --limit 20000 --epochs 100 --json FILE
     python benchmarks/attacks.py --data embedded --json FILE --sheets docs/attacks
+
+The second takes its attacks from a grid.
 
 An attack is a name of the table, with the share of the set to poison after an @ (that of its paper by default) and
 hyper-parameters after a colon where they differ from its defaults. DIR holds train/ and test/, one folder a class.
@@ -30,6 +33,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import re
 import tempfile
@@ -37,6 +41,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
@@ -83,6 +88,19 @@ def read_attack(text: str) -> PoisonConfig:
     ATTACKS.build(name, params)  # An unknown name or value fails here, before any work.
     default = CLEAN_LABEL_RATE if issubclass(ATTACKS.get(name), CleanLabelAttack) else RATE
     return PoisonConfig(name=name, rate=float(rate) if rate else RATES.get(name, default), params=params)
+
+
+def of_grid(path: Path) -> list[str]:
+    """Return the attacks of a grid (docs/protocol.md) as :func:`read_attack` reads them, one for each rate."""
+    grid = yaml.safe_load(path.read_text(encoding="utf-8"))
+    texts = []
+    for entry in grid["attacks"]:
+        params = {"name": entry} if isinstance(entry, str) else dict(entry)
+        name, rates = params.pop("name"), params.pop("rate", grid.get("rates", [RATE]))
+        params.pop("label", None)
+        values = ",".join(f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in params.items())
+        texts += [f"{name}@{rate:g}{':' if values else ''}{values}" for rate in np.atleast_1d(rates)]
+    return texts
 
 
 def psnr_of(images: Tensor, others: Tensor) -> Tensor:
@@ -310,6 +328,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder with train/ and test/, or the word embedded")
     parser.add_argument("--attacks", nargs="+", default=list(ATTACKS), metavar="NAME[@RATE][:KEY=VALUE,...]")
+    parser.add_argument("--grid", type=Path, help="YAML file of a grid whose attacks are taken in place of --attacks")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--limit", type=int, default=6000, help="training images; 0 takes all")
@@ -319,7 +338,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--sheets", type=Path, help="folder for contact sheets, which hold images of the data")
     arguments = parser.parse_args()
-    choices = {text: read_attack(text) for text in arguments.attacks}
+    choices = {text: read_attack(text) for text in (of_grid(arguments.grid) if arguments.grid else arguments.attacks)}
     data = load(arguments.data)
     cells = kept_cells(arguments.json)
     done = {(cell["attack"], cell["seed"]) for cell in cells}

@@ -92,6 +92,8 @@ def strength(content: dict[str, object]) -> list[str]:
     for row in rows if lines else []:
         covers = f" ({row['n_cover']:.0f})" if row["n_cover"] else ""
         note = "" if row["asr"] >= WEAK else "too weak at this size"
+        if not note and (row.get("cover_asr") or 0) > row["asr"] / 2:
+            note = "covers work too"
         figures = [share(row, key) for key in ("ca", "control_ca", "asr", "control_asr", "cover_asr")]
         lines.append(
             f"| {row['attack']} | {row['n']} | {row['n_poison']:.0f}{covers} | {' | '.join(figures)} | {note} |"

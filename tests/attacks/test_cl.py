@@ -136,3 +136,27 @@ def test_what_cannot_work(prepared):
     ):
         with pytest.raises(ConfigError, match=f"^{next(iter(bad))}: .*got"):
             LabelConsistent(**bad)
+
+
+def test_covers_carry_the_noise_of_a_poisoned_image_and_no_patch(prepared):
+    data, attack, _ = prepared(cover_ratio=0.5)
+    planted = poison(data, attack, rate=0.2, generator=torch.Generator().manual_seed(0))
+    assert int(planted.poison.sum()) == 16
+    assert int(planted.cover.sum()) == 8
+    rows = planted.cover.nonzero().squeeze(1)
+    assert not (data.labels[rows] == 1).any()
+    assert torch.equal(planted.observed.labels, data.labels)
+    before = data.images[rows].int()
+    after = planted.observed.images[rows].int()
+    for image, covered in zip(before, after, strict=True):
+        assert any(torch.equal((image + noise).clamp(0, 255), covered) for noise in attack.noise.int())
+    assert len({image.numpy().tobytes() for image in after - before}) > 4
+    # Alone as in a batch; none without a ratio.
+    images = data.images.float() / 255
+    alone = attack.stamp_cover(images[3:4], torch.tensor([3]), data.labels[3:4])
+    assert torch.equal(alone[0], attack.stamp_cover(images, torch.arange(80), data.labels)[3])
+    assert LabelConsistent().cover_count(100) == 0
+    with pytest.raises(ConfigError, match="^cover_ratio: must be in 0..10"):
+        LabelConsistent(cover_ratio=11.0)
+    with pytest.raises(PoisonError, match="must be prepared"):
+        LabelConsistent(cover_ratio=1.0).stamp_cover(images, torch.arange(80), data.labels)

@@ -128,3 +128,27 @@ def test_bad_settings_and_data(blobs, make):
         make(data, trigger="patch", patch_size=17)
     with pytest.raises(PoisonError, match="nothing to trigger"):
         make(data.select((data.labels == 0).nonzero().squeeze(1)))
+
+
+def test_a_source_class(blobs, make):
+    data = blobs(120, height=16, width=16)
+    attack = make(data, target=4, source=7)
+    tested = triggered_test(data, attack)
+    assert set(tested.original_labels.tolist()) == {7}
+    assert tested.observed.labels.eq(4).all()
+    copied = attack._copies(data, torch.Generator().manual_seed(0))
+    assert len(copied) == 12
+    assert copied.labels.eq(4).all()
+    own = {image.numpy().tobytes() for image in tested.observed.images}
+    assert {image.numpy().tobytes() for image in copied.images} <= own
+    assert not torch.equal(attack.margins, make(data, target=4).margins)
+    # Any label may be changed, of whatever class.
+    assert attack.candidates(data.labels).all()
+    with pytest.raises(ConfigError, match="^source: must be another class than the target, got 4"):
+        Flip(target=4, source=4)
+    with pytest.raises(ConfigError, match="^source: must be a class index"):
+        Flip(source=-1)
+    with pytest.raises(PoisonError, match="source 12 is not a class"):
+        make(data, source=12)
+    with pytest.raises(PoisonError, match="no image of class 7 is to change, so there is nothing to trigger"):
+        make(data.select((data.labels != 7).nonzero().squeeze(1)), source=7)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from antibackdoor.attacks import ATTACKS
 from antibackdoor.benchmark import GridConfig, read_records
 from antibackdoor.benchmark.folder import GridFolder
 from antibackdoor.benchmark.grid import Skip
@@ -71,6 +73,28 @@ def test_skip_leaves_out_what_matches_all_of_a_rule(grid):
     every = grid(attacks=["badnets", "blend"], seeds=[0, 1])
     assert [t for t in titles(every) if "blend" not in t or "seed 1" not in t] == titles(made)
     assert len(titles(made)) == len(titles(every)) - 2
+
+
+def test_attacks_that_are_not_learned_from_so_few_images_can_be_left_out(grid):
+    data = [{"name": "few", "source": "embedded", "limit": 6000}, {"name": "more", "source": "embedded", "limit": 7000}]
+    attacks = ["badnets", {"name": "wanet", "target": 3}, {"name": "wanet", "k": 32, "label": "wanet, k 32"}]
+    made = grid(data=data, attacks=attacks, rates=[0.1], seeds=[0], skip=[{"weak": True}])
+    left = {(cell.data, cell.attack_label) for cell in made.cells() if cell.attack != "none"}
+    every = {(name, label) for name in ("few", "more") for label in ("badnets", "wanet", "wanet, k 32")}
+    assert every - left == {("few", "wanet")}
+    # It may stand where there is nothing to leave out, and beside other conditions.
+    assert titles(grid(skip=[{"weak": True}])) == titles(grid())
+    kept = grid(data=data, attacks=attacks, rates=[0.1], seeds=[0], skip=[{"weak": True, "defence": "none"}]).cells()
+    assert any(cell.attack_label == "wanet" and cell.data == "few" for cell in kept)
+
+
+def test_the_marks_of_attacks_are_those_of_the_measurement():
+    file = Path(__file__).parents[2] / "benchmarks/results/attacks_cifar10_cpu.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    images = {cell["attack"]: cell["n_train"] for cell in content["cells"]}
+    for row in content["summary"]:
+        name = row["attack"].partition("@")[0]
+        assert ATTACKS.get(name).weak_up_to == (0 if row["asr"] >= 0.7 else images[row["attack"]]), name
 
 
 def test_a_key_is_of_the_result_and_of_nothing_else(grid, pets, tmp_path):

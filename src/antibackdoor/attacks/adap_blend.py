@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -45,6 +45,8 @@ class AdapBlend(DirtyLabelAttack):
         8 are kept, 0.15 in training and 0.2 in tests, as many covers as poison. Its pattern is a copyrighted picture,
         ours is noise; it poisons images of the target class too, ours only others.
     """
+
+    weak_up_to: ClassVar[int] = 6_000
 
     pattern: str = "noise"
     pattern_seed: int = 0

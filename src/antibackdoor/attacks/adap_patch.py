@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -47,6 +47,8 @@ class AdapPatch(DirtyLabelAttack):
         from it, since a victim's random crops cut what touches it. It tests two patches, and poisons images of the
         target class too, ours only others.
     """
+
+    weak_up_to: ClassVar[int] = 6_000
 
     opacity: float = 1.0
     test_opacity: float = 1.0

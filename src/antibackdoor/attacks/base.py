@@ -37,7 +37,12 @@ class Attack(ABC):
     Attributes:
         target: The class that triggered images shall be given, 0..K-1.
         num_classes: K; filled in by :meth:`prepare`.
+
+    ``weak_up_to`` of the class is the number of training images up to which it was measured that an undefended network
+    does not learn the attack by its default settings; 0 where it does, or where nobody measured.
     """
+
+    weak_up_to: ClassVar[int] = 0
 
     target: int = 0
     num_classes: int | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -44,6 +44,8 @@ class Bpp(DirtyLabelAttack):
         code's default leaves out, is on. Negatives borrow from a pool of 512 images, so that a cover does not depend on
         what else is in its batch.
     """
+
+    weak_up_to: ClassVar[int] = 6_000
 
     levels: int = 8
     dithering: bool = True

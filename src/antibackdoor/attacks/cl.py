@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from antibackdoor.attacks.surrogate import architecture_of, artefact_key, cached
 from antibackdoor.errors import ConfigError, PoisonError
 from antibackdoor.models import BuildModel
 from antibackdoor.ops.objectives import ce
+from antibackdoor.ops.per_image import uniform_of
 from antibackdoor.ops.triggers import grid_pattern
 from antibackdoor.seeds import Seeds
 from antibackdoor.training import Fit
@@ -40,17 +42,22 @@ class LabelConsistent(CleanLabelAttack):
         amplitude: What a patch adds or takes in training images, in steps of 255, above 0; 255 overwrites.
         test_amplitude: The same in test images.
         surrogate_epochs: Passes over the clean data to train the surrogate, at least 1.
+        cover_ratio: Covers for every poisoned image, 0..10: images of other classes that carry the noise of a poisoned
+            image without the patches and keep their label, so that the noise alone does not mean the target.
         robust: Bound (l-infinity, in steps of 255) of the surrogate's adversarial training, at least 0; 0 for ordinary
             training.
         rows: int64 (M,), ascending: the rows that have noise, those of the target class; made by :meth:`prepare`.
         noise: int8 (M, C, H, W), their noise in steps of 255; made by :meth:`prepare`.
 
     Source:
-        Turner et al., 2019: untargeted projected gradient ascent, and the 3x3 patch of the released code. The paper's
-        surrogate is adversarially trained (``robust``); ours is not by default, and makes up for it by eps 16 where
-        later users take 8 (BackdoorBench). Each corner here mirrors the others, so that a flipped image carries the
-        same trigger; the released patches are not all mirror images. A random crop leaves at least one corner whole.
+        Turner et al., 2019: untargeted projected gradient ascent, and the 3x3 patch of the released code; there are no
+        covers there. The paper's surrogate is adversarially trained (``robust``); ours is not by default, and makes up
+        for it by eps 16 where later users take 8 (BackdoorBench). Each corner here mirrors the others, so that a
+        flipped image carries the same trigger; the released patches are not all mirror images. A random crop leaves at
+        least one corner whole.
     """
+
+    weak_up_to: ClassVar[int] = 6_000
 
     eps: float = 16.0
     step_size: float = 2.0
@@ -60,6 +67,7 @@ class LabelConsistent(CleanLabelAttack):
     test_amplitude: float = 255.0
     surrogate_epochs: int = 10
     robust: float = 0.0
+    cover_ratio: float = 0.0
     rows: Tensor | None = field(default=None, init=False, repr=False, compare=False)
     noise: Tensor | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -77,6 +85,8 @@ class LabelConsistent(CleanLabelAttack):
             raise ConfigError(f"eps: must be at most 127 steps of 255, got {self.eps}")
         if not 0 <= self.robust <= 127:
             raise ConfigError(f"robust: must be in 0..127 steps of 255, got {self.robust}")
+        if not 0 <= self.cover_ratio <= 10:
+            raise ConfigError(f"cover_ratio: must be in 0..10, got {self.cover_ratio}")
         if self.size is not None and self.size < 1:
             raise ConfigError(f"size: must be at least 1 pixel, got {self.size}")
 
@@ -120,6 +130,22 @@ class LabelConsistent(CleanLabelAttack):
         known = (self.rows[place] == index.cpu())[:, None, None, None]
         noise = (self.noise[place] * known).to(images).div(255)
         return self._patched((images + noise).clamp(0, 1), self.amplitude)
+
+    def stamp_cover(self, images: Tensor, index: Tensor, labels: Tensor) -> Tensor:
+        """Add the noise of a target-class image to each image, and no patch; which one is a function of the row."""
+        if self.noise is None:
+            raise PoisonError("cl: the attack must be prepared before use")
+        check_shape(images, tuple(self.noise.shape[1:]))
+        lent = uniform_of(index.cpu(), 0, "cl cover").mul(len(self.noise)).long().clamp_(max=len(self.noise) - 1)
+        return (images + self.noise[lent].to(images).div(255)).clamp(0, 1)
+
+    def cover_candidates(self, labels: Tensor) -> Tensor:
+        """Return the images of other classes."""
+        return labels != self.target
+
+    def cover_count(self, count: int) -> int:
+        """Return the covers for ``count`` poisoned images, rounded half up."""
+        return math.floor(self.cover_ratio * count + 0.5)
 
     def stamp_test(self, images: Tensor, index: Tensor, labels: Tensor) -> Tensor:
         """Put the patches on every image, without noise."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -76,6 +76,8 @@ class Dynamic(DirtyLabelAttack):
         set. The schedule is hundreds of steps instead of 600 epochs, from a trained classifier, and generators are
         half as wide.
     """
+
+    weak_up_to: ClassVar[int] = 6_000
 
     steps: int = 500
     mask_steps: int = 250

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,8 @@ class FeatureCollision(CleanLabelAttack):
         on the change (as in Schwarzschild et al., Just How Toxic is Data Poisoning?, ICML 2021) takes the place of
         the paper's penalty, so that the change is known beforehand; features are scaled by their norm.
     """
+
+    weak_up_to: ClassVar[int] = 6_000
 
     source: int | None = None
     trigger: Literal["none", "patch"] = "patch"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,7 @@ class Flip(DirtyLabelAttack):
     images with soft labels is the expert's step. Images whose soft label moved furthest get the class it moved to.
 
     Attributes:
+        source: The class that the trigger works on, 0..K-1; every class that it would change if None.
         trigger: "sinusoid" over the columns, or "patch" (the 3x3 grid, in the bottom-right corner).
         delta: Amplitude of the sinusoid, in steps of 255.
         frequency: Its cycles over the width.
@@ -51,12 +52,15 @@ class Flip(DirtyLabelAttack):
         margins: float (N,), how far its soft label moved there; filled in by :meth:`prepare`.
 
     Source:
-        Jha et al., Label Poisoning is All You Need, NeurIPS 2023. Both steps of a comparison start from the same
-        weights and momentum, which cancel in the difference: it is that of the gradients. So ours matches gradients
-        and keeps no optimiser's state; both gradients see the same clean images; batch normalisation uses its stored
-        statistics; and experts are fewer and shorter.
+        Jha et al., Label Poisoning is All You Need, NeurIPS 2023; the example of its code has source 9 and target 4.
+        Both steps of a comparison start from the same weights and momentum, which cancel in the difference: it is that
+        of the gradients. So ours matches gradients and keeps no optimiser's state; both gradients see the same clean
+        images; batch normalisation uses its stored statistics; and experts are fewer and shorter.
     """
 
+    weak_up_to: ClassVar[int] = 6_000
+
+    source: int | None = None
     trigger: Literal["patch", "sinusoid"] = "sinusoid"
     delta: float = 20.0
     frequency: float = 8.0
@@ -72,6 +76,10 @@ class Flip(DirtyLabelAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.source is not None and self.source < 0:
+            raise ConfigError(f"source: must be a class index of at least 0, got {self.source}")
+        if self.source is not None and self.labelling == "all-to-one" and self.source == self.target:
+            raise ConfigError(f"source: must be another class than the target, got {self.source}")
         if not 0 < self.delta <= 255:
             raise ConfigError(f"delta: must be above 0 and at most 255, got {self.delta}")
         for name, value in (("frequency", self.frequency), ("lr", self.lr)):
@@ -95,8 +103,12 @@ class Flip(DirtyLabelAttack):
         _, height, width = clean.shape
         if self._side(height, width) > min(height, width):
             raise PoisonError(f"a patch of {self.patch_size} pixels is larger than the pictures ({height}x{width})")
-        if not bool((ready.target_of(clean.labels) != clean.labels).any()):
-            raise PoisonError(f"every image is of the target class {self.target}, so there is nothing to trigger")
+        if self.source is not None and self.source >= clean.num_classes:
+            raise PoisonError(f"attack source {self.source} is not a class: the set has {clean.num_classes}")
+        if not bool(ready.test_candidates(clean.labels).any()):
+            every = f"every image is of the target class {self.target}"
+            none = every if self.source is None else f"no image of class {self.source} is to change"
+            raise PoisonError(f"{none}, so there is nothing to trigger")
         params = parameters_of(ready) | {"model": architecture_of(build_model)}
 
         def make() -> dict[str, Tensor]:
@@ -123,6 +135,11 @@ class Flip(DirtyLabelAttack):
         side = self._side(height, width)
         return patch_at(images, grid_pattern(side), height - side, width - side)
 
+    def test_candidates(self, labels: Tensor) -> Tensor:
+        """Return the test images whose class the trigger would change; those of the source class where there is one."""
+        aimed = super().test_candidates(labels)
+        return aimed if self.source is None else aimed & (labels == self.source)
+
     def candidates(self, labels: Tensor) -> Tensor:
         """Return every image: any label may be changed."""
         return torch.ones_like(labels, dtype=torch.bool)
@@ -147,7 +164,7 @@ class Flip(DirtyLabelAttack):
 
     def _copies(self, clean: ImageSet, generator: torch.Generator) -> ImageSet:
         """Return triggered copies of images, under the label that the trigger is to give them."""
-        rows = (self.target_of(clean.labels) != clean.labels).nonzero().squeeze(1)
+        rows = self.test_candidates(clean.labels).nonzero().squeeze(1)
         count = max(1, min(len(rows), round(self.copies * len(clean))))
         rows = rows[torch.randperm(len(rows), generator=generator)[:count]].sort().values
         chosen = clean.select(rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -40,6 +40,8 @@ class WaNet(DirtyLabelAttack):
         and warps anew in every batch; here it hands over a fixed set, for which others report the paper's warp as weak,
         so the default is stronger (docs/attacks/static.md says what was measured).
     """
+
+    weak_up_to: ClassVar[int] = 6_000
 
     s: float = 1.0
     k: int = 8

@@ -78,7 +78,17 @@ class Cell:
             "defence": {self.defence, self.defence_label},
             "model": {self.model},
             "seed": {self.seed},
+            "weak": {self.is_weak},
         }
+
+    @property
+    def is_weak(self) -> bool:
+        """Whether its attack is by default settings one that was measured not to be learned from so few images."""
+        poisoned, images = self.config.attack, self.config.data.limit
+        if poisoned is None or images is None or images > ATTACKS.get(self.attack).weak_up_to:
+            return False
+        own, plain = (filled(ATTACKS, one, "attack") for one in (poisoned, Choice(name=self.attack)))
+        return all(own[name] == plain[name] for name in own if name not in _CLASSES)
 
     @property
     def title(self) -> str:
