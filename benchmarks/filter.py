@@ -14,6 +14,8 @@ images carry rates above 1 %, 20,000 those of 1 % and less, and 2,000 test image
 * verdict, and false_alarm: whether it is "poisoned" without poison.
 * trainings: images that all phases were shown, epoch by epoch, over those of one ordinary training: the cost without
   the noise of a clock; seconds, of all phases of training, beside it.
+* cpu_seconds: of the processor, everything that the command does once the set is there, evaluation included; cost: the
+  same over that of the undefended cell. With one thread (OMP_NUM_THREADS=1) other work beside it does not change them.
 * commit: the code that made the cell; cells of older code stay until `--again filter` makes them anew.
 
 No defence is told the rate, the target or the trigger.
@@ -23,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +89,7 @@ def config_for(row: Row, defence: str, seed: int, arguments: argparse.Namespace)
     """Return the configuration of one cell; a control is the undefended cell without its attack."""
     name = arguments.set
     train = TrainConfig(epochs=arguments.epochs or EPOCHS[name], augment=AUGMENT[name])
-    data = DataConfig(limit=row.limit(name), limit_test=TEST, holdout=0)
+    data = DataConfig(limit=arguments.images or row.limit(name), limit_test=TEST, holdout=0)
     if name == "embedded":
         data = DataConfig(holdout=0)
     if arguments.full:
@@ -115,7 +118,8 @@ class Bench:
     def control(self, row: Row, seed: int) -> Result:
         """Return the control of a row: the same images before poisoning."""
         name = self._arguments.set
-        key = (0 if self._arguments.full or name == "embedded" else row.limit(name), seed)
+        images = self._arguments.images or row.limit(name)
+        key = (0 if self._arguments.full or name == "embedded" else images, seed)
         if key not in self._controls:
             config = config_for(row, "control", seed, self._arguments)
             self._controls = {key: run(config, data=self._data, progress=ConsoleProgress(quiet=True))}
@@ -131,12 +135,14 @@ class Bench:
             base: The undefended cell of the same row and seed, None for itself.
         """
         config = config_for(row, defence, seed, self._arguments)
+        started = time.process_time()
         result = run(config, data=self._data, progress=ConsoleProgress(quiet=True))
+        used = time.process_time() - started
         seconds = sum(float(history.seconds.sum()) for history in result.outcome.histories)
         cell = {"set": self._arguments.set, "row": row.text, "defence": defence, "seed": seed}
         cell |= dataclasses.asdict(result.record.metrics)
         cell |= {"verdict": result.record.verdict, "evidence": list(result.record.evidence)}
-        cell |= {"seconds": round(seconds, 1), "phases": dict(result.record.seconds)}
+        cell |= {"seconds": round(seconds, 1), "phases": dict(result.record.seconds), "cpu_seconds": round(used, 1)}
         if base is None:
             ca, asr = self._of_control(row, seed, config)
             cell |= {"control_ca": ca, "control_asr": asr}
@@ -146,6 +152,7 @@ class Bench:
         cell["excess"] = None if cell["asr"] is None else cell["asr"] - cell["control_asr"]
         shown = sum(int(np.isfinite(history.losses).sum()) for history in result.outcome.histories)
         cell["trainings"] = round(shown / (config.train.epochs * cell["n_train"]), 3)
+        cell["cost"] = round(used / base["cpu_seconds"], 3) if base.get("cpu_seconds") else None
         cell["flagged_share"] = cell["n_flagged"] / cell["n_train"]
         cell["false_alarm"] = None if row.attack else float(cell["verdict"] == "poisoned")
         cell["alarm"] = float(cell["verdict"] == "poisoned") if row.attack else None
@@ -164,7 +171,7 @@ class Bench:
 
 FIGURES = (
     *("ca", "asr", "ra", "ca_gap", "excess", "precision", "recall", "fpr", "auroc", "flagged_share", "false_alarm"),
-    *("alarm", "trainings", "control_ca", "control_asr", "n_poison", "n_cover", "n_train"),
+    *("alarm", "trainings", "cost", "control_ca", "control_asr", "n_poison", "n_cover", "n_train"),
 )
 
 
@@ -190,6 +197,8 @@ def main() -> None:
     parser.add_argument("--defences", nargs="+", default=["abl-modified", "filter"])
     parser.add_argument("--again", nargs="+", default=[], metavar="DEFENCE", help="make their cells of this call anew")
     parser.add_argument("--epochs", type=int, default=0, help="of ordinary training; that of the set by default")
+    parser.add_argument("--images", type=int, default=0, help="training images; as described above by default")
+    parser.add_argument("--side", type=int, default=0, help="pixels of a side; 64 of Imagenette, else those of the set")
     parser.add_argument("--model", default="wrn-16-1")
     parser.add_argument("--full", action="store_true", help="all images, 100 epochs")
     parser.add_argument("--batch-size", type=int, default=1024, help="with --full")
@@ -203,7 +212,7 @@ def main() -> None:
     cells = {(cell["row"], cell["seed"], cell["defence"]): cell for cell in kept_cells(arguments.json)}
     done = {key for key in cells if key[2] not in arguments.again}
     rows = [Row.of(text) for text in arguments.rows or ROWS[arguments.set]]
-    side = SIDE if arguments.set == "imagenette" and not arguments.full else None
+    side = arguments.side or (SIDE if arguments.set == "imagenette" and not arguments.full else None)
     bench = Bench(arguments, load(arguments.data or "embedded", image_size=side))
     for seed in arguments.seeds:
         for row in sorted(rows, key=lambda row: row.limit(arguments.set)):
@@ -214,7 +223,7 @@ def main() -> None:
                 cell = cells[row.text, seed, defence] = bench.measure(row, defence, seed, base)
                 keys = ("ca", "ca_gap", "asr", "excess", "recall", "fpr")
                 shown = " ".join(f"{key} {100 * cell[key]:5.1f}" for key in keys if cell[key] is not None)
-                cost = f"trainings {cell['trainings']}"
+                cost = f"trainings {cell['trainings']} cost {cell['cost']}"
                 print(f"{row.text:28s} {defence:8s} {seed}: {shown} {cost} {cell['verdict']}", flush=True)
                 _write(arguments, in_order(cells.values()), rows[0])
 
