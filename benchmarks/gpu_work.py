@@ -34,7 +34,7 @@ RECORDS, GRID = "records.jsonl", "paper"
 MODES = ("off", "on", "graphs")
 TRIAL_EPOCHS = 6
 FIRST = ("badnets", "blend", "sig")
-KEPT_DEFENCES = ("none", "abl-code", "filter")
+KEPT_DEFENCES = ("none", "abl-code", "witnesses")
 
 
 def part_of(grid: GridConfig, step: str) -> GridConfig:

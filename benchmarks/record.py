@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
 import subprocess
 import sys
@@ -11,14 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
-import numpy as np
-
 from antibackdoor.defences import FORMER_NAMES
 from antibackdoor.pipeline import versions
 from antibackdoor.training import Runtime
-
-# Kinds of cuts, as cells of benchmarks/calibrate.py name them.
-CUTS = ("strength", "channels", "late", "new")
 
 
 def made_by(device: str) -> dict[str, object]:
@@ -85,25 +79,4 @@ def over_seeds(
             found[f"{key}_sd"] = round(stdev(values), 4) if len(values) > 1 else None
             if worst:
                 found[f"{key}_max"] = round(max(values), 4)
-    return found
-
-
-def null_of(cells: Sequence[Mapping[str, object]]) -> dict[str, dict[str, float]]:
-    """Return how strong evidence gets in clean trainings, at both looks; nothing of a single one.
-
-    Args:
-        cells: Of benchmarks/calibrate.py; each has the largest strength of any class by every kind of cut.
-
-    Returns:
-        By look, of the largest strength of any kind: n, mean, sd, max and, by a Gumbel distribution with that mean and
-        spread, what 5 % of clean trainings exceed.
-    """
-    found: dict[str, dict[str, float]] = {}
-    for name in ("look", "end") if len(cells) > 1 else ():
-        largest = [max(float(cell[f"{name}_{kind}"] or 0) for kind in CUTS) for cell in cells]
-        mean, spread = fmean(largest), stdev(largest)
-        scale = spread * math.sqrt(6) / math.pi
-        figures = {"n": len(cells), "mean": mean, "sd": spread, "max": max(largest)}
-        figures["exceeded_by_5_percent"] = mean - np.euler_gamma * scale - scale * math.log(-math.log(0.95))
-        found[name] = {key: round(value, 4) for key, value in figures.items()}
     return found

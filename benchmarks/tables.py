@@ -11,10 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-
-from record import null_of, over_seeds
 
 # Attack success under which an attack is left out of comparisons at the size it was measured at.
 WEAK = 0.7
@@ -110,7 +108,7 @@ def strength(content: dict[str, object]) -> list[str]:
 
 
 def protection(content: dict[str, object]) -> list[str]:
-    """Return the table of benchmarks/filter.py: one row an attack and defence, the control above each attack."""
+    """Return the table of benchmarks/defences.py: one row an attack and defence, the control above each attack."""
     names = [
         "attack",
         "defence",
@@ -121,12 +119,13 @@ def protection(content: dict[str, object]) -> list[str]:
         "recall",
         "false flags",
         "trainings",
+        "cost",
     ]
     lines = [f"| {' | '.join(names)} | verdicts |", "|---|" + "---|" * len(names)]
     for row in content["summary"]:
         if row["defence"] == "none":
             control = [share(row, "control_ca"), share(row, "control_asr")]
-            lines.append(f"| {row['row']} | control | {row['n']} | {' | '.join(control)} | - | - | - | - | - |")
+            lines.append(f"| {row['row']} | control | {row['n']} | {' | '.join(control)} | - | - | - | - | - | - |")
         figures = [share(row, key) for key in ("ca", "asr", "precision", "recall", "fpr")]
         cells = [
             row["row"],
@@ -134,46 +133,10 @@ def protection(content: dict[str, object]) -> list[str]:
             str(row["n"]),
             *figures,
             f"{row['trainings']:.2f}",
+            figure(row, "cost", 2),
             counted(row["verdicts"]),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def null(content: dict[str, object]) -> list[str]:
-    """Return the table of benchmarks/calibrate.py: the highest strength of any class by each cut."""
-    keys = ("look_strength", "end_strength", "look_channels", "end_channels", "end_late", "end_new", "look_gain")
-    names = ["by losses, first look", "by losses, end", "by channels, first look", "by channels, end", "learned late"]
-    names += ["new", "gain of losses, first look"]
-    lines = [f"| set | n | {' | '.join(names)} | alarms |", "|---|---|" + "---|" * (len(names) + 1)]
-    for kind in dict.fromkeys(cell["kind"] for cell in content["cells"]):
-        group = [cell for cell in content["cells"] if cell["kind"] == kind]
-        highest = [max((cell[key] for cell in group if cell.get(key) is not None), default=None) for key in keys]
-        shown = ["-" if value is None else f"{value:.2f}" for value in highest]
-        alarms = sum(cell["look_alarm"] + cell["end_alarm"] > 0 for cell in group)
-        lines.append(f"| {group[0]['set']}, {kind} | {len(group)} | {' | '.join(shown)} | {alarms} |")
-    return lines
-
-
-def parts(content: dict[str, object]) -> list[str]:
-    """Return the tables of benchmarks/ablation.py, means over seeds: of the filter's steps, and of the signals."""
-    cells = content["cells"]
-    rows = list(dict.fromkeys(cell["row"] for cell in cells))
-    lines = ["| attack | step | n | clean accuracy | attack success | recall | false flags | trainings |"]
-    lines.append("|---|---|---|---|---|---|---|---|")
-    for row in rows:
-        group = [cell["steps"] for cell in cells if cell["row"] == row]
-        for step in group[0]:
-            mean = over_seeds([steps[step] for steps in group], ("ca", "asr", "recall", "fpr", "trainings"))
-            shown = [share(mean, key) for key in ("ca", "asr", "recall", "fpr")]
-            lines.append(f"| {row} | {step} | {len(group)} | {' | '.join(shown)} | {mean['trainings']:.2f} |")
-    lines += ["", f"| AUROC in the poisoned class | {' | '.join(rows)} |", "|---|" + "---|" * len(rows)]
-    for name in cells[0]["signals"]:
-        values = []
-        for row in rows:
-            group = [cell["signals"][name] for cell in cells if cell["row"] == row]
-            values.append(figure(over_seeds(group, ["auroc_in_class"]), "auroc_in_class", 3))
-        lines.append(f"| {name} | {' | '.join(values)} |")
     return lines
 
 
@@ -190,8 +153,6 @@ def named(row: dict[str, object]) -> str:
 
 def kind_of(content: dict[str, object]) -> Callable[[dict[str, object]], list[str]]:
     """Return the function that knows the file."""
-    if "summary" not in content:
-        return parts if "steps" in content["cells"][0] else null
     row = content["summary"][0]
     if "verdicts" in row:
         return protection
@@ -200,26 +161,15 @@ def kind_of(content: dict[str, object]) -> Callable[[dict[str, object]], list[st
     return strength if "images_per_second" in row or "control_asr" in row else quality
 
 
-def nulls(contents: Sequence[dict[str, object]]) -> list[str]:
-    """Return how strong evidence gets over the clean trainings of several files of benchmarks/calibrate.py."""
-    cells = [cell for content in contents for cell in content["cells"]]
-    return [
-        f"{name}: n {row['n']}, mean {row['mean']:.2f}, sd {row['sd']:.2f}, largest {row['max']:.2f}, "
-        f"exceeded by 5 % {row['exceeded_by_5_percent']:.2f}"
-        for name, row in null_of(cells).items()
-    ]
-
-
 def main() -> None:
     """Print one table a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--only", nargs="+", default=None, metavar="ATTACK", help="attacks by name, without settings")
     arguments = parser.parse_args()
-    clean = []
     for path in arguments.files:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if arguments.only and "summary" in content:
+        if arguments.only:
             content["summary"] = [r for r in content["summary"] if named(r) in arguments.only]
         table = kind_of(content)
         device = content["device"]
@@ -227,10 +177,6 @@ def main() -> None:
         print("\n".join(table(content)), end="\n\n")
         if table is quality:
             print("\n".join(signals(content)), end="\n\n")
-        if table is null:
-            clean.append(content)
-    if clean:
-        print("\n".join(nulls(clean)))
 
 
 if __name__ == "__main__":

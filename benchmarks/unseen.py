@@ -1,11 +1,11 @@
-r"""Triggers that no rule was made on: a plugin for benchmarks/filter.py, which tries what the filter does not know.
+r"""Triggers that are not in the package: a plugin for benchmarks/defences.py.
 
-    python benchmarks/filter.py cifar10 --data DIR --plugin benchmarks/unseen.py --seeds 0 --rows cast@0.1 \
+    python benchmarks/defences.py cifar10 --data DIR --plugin benchmarks/unseen.py --seeds 0 --rows cast@0.1 \
         streaks@0.1 mirror@0.1 upside-down@0.1 glasses@0.1 pixelate@0.1 dots@0.05 sticker@0.05 vignette@0.05 \
-        --defences filter --json benchmarks/results/filter_unseen_cpu.json
+        --defences witnesses --json FILE
 
-They were written down before the filter was run on any of them, and are not in the package: whoever mends the filter by
-what is seen here has to write others. A row that is missed stays a row.
+A row that is missed stays a row. Defences were mended by what was seen here and with triggers like these
+(benchmarks/bank/attacks.py): who wants to know what one makes of a trigger that nobody has thought of writes others.
 """
 
 from __future__ import annotations

@@ -33,13 +33,13 @@ def make(finished_run: Path) -> Make:
         per_class: int = 200,
         epochs: int = 4,
         losses: float = 0.1,
-        defence: str = "filter",
+        defence: str = "witnesses",
         scan: bool = False,
         classes: tuple[str, ...] = ("cat", "dog", "owl"),
     ) -> StoredRun:
         labels = np.repeat(np.arange(3), per_class)
         marks = np.concatenate([np.arange(per_class) < count for count in flagged])
-        config: dict[str, Any] = {"defence": {"name": defence, "control": False}}
+        config: dict[str, Any] = {"defence": {"name": defence}}
         data = {"name": "photos", "classes": list(classes)} | ({"scan": True} if scan else {})
         return dataclasses.replace(
             stored,
@@ -71,21 +71,19 @@ def test_a_poisoned_set_is_not_to_be_trained_on(make: Make) -> None:
 
 
 def test_a_class_in_doubt_is_to_be_looked_at(make: Make) -> None:
-    scanned = advise(make("undecided", doubtful=(2,), scan=True))
-    assert scanned.next == (
-        "Do not take this set for clean yet: look at the most suspect images of class 'owl', and run `antibackdoor "
-        "train`, which looks again at the end."
+    assert advise(make("undecided", doubtful=(2,), scan=True)).next == (
+        "Do not take this set for clean yet: look at the most suspect images of class 'owl', and scan with another "
+        "`--seed`."
     )
-    assert scanned.surer[0].startswith("A whole training")
     assert advise(make("undecided", doubtful=(2,))).next.endswith("and train with another `--seed`.")
 
 
 def test_small_classes_are_to_have_more_images(make: Make) -> None:
     advice = advise(make("undecided", doubtful=(0, 1, 2), per_class=20))
     assert advice.next == (
-        "This set cannot be cleared as it is: have 100 images a class, better a few hundred, and scan again."
+        "This set cannot be cleared as it is: have 40 images a class, better a few hundred, and scan again."
     )
-    assert "More images: 3 classes have under 100, too few to show any but the plainest poison." in advice.surer
+    assert "More images: 3 classes have under 40, too few to be looked at." in advice.surer
 
 
 def test_too_few_epochs_are_to_be_more(make: Make) -> None:
@@ -105,9 +103,16 @@ def test_a_defence_that_does_not_judge_says_so(make: Make, verdict: str | None) 
 
 def test_no_sign_of_poison_is_no_more_than_that(make: Make) -> None:
     scanned, trained = (advise(make("no sign of poison", scan=scan)) for scan in (True, False))
-    assert "train the network with `antibackdoor train`" in scanned.next
-    assert "use the network" in trained.next
-    assert any("defence.control=true" in sentence for sentence in trained.surer)
+    assert "use the set, with the care" in scanned.next
+    assert "use the network, with the care" in trained.next
+
+
+def test_of_a_run_of_the_former_default_the_present_one_is_named(make: Make) -> None:
+    former, present = (advise(make("no sign of poison", defence=name)) for name in ("filter", "witnesses"))
+    assert former.next == present.next
+    surer = "A scan with 'witnesses', which replaces the defence of this run and sees more."
+    assert former.surer == (surer, *present.surer)
+    assert "could clear no class" in advise(make("undecided", defence="filter")).next
 
 
 def test_what_was_not_learned_is_said(make: Make) -> None:

@@ -257,6 +257,6 @@ def test_a_path_is_set_in_place():
 
 def test_what_another_defence_was_given_does_not_stay_with_a_new_one():
     values = {"defence": {"name": "spectral", "rate": 0.1}, "attack": {"name": "sig", "rate": 0.2, "delta": 10}}
-    set_path(values, "defence.name", "filter")
+    set_path(values, "defence.name", "nad")
     set_path(values, "attack.name", "badnets")
-    assert values == {"defence": {"name": "filter"}, "attack": {"name": "badnets", "rate": 0.2}}
+    assert values == {"defence": {"name": "nad"}, "attack": {"name": "badnets", "rate": 0.2}}

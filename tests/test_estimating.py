@@ -79,7 +79,7 @@ def test_a_sample_is_spread_over_the_set(tmp_path: Path, monkeypatch: pytest.Mon
     assert held.images == 60
 
 
-def timed(data, monkeypatch, *, defence="filter", model="wrn-10-1", scan_only=False, seconds=0.5):
+def timed(data, monkeypatch, *, defence="witnesses", scan_only=False, seconds=0.5):
     """What would be said if every image took half a second in each epoch; and which networks were timed."""
     built = []
 
@@ -91,7 +91,7 @@ def timed(data, monkeypatch, *, defence="filter", model="wrn-10-1", scan_only=Fa
     found = duration_of(
         data,
         100,
-        build_model=builder_from(model, data)[0],
+        build_model=builder_from("wrn-10-1", data)[0],
         plan=TrainPlan(epochs=20),
         defence=DEFENCES.build(defence, {}),
         runtime=Runtime.create("cpu"),
@@ -103,17 +103,9 @@ def timed(data, monkeypatch, *, defence="filter", model="wrn-10-1", scan_only=Fa
 def test_how_many_trainings_there_are(few, monkeypatch):
     once = 100 * 20 * 0.5
     found, networks = timed(few, monkeypatch)
-    assert (found.least, found.most, networks) == (once, 3 * once, 1)
-    found, networks = timed(few, monkeypatch, scan_only=True)
-    assert (found.least, found.most, networks) == (once / 2, once / 2, 1)
-    found, networks = timed(few, monkeypatch, model="resnet-18")  # searched by a smaller one
-    assert (found.least, found.most, networks) == (2 * once, 4 * once, 2)
-    found, networks = timed(few, monkeypatch, model="resnet-18", scan_only=True)
-    assert (found.least, networks) == (once / 2, 1)
-    found, networks = timed(few, monkeypatch, defence="witnesses")
     detector = 2 * 100 * 20 * 0.5
     assert (found.least, found.most, networks) == (detector + once, detector + 2 * once, 2)
-    found, networks = timed(few, monkeypatch, defence="witnesses", scan_only=True)
+    found, networks = timed(few, monkeypatch, scan_only=True)
     assert (found.least, found.most, networks) == (detector, detector, 1)
     found, networks = timed(few, monkeypatch, defence="none")
     assert (found.least, found.most, networks) == (once, once, 1)

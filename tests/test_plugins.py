@@ -129,8 +129,8 @@ FAULTY = {
         ["the type of a hyper-parameter of Mine cannot be read", "Nowhere"],
     ),
     "a name that is taken": (
-        MINE.replace('{"mine"', '{"filter"'),
-        ["DEFENCES['filter']: the name is taken by Filter; choose another"],
+        MINE.replace('{"mine"', '{"witnesses"'),
+        ["DEFENCES['witnesses']: the name is taken by Witnesses; choose another"],
     ),
     "a name without letters": (MINE.replace('{"mine"', '{" "'), ["a name must be a string that is not empty"]),
     "a name that is a number": (MINE.replace('{"mine"', "{3"), ["DEFENCES[3]: a name must be a string"]),
@@ -160,8 +160,8 @@ def test_a_file_that_is_not_there_and_a_folder(tmp_path: Path) -> None:
 def test_of_a_plugin_with_one_fault_nothing_is_kept(plugin: Callable[..., Path]) -> None:
     good = STAMP.format(body="return 1 - images")
     antibackdoor.load_plugin(plugin(MINE.replace("mine", "first"), "first.py"))
-    with pytest.raises(ConfigError, match="the name is taken by Filter"):
-        antibackdoor.load_plugin(plugin(f"{good}\n{MINE.replace('mine', 'filter')}"))
+    with pytest.raises(ConfigError, match="the name is taken by Witnesses"):
+        antibackdoor.load_plugin(plugin(f"{good}\n{MINE.replace('mine', 'witnesses')}"))
     assert "dot" not in ATTACKS
     assert "first" in DEFENCES
     assert [file.path.rpartition("/")[2] for file in plugins.loaded()] == ["first.py"]
@@ -325,7 +325,7 @@ BROKEN = {
     "no python": ("x = \n", "broken_methods.py:1: SyntaxError: "),
     "is not there": (None, "ModuleNotFoundError: No module named 'broken_methods'"),
     "brings nothing": ("x = 1\n", "it brings nothing"),
-    "takes a name of ours": (MINE.replace('{"mine"', '{"filter"'), "the name is taken by Filter"),
+    "takes a name of ours": (MINE.replace('{"mine"', '{"witnesses"'), "the name is taken by Witnesses"),
 }
 
 
@@ -341,13 +341,13 @@ def test_a_broken_installed_plugin_is_left_out_and_said_once(
             done = invoke("list", "defences")
             assert done.code == 0, done
             assert "\nmine " in done.out
-            assert "\nfilter " in done.out
+            assert "\nwitnesses " in done.out
     [record] = caplog.records
     assert record.levelno == logging.WARNING
     assert "'methods' of swamp 1.0 is left out: " in record.getMessage()
     assert reason in record.getMessage()
     assert "\n" not in record.getMessage()
-    assert DEFENCES.get("filter").__module__ == "antibackdoor.defences.filter"
+    assert DEFENCES.get("witnesses").__module__ == "antibackdoor.defences.witnesses"
 
 
 def test_the_line_about_a_broken_plugin_reaches_people(install: Callable[..., Path]) -> None:

@@ -33,11 +33,9 @@ METHODS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             *("--set", "defence.milestones=[20]", "--set", "defence.batch_size=16", "--set", "defence.cap=2.0"),
         ),
     ),
-    "filter": (
-        ("look", "retrain 1"),
-        ("--defence", "filter", "--epochs", "24", "--sensitivity", "1000", "--set", "defence.rounds=1"),
-    ),
     "none": (("train",), ("--defence", "none", "--epochs", "16")),
+    # The detector's phases are an epoch each: none of them can be met unfinished.
+    "witnesses": (("retrain 0",), ("--epochs", "16", "--alpha", "0.99", "--set", "defence.witness=none")),
 }
 
 

@@ -13,6 +13,7 @@ from end_to_end import invoke
 from PIL import Image
 
 from antibackdoor import storage
+from antibackdoor.advice import advise
 from antibackdoor.benchmark import reading
 from antibackdoor.benchmark.folder import read_records
 from antibackdoor.errors import StorageError
@@ -20,6 +21,8 @@ from antibackdoor.training import Checkpoints
 
 ROOT = Path(__file__).parents[1]
 FIRST = Path(__file__).parent / "versions" / "0.1"  # written by that version: a run, one of its checkpoints, a grid
+# Written by commit 5158953, the last with the defence filter: a set, and a run of it that calls it poisoned.
+FILTER = Path(__file__).parent / "versions" / "filter"
 
 
 @pytest.fixture
@@ -52,6 +55,52 @@ def test_every_command_takes_it(command: list[str], run: Path, tmp_path: Path) -
     done = invoke("export", run, tmp_path / "list.csv", "--to", "csv", "--quiet")
     assert done.code in (0, 2)
     assert done.err.count("\n") <= 1
+
+
+@pytest.fixture(scope="module")
+def of_filter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shutil.copytree(FILTER, tmp_path_factory.mktemp("filter") / "made")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("report RUN", "report RUN --format text", "report RUN --format sarif", "report RUN --format json"),
+        *("compare RUN RUN", "verify RUN", "export RUN OUT/cleaned --data SET --quiet"),
+        "predict RUN OUT/a.png --out OUT/p.csv --device cpu --quiet",
+    ],
+)
+def test_a_run_of_a_defence_that_is_gone_is_read(command: str, of_filter: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
+    places = {"RUN": of_filter / "run", "SET": of_filter / "set.npz"}
+    words = [places.get(word, word.replace("OUT", str(tmp_path))) for word in command.split()]
+    done = invoke(*words)
+    assert (done.code, done.err) == (0, "")
+
+
+def test_what_it_found_is_told(of_filter: Path) -> None:
+    stored = storage.load_run(of_filter / "run")
+    assert (stored.record.config["defence"]["name"], stored.record.verdict) == ("filter", "poisoned")
+    assert stored.flagged.sum() == 87
+    assert stored.class_verdicts[0] == "poisoned"
+    assert "first those of class '0'" in advise(stored).next
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (
+            ("--defence", "filter"),
+            "defence 'filter' is no longer in this package: 'witnesses', the default, replaces it",
+        ),
+        ((), "was started with other settings (data, defence,"),
+    ],
+)
+def test_a_run_of_a_defence_that_is_gone_is_not_resumed(given: tuple[str, ...], named: str, of_filter: Path) -> None:
+    done = invoke("train", of_filter / "set.npz", "--out", of_filter / "run", "--resume", "--quiet", *given)
+    assert done.code == 2
+    assert done.err.count("\n") == 1
+    assert named in done.err
 
 
 def test_what_it_had_not_is_said(run: Path) -> None:

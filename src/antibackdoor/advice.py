@@ -9,13 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from antibackdoor.defences.witnesses.views import SMALLEST_CLASS
-from antibackdoor.isolation import FULL_CLASS
 from antibackdoor.stored import StoredRun
 
 __all__ = ["Advice", "advise"]
 
 _NAMED = 3  # classes that a sentence names
-_JUDGES = ("witnesses", "filter")  # whose runs did not always name the classes in doubt
+_JUDGES, _FORMER = "witnesses", "filter"  # the default, and what it replaced, whose runs are still read
 _DETECTOR = "detector "  # phases of the small network that looks for the witnesses
 _LITTLE = 0.5  # share of labels below which most of the set was not learned, so that most poison may not have been
 _SURE = math.log(2)  # a loss below: more than half of the probability is on the label
@@ -67,11 +66,6 @@ def _clear(run: StoredRun) -> str:
             f"Nothing was found, but do not take the set for clean yet: the network was sure of only {_floor(sure)} % "
             f"of the labels when it was looked at, so train it further, with {command}."
         )
-    if _stops_half_way(run):
-        return (
-            "Nothing was found to take out; a scan looks half-way only, so train the network with `antibackdoor "
-            "train`, which looks again at the end."
-        )
     if _is_scan(run):
         return "Nothing was found to take out; use the set, with the care that data from an unknown source deserve."
     return "Nothing was found to take out; use the network, with the care that data from an unknown source deserve."
@@ -88,18 +82,18 @@ def _open(run: StoredRun) -> str:
     if len(unsure) == len(run.classes):
         if _most_in_small_classes(run):
             return (
-                f"This set cannot be cleared as it is: have {_full_class(run)} images a class, better a few hundred, "
-                "and scan again."
+                f"This set cannot be cleared as it is: have {SMALLEST_CLASS} images a class, better a few hundred, and "
+                "scan again."
             )
         return (
             "Do not take this set for clean: this run could clear no class. Look at the most suspect images, and train "
             "for more epochs (`--epochs`)."
         )
     again = "scan" if _is_scan(run) else "train"
-    then = f"{again} with another `--seed`"
-    if _stops_half_way(run):
-        then = "run `antibackdoor train`, which looks again at the end"
-    return f"Do not take this set for clean yet: look at the most suspect images of {_names(run, unsure)}, and {then}."
+    return (
+        f"Do not take this set for clean yet: look at the most suspect images of {_names(run, unsure)}, and {again} "
+        "with another `--seed`."
+    )
 
 
 def _looked(run: StoredRun) -> str:
@@ -119,18 +113,12 @@ def _surer(run: StoredRun) -> Iterator[str]:
     """Yield what would make a verdict surer, as far as the run tells."""
     if run.record.verdict == "poisoned" or not (_judges(run) or run.record.verdict):
         return
-    defence = run.record.config.get("defence")
-    if _stops_half_way(run):
-        yield "A whole training (`antibackdoor train`): what is learned late shows at its end only."
-    if small := int((_sizes(run) < _full_class(run)).sum()):
+    if _defence(run) == _FORMER:
+        yield f"A scan with {_JUDGES!r}, which replaces the defence of this run and sees more."
+    if small := int((_sizes(run) < SMALLEST_CLASS).sum()):
         yield (
-            f"More images: {_count(small, 'class has', 'classes have')} under {_full_class(run)}, too few to show any "
-            "but the plainest poison."
-        )
-    if isinstance(defence, dict) and defence.get("control") is False:
-        yield (
-            "A detection limit: how little poison would have been found here is not known; with `--set "
-            "defence.control=true` planted copies measure it, for up to four more trainings."
+            f"More images: {_count(small, 'class has', 'classes have')} under {SMALLEST_CLASS}, too few to be "
+            "looked at."
         )
     if _judges(run):
         yield "Another seed (`--seed 1`), or more epochs (`--epochs`): a verdict that changes is none."
@@ -150,22 +138,16 @@ def _training(run: StoredRun) -> tuple[int, float | None]:
 
 def _judges(run: StoredRun) -> bool:
     """Say whether the defence of a run judges a set at all; others rank images and leave every set undecided."""
-    return _defence(run) in _JUDGES or bool(run.doubtful) or run.record.verdict in ("poisoned", "no sign of poison")
+    return (
+        _defence(run) in (_JUDGES, _FORMER)
+        or bool(run.doubtful)
+        or run.record.verdict in ("poisoned", "no sign of poison")
+    )
 
 
 def _defence(run: StoredRun) -> object:
     defence = run.record.config.get("defence")
     return defence.get("name") if isinstance(defence, dict) else None
-
-
-def _full_class(run: StoredRun) -> int:
-    """Return from how many images on a class shows what it holds."""
-    return SMALLEST_CLASS if _defence(run) == "witnesses" else FULL_CLASS
-
-
-def _stops_half_way(run: StoredRun) -> bool:
-    """Say whether the run is a scan of the filter, which trains no network to its end."""
-    return _is_scan(run) and _defence(run) != "witnesses"
 
 
 def _sizes(run: StoredRun) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
@@ -174,7 +156,7 @@ def _sizes(run: StoredRun) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
 
 def _most_in_small_classes(run: StoredRun) -> bool:
     sizes = _sizes(run)
-    return 2 * int(sizes[sizes < _full_class(run)].sum()) > int(sizes.sum())
+    return 2 * int(sizes[sizes < SMALLEST_CLASS].sum()) > int(sizes.sum())
 
 
 def _is_scan(run: StoredRun) -> bool:

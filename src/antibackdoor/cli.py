@@ -94,10 +94,6 @@ Alpha = Annotated[
     float | None,
     typer.Option("--alpha", help="Largest probability of calling a clean set poisoned. [default: 0.01]"),
 ]
-Sensitivity = Annotated[
-    float | None,
-    typer.Option("--sensitivity", help="With --defence filter: above 1 it suspects on less evidence. [default: 1]"),
-]
 Model = Annotated[str | None, typer.Option("--model", help="A name from `antibackdoor list models`.")]
 Pretrained = Annotated[
     bool, typer.Option("--pretrained", help="Fine-tune: begin with the weights that the network is published with.")
@@ -187,7 +183,6 @@ def train(
     out: Out,
     defence: Defence = None,
     alpha: Alpha = None,
-    sensitivity: Sensitivity = None,
     model: Model = None,
     pretrained: Pretrained = False,
     weights: Weights = None,
@@ -220,7 +215,6 @@ def train(
         "data.group_by": group_by,
         "defence.name": defence,
         "defence.alpha": alpha,
-        "defence.sensitivity": sensitivity,
         "model": model,
         "weights": _weights(pretrained, weights),
         "train.optimizer": optimizer,
@@ -246,7 +240,6 @@ def scan(
     fail_on_suspects: Annotated[bool, typer.Option("--fail-on-suspects", help="Short for --fail-on suspects.")] = False,
     defence: Defence = None,
     alpha: Alpha = None,
-    sensitivity: Sensitivity = None,
     model: Model = None,
     pretrained: Pretrained = False,
     weights: Weights = None,
@@ -277,7 +270,6 @@ def scan(
         "data.group_by": group_by,
         "defence.name": defence,
         "defence.alpha": alpha,
-        "defence.sensitivity": sensitivity,
         "model": model,
         "weights": _weights(pretrained, weights),
         "train.optimizer": optimizer,

@@ -19,8 +19,6 @@ from antibackdoor.data.listed import list_images
 from antibackdoor.data.reader import Reader
 from antibackdoor.data.sources import EMBEDDED, HUB, load
 from antibackdoor.defences import Defence
-from antibackdoor.defences.detector import detector_for
-from antibackdoor.defences.filter import Filter
 from antibackdoor.defences.none import NoDefence
 from antibackdoor.defences.witnesses import Witnesses, flow, observe
 from antibackdoor.models import BuildModel
@@ -36,7 +34,6 @@ LONG = 400_000  # images times epochs, from which a run says as it begins how lo
 BATCHES = 4  # that are timed, after as many that warm up
 # Passes, encoder and evidence take about as long as the training of the detector, by the bank of evidence.
 _LOOK = 2.0
-MOST_TRAININGS = 3  # of the filter, where poison is learned late
 GIB = 2**30
 
 
@@ -158,8 +155,7 @@ def duration_of(
         scan_only: It is a scan.
 
     Returns:
-        The least and the most; other methods than the default, the filter and ordinary training make trainings of their
-        own number.
+        The least and the most; other methods than the default and ordinary training make trainings of their own number.
     """
     whole = images * plan.epochs
     if isinstance(defence, Witnesses):
@@ -167,20 +163,8 @@ def duration_of(
         looking = _LOOK * _seconds_an_image(sample, seen_by, look, runtime) * images * look.epochs
         own = 0.0 if scan_only else _seconds_an_image(sample, build_model, plan, runtime) * whole
         return Duration(looking + own, looking + flow.ROUNDS * own, _memory(images, plan.epochs + look.epochs))
-    if not isinstance(defence, Filter):
-        once = _seconds_an_image(sample, build_model, plan, runtime) * whole
-        return Duration(once, once if isinstance(defence, NoDefence) else None, _memory(images, plan.epochs))
-    detector = detector_for(defence.detector, build_model, sample, plan)
-    own = 0.0
-    if detector is not None and not scan_only:
-        own = _seconds_an_image(sample, build_model, plan, runtime) * whole
-    if detector is not None:
-        build_model, plan = detector.build_model, detector.plan
     once = _seconds_an_image(sample, build_model, plan, runtime) * whole
-    if scan_only:
-        half = once * defence.looker().first(plan) / plan.epochs
-        return Duration(half, half, _memory(images, plan.epochs))
-    return Duration(once + own, once * MOST_TRAININGS + own, _memory(images, MOST_TRAININGS * plan.epochs))
+    return Duration(once, once if isinstance(defence, NoDefence) else None, _memory(images, plan.epochs))
 
 
 def before_long(

@@ -16,7 +16,7 @@ QUALITY = {
     "fine-pruning": (0.88, 0.40),
     "nad": (0.84, 0.06),
     "abl": (0.89, 0.03),
-    "filter": (0.915, 0.02),
+    "witnesses": (0.915, 0.02),
     "spectral": (0.90, 0.30),
 }
 GIVEN = {"fine-pruning": {"trusted_share": 0.05}, "nad": {"trusted_share": 0.05}, "spectral": {"rate": None}}
@@ -46,7 +46,7 @@ def make_record(
         "ca": ca + noise.uniform(-0.01, 0.01),
         "asr": min(1.0, asr + noise.uniform(0, 0.01)) if poisoned else None,
         "ra": 0.95 * (1 - asr) if poisoned else None,
-        "precision": 0.9 + noise.uniform(-0.02, 0.02) if poisoned and defence in ("abl", "filter") else None,
+        "precision": 0.9 + noise.uniform(-0.02, 0.02) if poisoned and defence in ("abl", "witnesses") else None,
         "recall": 0.1 if poisoned and defence == "abl" else None,
         "fpr": 0.001,
         "auroc": 0.99 if poisoned else None,
@@ -64,7 +64,7 @@ def make_record(
         if defence == "spectral" and "rate" not in (params or {})
         else []
     )
-    isolates = defence in ("abl", "filter")
+    isolates = defence in ("abl", "witnesses")
     curves = None
     if poisoned:
         falls = [math.exp(-1.2 * epoch) + 0.02 * noise.random() for epoch in range(EPOCHS)]
@@ -117,7 +117,7 @@ def make_grid(
     data: Iterable[str] = ("cifar10",),
     attacks: Iterable[str] = ("none", "badnets", "sig"),
     rates: Iterable[float] = (0.1,),
-    defences: Iterable[str] = ("none", "nad", "abl", "filter"),
+    defences: Iterable[str] = ("none", "nad", "abl", "witnesses"),
     seeds: Iterable[int] = (0, 1, 2),
     params: Iterable[dict[str, Any]] = ({},),
     **metrics: float | None,

@@ -93,14 +93,14 @@ def test_the_scatter_names_defences_and_attacks(grid: Grid, only: Only, tmp_path
     only(scatter)
     names(grid(attacks=("badnets", "sig"), seeds=(0,)), tmp_path)
     shown = texts(tmp_path, "accuracy-against-attack-success")
-    for text in ("Defence", "control", "none", "nad [5 % trusted]", "filter", "Attack", "badnets", "sig"):
+    for text in ("Defence", "control", "none", "nad [5 % trusted]", "witnesses", "Attack", "badnets", "sig"):
         assert shown.count(text) == 1
 
 
 def test_rates_are_drawn_where_an_attack_has_several(grid: Grid, only: Only, tmp_path: Path) -> None:
     only(by_rate)
     rates = (0.01, 0.1, 0.7)
-    records = grid(attacks=("none", "badnets"), rates=rates, defences=("none", "filter"), seeds=(0,))
+    records = grid(attacks=("none", "badnets"), rates=rates, defences=("none", "witnesses"), seeds=(0,))
     records += grid(attacks=("sig",), defences=("none",), seeds=(0,))
     assert "poisoning-rate" in names(records, tmp_path)
     shown = texts(tmp_path, "poisoning-rate")
@@ -149,13 +149,13 @@ def test_what_was_flagged_is_drawn_by_rate(grid: Grid, only: Only, tmp_path: Pat
     only(by_rate)
     plain = grid(attacks=("badnets",), rates=(0.05, 0.1), defences=("none", "nad"), seeds=(0,), recall=0.0)
     assert "isolation-by-rate" not in names(plain, tmp_path)
-    flagging = grid(attacks=("badnets",), rates=(0.05, 0.1), defences=("filter",), seeds=(0,))
+    flagging = grid(attacks=("badnets",), rates=(0.05, 0.1), defences=("witnesses",), seeds=(0,))
     assert "isolation-by-rate" in names(plain + flagging, tmp_path)
     shown = texts(tmp_path, "isolation-by-rate")
-    # The synthetic filter has a precision and no recall.
+    # The synthetic witnesses has a precision and no recall.
     assert "Poison among the flagged, %" in shown
     assert "Flagged among the poison, %" not in shown
-    assert shown.count("filter") == 1
+    assert shown.count("witnesses") == 1
     assert "nad [5 % trusted]" not in shown
     names([*plain, *flagging, *grid(attacks=("badnets",), rates=(0.05, 0.1), defences=("abl",))], tmp_path)
     assert "Flagged among the poison, %" in texts(tmp_path, "isolation-by-rate")

@@ -69,7 +69,7 @@ def test_filters_offer_what_is_there(grid: Grid) -> None:
         "data": ["all", "cifar10", "gtsrb"],
         "attack": ["all", "none", "badnets", "sig"],
         "rate": ["all", "none", "5 %", "70 %"],
-        "defence": ["all", "none", "nad", "abl", "filter"],
+        "defence": ["all", "none", "nad", "abl", "witnesses"],
         "model": ["all", "wrn-16-1"],
     }
 
@@ -98,7 +98,7 @@ EVIL = "</script><script>document.title='caught'</script><img src=x onerror=aler
 
 def test_names_from_outside_are_escaped(record: Make) -> None:
     bad = record(data=EVIL, defence="abl", label=EVIL, model="m' \"&amp;")
-    failed = record(defence="filter", error=EVIL)
+    failed = record(defence="witnesses", error=EVIL)
     page = render_leaderboard([bad, failed])
     assert "<img" not in page
     assert page.count("<script") == page.count("</script>") == 2
@@ -163,7 +163,7 @@ def test_sorting_in_a_browser(record: Make, tmp_path: Path) -> None:
     records = [
         record(ca=0.9, asr=0.99),
         record(defence="abl", ca=0.7, asr=0.02),
-        record(defence="filter", ca=0.8, asr=0.2),
+        record(defence="witnesses", ca=0.8, asr=0.2),
         record(attack="none", ca=0.95),
         record(rate=0.05, ca=0.85, asr=0.5),
     ]
@@ -180,7 +180,7 @@ def test_sorting_in_a_browser(record: Make, tmp_path: Path) -> None:
     assert told["rising"] == [["2.0", "20.0", "50.0", "99.0", "–"], [["Attack success, %", "ascending"]]]
     assert told["falling"] == [["99.0", "50.0", "20.0", "2.0", "–"], [["Attack success, %", "descending"]]]
     assert told["accuracy"] == [["95.0", "90.0", "85.0", "80.0", "70.0"], [["Clean accuracy, %", "descending"]]]
-    assert told["defence"] == ["abl", "filter", "none", "none", "none"]
+    assert told["defence"] == ["abl", "witnesses", "none", "none", "none"]
     assert told["rate"] == ["–", "5 %", "10 %", "10 %", "10 %"]
 
 
@@ -188,7 +188,7 @@ def test_sorting_in_a_browser(record: Make, tmp_path: Path) -> None:
 def test_defences_with_more_rows_rank_first_and_then_by_rating(record: Make, tmp_path: Path) -> None:
     records = [record(attack=attack, ca=0.9, asr=0.9) for attack in ("badnets", "sig")]
     records += [record(attack=attack, defence="nad", ca=0.9, asr=0.5) for attack in ("badnets", "sig")]
-    records += [record(attack=attack, defence="filter", ca=0.9, asr=0.1) for attack in ("badnets", "sig")]
+    records += [record(attack=attack, defence="witnesses", ca=0.9, asr=0.1) for attack in ("badnets", "sig")]
     records += [record(defence="abl", ca=0.9, asr=0.0)]
     steps = """
   const order = () => ranking().map((row) => row.slice(0, 3));
@@ -197,18 +197,23 @@ def test_defences_with_more_rows_rank_first_and_then_by_rating(record: Make, tmp
 """
     told = browse(render_leaderboard(records), steps, tmp_path)
     assert told["all"] == [
-        ["filter", "2", "0.900"],
+        ["witnesses", "2", "0.900"],
         ["nad 5 % trusted", "2", "0.700"],
         ["none", "2", "–"],
         ["abl", "1", "0.950"],
     ]
-    assert [row[:2] for row in told["one"]] == [["abl", "1"], ["filter", "1"], ["nad 5 % trusted", "1"], ["none", "1"]]
+    assert [row[:2] for row in told["one"]] == [
+        ["abl", "1"],
+        ["witnesses", "1"],
+        ["nad 5 % trusted", "1"],
+        ["none", "1"],
+    ]
     assert "Defences with more rows come first" in Page(render_leaderboard(records)).text
 
 
 @in_browser
 def test_filtering_in_a_browser(grid: Grid, tmp_path: Path) -> None:
-    records = grid(data=("cifar10", "gtsrb"), defences=("none", "nad", "filter"), seeds=(0, 1), ca=0.9, asr=0.25)
+    records = grid(data=("cifar10", "gtsrb"), defences=("none", "nad", "witnesses"), seeds=(0, 1), ca=0.9, asr=0.25)
     steps = """
   const count = () => document.getElementById("count").textContent;
   tell.all = [count(), cells("n").length, ranking().map((row) => row.slice(0, 2))];
@@ -221,7 +226,7 @@ def test_filtering_in_a_browser(grid: Grid, tmp_path: Path) -> None:
 """
     told = browse(render_leaderboard(records), steps, tmp_path)
     assert told["all"][:2] == ["18 of 18 rows shown.", 18]
-    assert sorted(told["all"][2]) == [["filter", "4"], ["nad 5 % trusted", "4"], ["none", "4"]]
+    assert sorted(told["all"][2]) == [["witnesses", "4"], ["nad 5 % trusted", "4"], ["none", "4"]]
     assert told["data"] == ["9 of 18 rows shown.", ["gtsrb"]]
     assert told["clean"] == [["none"] * 3, True]
     assert told["one"] == ["1 of 18 rows shown.", [["nad 5 % trusted", "1", "0.500", "90.0", "25.0", "25.0"]]]
@@ -233,7 +238,7 @@ def test_filtering_in_a_browser(grid: Grid, tmp_path: Path) -> None:
 @in_browser
 @pytest.mark.parametrize("size", ["390,844", "1280,900"])
 def test_the_page_never_scrolls_sideways(grid: Grid, tmp_path: Path, size: str) -> None:
-    records = grid(data=("a_data_set_with_a_very_long_name_" * 3,), defences=("none", "nad", "filter"), seeds=(0,))
+    records = grid(data=("a_data_set_with_a_very_long_name_" * 3,), defences=("none", "nad", "witnesses"), seeds=(0,))
     steps = """
   const page = document.documentElement;
   tell.wide = [page.scrollWidth, page.clientWidth];

@@ -57,7 +57,7 @@ def test_rows_are_settings_and_columns_are_defences(grid: Grid, tmp_path: Path) 
     random.Random(0).shuffle(records)
     rows = table(records, tmp_path)
     assert len(rows) == 2 * (1 + 2 * 2)
-    assert set(rows[0]) >= {"control", "none", r"nad \[5 % trusted\]", "abl", "filter"}
+    assert set(rows[0]) >= {"control", "none", r"nad \[5 % trusted\]", "abl", "witnesses"}
     assert list(rows[0])[6] == "none", "undefended training comes first"
     for data in ("cifar10", "gtsrb"):
         own = [(row["attack"], row["rate"]) for row in rows if row["data"] == data]
@@ -110,26 +110,26 @@ def test_best_is_the_highest_effectiveness(record: Make, tmp_path: Path) -> None
     records = [
         record(ca=0.90, asr=0.99),
         record(defence="abl", ca=0.60, asr=0.00),  # the lowest attack success, at the price of accuracy
-        record(defence="filter", ca=0.89, asr=0.03),
+        record(defence="witnesses", ca=0.89, asr=0.03),
         record(attack="none", ca=0.9),
         record(attack="none", defence="abl", ca=0.91),
-        record(attack="none", defence="filter", ca=0.8),
+        record(attack="none", defence="witnesses", ca=0.8),
     ]
     clean, attacked = table(records, tmp_path)
-    assert (attacked["abl"], attacked["filter"]) == ("60.0 / 0.0", "**89.0 / 3.0**")
+    assert (attacked["abl"], attacked["witnesses"]) == ("60.0 / 0.0", "**89.0 / 3.0**")
     assert clean["abl"] == "**91.0 / –**"
-    assert "**" not in attacked["none"] + clean["none"] + clean["filter"]
+    assert "**" not in attacked["none"] + clean["none"] + clean["witnesses"]
     assert "DER = " in (tmp_path / "table.md").read_text(encoding="utf-8")
 
 
 def test_nothing_is_best_without_an_effect_or_without_every_seed(record: Make, tmp_path: Path) -> None:
     idle = [record(ca=0.9, asr=0.1), record(defence="abl", ca=0.7, asr=0.1)]
     assert table(idle, tmp_path)[0]["abl"] == "70.0 / 10.0"
-    partial = [record(seed=0), record(seed=1), record(seed=0, defence="filter"), record(seed=0, defence="abl")]
+    partial = [record(seed=0), record(seed=1), record(seed=0, defence="witnesses"), record(seed=0, defence="abl")]
     partial.append(record(seed=1, defence="abl"))
     (row,) = table(partial, tmp_path)
     assert row["n"] == "2"
-    assert row["filter"].endswith("(n=1)")
+    assert row["witnesses"].endswith("(n=1)")
     assert row["abl"].startswith("**")
 
 
@@ -138,7 +138,7 @@ def test_failed_cells_are_listed_and_in_no_mean(record: Make, tmp_path: Path) ->
         record(seed=0, ca=0.9, asr=1.0),
         record(seed=1, error="the loss | became infinite"),
         record(seed=0, defence="abl", error="no luck"),
-        record(seed=0, defence="filter"),
+        record(seed=0, defence="witnesses"),
     ]
     (row,) = table(records, tmp_path)
     assert row["none"] == "90.0 / 100.0 (n=1)"
@@ -162,14 +162,14 @@ def test_what_a_defence_was_given_is_marked(record: Make, tmp_path: Path) -> Non
     elsewhere["evidence"] = ["This defence was given 7 trusted images, those of a folder."]
     guessed = record(defence="spectral", label="guess", params={"rate": 0.3})
     guessed["evidence"] = ["This defence was told that 30 % of the images is poison."]
-    records = [record(), record(defence="nad"), record(defence="spectral"), record(defence="filter")]
+    records = [record(), record(defence="nad"), record(defence="spectral"), record(defence="witnesses")]
     records += [elsewhere, guessed]
     head = list(table(records, tmp_path)[0])
     assert r"nad \[5 % trusted\]" in head
     assert r"spectral \[true rate\]" in head
     assert r"mcr \[trusted images\]" in head
     assert r"guess \[a rate\]" in head
-    assert "filter" in head
+    assert "witnesses" in head
     assert "none" in head
     text = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert "nad: This defence was given 250 trusted images, 5 % of the training images." in text
@@ -242,7 +242,7 @@ def test_csv_has_one_line_a_row_and_defence(grid: Grid, tmp_path: Path) -> None:
 
 
 def test_latex_is_balanced_and_every_line_has_every_column(record: Make, grid: Grid, tmp_path: Path) -> None:
-    records = grid(data=("cifar10", "my_data & co"), defences=("none", "nad", "spectral", "filter"))
+    records = grid(data=("cifar10", "my_data & co"), defences=("none", "nad", "spectral", "witnesses"))
     records.append(record(attack=r"odd_{50%}\#^~$<|>", error=r"C:\path {is bad"))
     write_tables(records, tmp_path)
     text = (tmp_path / "table.tex").read_text(encoding="utf-8")
@@ -348,18 +348,18 @@ def test_cells_that_do_not_belong_in_one_table_are_said_first(grid: Grid, tmp_pa
 
 
 def test_defences_within_a_deviation_of_the_best_are_bold_as_well(record: Make, tmp_path: Path) -> None:
-    values = {"abl": (0.1, 0.3, 0.2), "filter": (0.15, 0.2, 0.25), "nad": (0.5, 0.5, 0.5)}
+    values = {"abl": (0.1, 0.3, 0.2), "witnesses": (0.15, 0.2, 0.25), "nad": (0.5, 0.5, 0.5)}
     records = [record(seed=seed, ca=0.9, asr=1.0) for seed in range(3)]
     for defence, found in values.items():
         records += [record(seed=seed, ca=0.9, asr=asr, defence=defence) for seed, asr in enumerate(found)]
     bold = {entry.defence for entry in summarise(records).entries.values() if entry.best}
-    assert bold == {"abl", "filter"}
+    assert bold == {"abl", "witnesses"}
     # Of one seed there is no deviation, and the rule says what that is worth.
     alone = {
         entry.defence
         for entry in summarise([r for r in records if r["cell"]["seed"] == 1]).entries.values()
         if entry.best
     }
-    assert alone == {"filter"}
+    assert alone == {"witnesses"}
     write_tables(records, tmp_path)
     assert "bold is no evidence there" in (tmp_path / "table.md").read_text(encoding="utf-8")

@@ -129,9 +129,9 @@ def test_held_out_images_are_not_among_them_and_a_seed_decides(npz):
 
 
 def test_a_defence_that_needs_nothing_is_handed_nothing(npz):
-    given, _, _ = handed(config("filter", npz))
+    given, _, _ = handed(config("witnesses", npz))
     assert (given.trusted, given.evidence) == (None, ())
-    assert given.defence == defence_of(config("filter"))
+    assert given.defence == defence_of(config("witnesses"))
 
 
 def test_images_of_ones_own_are_brought_to_the_shape_and_the_classes_of_the_data(tmp_path):

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from antibackdoor.attacks import BadNets, poison
 from antibackdoor.defences import DEFENCES, RatedDefence, TrustedDefence
-from antibackdoor.defences.detector import detector_for
 from antibackdoor.errors import ConfigError
 from antibackdoor.models import builder_from
 from antibackdoor.seeds import Seeds
@@ -86,22 +85,3 @@ def test_a_defence_works_with_attention_or_says_at_once_that_it_does_not(name, r
         logits = outcome.model.eval()(observed.images.float() / 255)
     assert bool(logits.isfinite().all())
     assert outcome.isolation.scores.shape == (48,)
-
-
-def test_the_filter_looks_with_a_network_of_no_convolution_and_says_what_it_could_not_see(runtime, blobs):
-    data = blobs(48, 2, channels=1, height=16, width=16)
-    build, _ = builder_from(lambda: TinyAttention(1, 2), data)
-    given = {"build_model": build, "plan": PLAN, "seeds": Seeds(0)}
-    defence = DEFENCES.build("filter", {"detector": "own", "fewest": 1})
-    found = defence.scan(data, fit=Trainer(runtime, Seeds(0)), **given).isolation
-    assert found.scores.shape == (48,)
-    assert any("the network has no convolution" in sentence for sentence in found.evidence)
-
-
-def test_a_detector_beside_a_fine_tuned_network_learns_for_the_default_time(blobs):
-    data = blobs(8, 2, channels=1, height=16, width=16)
-    build, _ = builder_from("wrn-10-1", data)
-    assert detector_for("auto", build, data, TrainPlan(epochs=3)) is None
-    found = detector_for("auto", build, data, PLAN.but(epochs=3, tunes=True))
-    assert found is not None
-    assert (found.plan.epochs, found.plan.optimizer) == (20, "sgd")

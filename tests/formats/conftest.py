@@ -29,7 +29,7 @@ def build(
     skipped: Sequence[str] = (),
     content: bool = True,
     doubtful: Sequence[int] = (2,),
-    defence: str = "filter",
+    defence: str = "witnesses",
     scan: bool = False,
 ) -> Findings:
     """Rows go round the classes; ``flagged`` rows are flagged, and the later of them are the more suspect."""
@@ -41,7 +41,7 @@ def build(
     record = RunRecord(
         config={
             "data": {"source": source},
-            "defence": {"name": defence, "sensitivity": 1.0, "control": False},
+            "defence": {"name": defence, "alpha": 0.01},
             "seed": 0,
         },
         seeds={"seed": 0},

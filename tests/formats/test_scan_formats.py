@@ -108,7 +108,7 @@ def test_json_holds_every_suspect_most_suspect_first(make: Make) -> None:
     assert values["next"].startswith("Do not train")
     assert values["looked"].startswith("Looked at: 15 images")
     assert values["surer"] == []
-    assert values["config"]["defence"]["name"] == "filter"
+    assert values["config"]["defence"]["name"] == "witnesses"
     assert re.fullmatch("[0-9a-f]{64}", values["set"])
     assert json.loads(render(make(content=False), "json"))["set"] is None
 
@@ -302,7 +302,7 @@ def test_the_statement_names_the_set_by_content_and_what_it_was_tested_with(
     code, defence, everything = statement["predicate"]["configuration"]
     assert code["uri"] == "pkg:pypi/antibackdoor@0.1.0"
     assert code["annotations"]["versions"]["antibackdoor code"] == "0123456789ab"
-    assert defence["name"] == "defence filter"
+    assert defence["name"] == "defence witnesses"
     for part, values in ((defence, findings.run.record.config["defence"]), (everything, findings.run.record.config)):
         content = base64.b64decode(part["content"])
         assert json.loads(content) == values

@@ -73,7 +73,7 @@ PLAIN = st.one_of(
     st.floats(),
     st.text(max_size=8),
     st.sampled_from(
-        ["poisoned", "undecided", "../..", "/", "cat", "\ud800", "\0", "=1+1", "<script>", "filter", "wrn-10-1"]
+        ["poisoned", "undecided", "../..", "/", "cat", "\ud800", "\0", "=1+1", "<script>", "witnesses", "wrn-10-1"]
     ),
 )
 VALUES = st.recursive(

@@ -33,7 +33,7 @@ GRID = """
 data: [embedded, {name: x, source: y}]
 attacks: [badnets, {name: sig, rate: [0.1, 0.2]}]
 rates: [0.1]
-defences: [none, filter]
+defences: [none, witnesses]
 models: [auto]
 seeds: [0, 1]
 train: {epochs: 1}

@@ -197,7 +197,7 @@ def test_a_part_has_the_cells_that_matter_most(work):
     grid = GridConfig.load(ROOT / "benchmarks" / "grids" / "paper.yaml")
     first, ten = (work.part_of(grid, step).cells() for step in ("first", "attacks"))
     assert {cell.attack for cell in first} == {"none", "badnets", "blend", "sig"}
-    assert {cell.defence for cell in first} == {"none", "abl-code", "filter"}
+    assert {cell.defence for cell in first} == {"none", "abl-code", "witnesses"}
     assert {cell.seed for cell in ten} == {0}
     assert len({cell.attack for cell in ten}) == 11
     assert {cell.key for cell in first} < {cell.key for cell in ten} < {cell.key for cell in grid.cells()}

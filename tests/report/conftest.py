@@ -32,7 +32,7 @@ METRICS = Metrics(
 )
 RECORD = RunRecord(
     config={
-        "defence": {"name": "filter", "gamma": 0.5, "nested": {"deep": [1, 2]}},
+        "defence": {"name": "witnesses", "gamma": 0.5, "nested": {"deep": [1, 2]}},
         "model": "wrn",
         "seed": 3,
     },

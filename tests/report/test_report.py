@@ -41,7 +41,7 @@ def test_page_holds_every_section_in_order_and_is_well_formed(make: Make) -> Non
     assert all(attributes.get("scope") in ("row", "col") for attributes in page.all("th"))
     for words in (
         "toy set",
-        "Defence filter",
+        "Defence witnesses",
         "Model wrn-16-1",
         "Seed 3",
         "Class c0 splits in two.",

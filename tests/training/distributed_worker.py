@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import TinyNet, make_blobs
 
 from antibackdoor.attacks import BadNets, poison
-from antibackdoor.defences import AblModified
-from antibackdoor.defences import filter as filter_module
+from antibackdoor.defences import AblModified, Witnesses
+from antibackdoor.defences.witnesses import flow, observe
 from antibackdoor.models import builder_from
 from antibackdoor.ops.metrics import isolation_quality
 from antibackdoor.seeds import Seeds
@@ -29,24 +29,25 @@ def weights(model: torch.nn.Module) -> np.ndarray:
     return torch.cat([value.detach().double().flatten() for value in model.state_dict().values()]).numpy()
 
 
-def filtered(runtime: Runtime) -> dict[str, np.ndarray]:
-    """Filter a poisoned set; only the first process may look, and the others must hear what it saw."""
+def cleaned(runtime: Runtime) -> dict[str, np.ndarray]:
+    """Train without the suspects of a poisoned set; what the first process decides, the others must hear."""
     heard = runtime.first(("rank", runtime.rank))
     if runtime.rank > 0:
-        filter_module.look = None  # calling it fails
+        flow.decide = lambda seen, alpha: None  # nothing to go on with
+    observe.EPOCHS = 6
     clean = make_blobs(600, 3, channels=1, height=16, width=16)
     build, _ = builder_from(lambda: TinyNet(1, 3), clean)
     planted = poison(clean, BadNets(target=1, pattern="white"), rate=0.1, generator=Seeds(0).generator("poison"))
     plan = TrainPlan(epochs=6, batch_size=32, lr=0.05, augment=())
-    defence = filter_module.Filter(alarm=1e-3, detector="own")
+    defence = Witnesses(alpha=0.9, witness="none")
     outcome = defence.run(
         planted.observed, build_model=build, fit=Trainer(runtime, Seeds(0)), plan=plan, seeds=Seeds(0)
     )
     return {
         "heard": np.array(heard[1]),
-        "filtered": outcome.isolation.flagged.numpy(),
+        "cleaned": outcome.isolation.flagged.numpy(),
         "phases": np.array([history.phase for history in outcome.histories]),
-        "filtered weights": weights(outcome.model),
+        "cleaned weights": weights(outcome.model),
     }
 
 
@@ -104,7 +105,7 @@ def main(out: Path) -> None:
         precision.append(quality["precision"])
         saved[f"flagged {seed}"] = outcome.isolation.flagged.numpy()
     saved["precision"] = np.array(precision, dtype=np.float64)
-    saved |= filtered(runtime)
+    saved |= cleaned(runtime)
 
     runtime.wait()
     with (out / f"{runtime.world}-{runtime.rank}.npz").open("wb") as file:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from antibackdoor.defences import DEFENCES
+from antibackdoor.defences.witnesses import observe
 from antibackdoor.errors import StorageError
 from antibackdoor.ops.objectives import ce
 from antibackdoor.progress import Bar, Silent
@@ -28,9 +29,8 @@ PHASES = {
     "abl-paper": {"isolate": 1, "joint": 2, "joint 2": 1},
     "cbd": {"biased 1": 1, "biased 2": 1, "train": 3},
     "d-br": {"train": 3, "unlearn 1": 1, "relearn 1": 1, "unlearn 2": 1, "relearn 2": 1},
-    "filter": {"look": 2, "train": 1},
-    "filter, alarmed": {"look": 2, "retrain 1": 3},
-    "filter, detector": {"look": 2, "train": 1, "final": 3},
+    "witnesses": {"detector 1": 1, "detector 2": 1, "train": 3},
+    "witnesses, alarmed": {"detector 1": 1, "detector 2": 1, "retrain 0": 4},
 }
 PARAMS = {
     "none": {},
@@ -73,12 +73,11 @@ PARAMS = {
         "unlearn_lr": 1e-4,
         "relearn_lr": 1e-4,
     },
-    "filter": {"sensitivity": 1e-3, "fewest": 1, "detector": "own"},
-    "filter, alarmed": {"sensitivity": 1e3, "rounds": 1, "fewest": 1, "detector": "own"},
-    "filter, detector": {"sensitivity": 1e-3, "fewest": 1, "detector": "wrn-10-1"},
+    "witnesses": {"witness": "none"},
+    "witnesses, alarmed": {"witness": "none", "alpha": 0.99},
 }
-# The filter cuts classes of 20 trained images or more.
-SIZES = {"filter": (60, 2), "filter, alarmed": (100, 2), "filter, detector": (60, 2)}
+# Witnesses look at classes of 40 images or more.
+SIZES = {"witnesses, alarmed": (100, 2)}
 
 
 class Killer(Silent):
@@ -126,6 +125,14 @@ class Setting:
         )
         defence = DEFENCES.build(name.split(",")[0], PARAMS[name])
         return defence.run(self.data, build_model=self.build, fit=trainer, plan=PLAN, seeds=seeds)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_detector():
+    """Each of its epochs is a phase; two tell as much as all of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(observe, "EPOCHS", 2)
+        yield
 
 
 @pytest.fixture
@@ -186,8 +193,8 @@ def dies(setting, uninterrupted):
         setting.run(name, progress=counter)
         calls, epochs = 10**6 - counter.left, PHASES[name][phase]
         # Every batch, and the note after every epoch, when its checkpoint has been written.
-        # A detector has a plan of its own: these few images are one batch.
-        assert calls >= (2 if "detector" in name and phase != "final" else 4) * epochs
+        # A detector has a plan of its own: these few images are two batches.
+        assert calls >= (3 if phase.startswith("detector") else 4) * epochs
         each = calls // epochs
         # The first batch, one in an epoch, the first note, what follows it, and the last note.
         some = {0, each // 2, each - 1, min(each, calls - 1), calls - 1}

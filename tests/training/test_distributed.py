@@ -90,7 +90,7 @@ def test_both_processes_end_with_the_same(saved):
 def test_the_first_process_decides_for_all(saved):
     assert [int(saved[2, rank]["heard"]) for rank in (0, 1)] == [0, 0]
     assert len(saved[2, 1]["phases"]) > 1
-    assert saved[2, 1]["filtered"].any()
+    assert saved[2, 1]["cleaned"].any()
 
 
 def test_without_drawing_two_processes_do_what_one_does(saved):

@@ -322,7 +322,7 @@ def test_the_parts_of_a_training_give_the_bits_of_the_whole(runtime, blobs, tiny
     first = Phase("look", plan, last=2, part_of="train")
     fit = trainer()
     seen = [fit(parts, data, first)]
-    # Another network in between, as the filter's referee, does not take the momentum.
+    # Another network in between does not take the momentum.
     fit(build(Seeds(1).generator("init")), data, Phase("between", plan, last=1))
     if resumed:
         fit, parts = trainer(), build(Seeds(0).generator("init"))

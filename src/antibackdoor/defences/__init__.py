@@ -6,7 +6,6 @@ from antibackdoor.defences.activation_clustering import ActivationClustering
 from antibackdoor.defences.base import Defence, RatedDefence, RepairDefence, TrustedDefence
 from antibackdoor.defences.cbd import Cbd
 from antibackdoor.defences.dbr import Dbr
-from antibackdoor.defences.filter import Filter
 from antibackdoor.defences.fine_pruning import FinePruning
 from antibackdoor.defences.mcr import Mcr
 from antibackdoor.defences.nad import Nad
@@ -27,7 +26,6 @@ __all__ = [
     "Cbd",
     "Dbr",
     "Defence",
-    "Filter",
     "FinePruning",
     "Mcr",
     "Nad",
@@ -53,7 +51,6 @@ DEFENCES: Registry[Defence] = Registry(
         "activation-clustering": ActivationClustering,
         "cbd": Cbd,
         "d-br": Dbr,
-        "filter": Filter,
         "fine-pruning": FinePruning,
         "mcr": Mcr,
         "nad": Nad,
@@ -65,6 +62,7 @@ DEFENCES: Registry[Defence] = Registry(
     base=Defence,
     gone={
         "abl": "is called 'abl-modified' now, since it is a method of this package; Anti-Backdoor Learning as released "
-        "is 'abl-code', as in its paper 'abl-paper', in BackdoorBench's recipe 'abl-backdoorbench'"
+        "is 'abl-code', as in its paper 'abl-paper', in BackdoorBench's recipe 'abl-backdoorbench'",
+        "filter": "is no longer in this package: 'witnesses', the default, replaces it; runs that it made can be read",
     },
 )
