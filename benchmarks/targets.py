@@ -20,7 +20,7 @@ from statistics import fmean
 from attacks import read_attack
 from defences import summarise
 from record import kept_cells, of_now
-from tables import counted, share
+from tables import counted, named, share
 
 from antibackdoor.attacks import ATTACKS
 from antibackdoor.config import DEFAULT_DEFENCE
@@ -145,11 +145,11 @@ def group_of(name: str, text: str) -> str:
     """
     if text == "none":
         return "clean"
-    attack = read_attack(text)
-    if attack.name not in ATTACKS:
+    if named({"row": text}) not in ATTACKS:
         return "unseen"
     if name == DEMONSTRATION:
         return "demonstration"
+    attack = read_attack(text)
     if attack.name.startswith(HIDING) or attack.params.get("labelling") == "all-to-all":
         return "hiding"
     if not name.startswith("CIFAR-10"):

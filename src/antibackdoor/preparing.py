@@ -140,8 +140,7 @@ def anew(config: RunConfig) -> RunConfig:
 
 def plan_of(config: RunConfig) -> TrainPlan:
     """Return the plan of ordinary training that a configuration asks for."""
-    tunes = config.weights is not None
-    return TrainPlan(**config.train.resolved(tunes=tunes), tunes=tunes)
+    return TrainPlan(**config.train.resolved(tunes=config.weights is not None))
 
 
 def limited(loaded: Loaded, config: DataConfig, seeds: Seeds) -> Loaded:

@@ -57,19 +57,18 @@ class Network:
         return logits.float()
 
     @torch.no_grad()
-    def measure(self, measures: list[Measure], rows: Tensor | None = None) -> list[Tensor]:
+    def measure(self, measures: list[Measure]) -> list[Tensor]:
         """Take every measure of every image, in evaluation mode, in one pass over the set.
 
         Args:
             measures: What to take.
-            rows: int64 (N,), which images; all by default.
 
         Returns:
             One float32 (N, M) tensor a measure, on the CPU.
         """
         parts: list[list[Tensor]] = [[] for _ in measures]
         with evaluating(self.model):
-            for images, _ in self.batches(rows):
+            for images, _ in self.batches():
                 for kept, measure in zip(parts, measures, strict=True):
                     kept.append(measure(images).float().cpu())
         return [torch.cat(kept) for kept in parts]

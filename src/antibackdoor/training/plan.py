@@ -36,8 +36,6 @@ class TrainPlan:
             schedule begins; "onecycle" has a rise of its own and takes none.
         ema: Decay of a moving average of the weights, 0 and up, below 1, which takes their place when the training is
             over; 0 keeps none. Early on the average is over fewer updates: decay is at most (1 + n) / (10 + n).
-        tunes: The network begins with weights that were learned elsewhere, so its epochs say nothing of how long
-            another has to learn.
     """
 
     epochs: int = 20
@@ -52,7 +50,6 @@ class TrainPlan:
     backbone_lr: float = 1.0
     warmup: float = 0.0
     ema: float = 0.0
-    tunes: bool = False
 
     def __post_init__(self) -> None:
         if self.epochs < 1:

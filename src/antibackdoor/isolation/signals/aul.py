@@ -52,7 +52,7 @@ def _cut(areas: NDArray[np.float64], fitted: NDArray[np.bool_]) -> NDArray[np.fl
     if own.std() < _FLOOR:
         return np.zeros(len(areas))
     points = ((areas - own.mean()) / own.std())[:, None]
-    two, gain = two_gaussians(points[fitted], restarts=3)
+    two, gain = two_gaussians(points[fitted])
     lower = int(two.means_[:, 0].argmin())
     posterior = np.where(points[:, 0] > two.means_[1 - lower, 0], 0.0, two.predict_proba(points)[:, lower])
     return np.asarray(posterior * max(gain, 0.0))

@@ -82,7 +82,7 @@ class Trajectory(Signal):
             return np.zeros(len(standard)), 0.0
         axes = PCA(min(self.components, standard.shape[1]), random_state=0).fit(standard[fitted])
         points = axes.transform(standard)
-        two, gain = two_gaussians(points[fitted], restarts=3)
+        two, gain = two_gaussians(points[fitted])
         share = two.predict_proba(points)
         votes = share[furthest & fitted].sum(0)
         if np.isclose(votes[0], votes[1]):  # Mostly: none of the images that fell furthest is in this class.
