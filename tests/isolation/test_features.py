@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from antibackdoor.errors import ConfigError
-from antibackdoor.isolation import Network, channel_maxima
+from antibackdoor.isolation import Network
 from antibackdoor.isolation.signals.features import penultimate
 
 
@@ -55,8 +55,6 @@ def test_the_last_linear_layer_that_runs_is_the_head(network):
     assert not any(layer._forward_hooks for layer in made.model.modules())
 
 
-def test_layers_that_never_run_are_no_layers(network):
-    with pytest.raises(ConfigError, match="needs a network with convolutions"):
-        channel_maxima(network(Odd()))
+def test_a_layer_on_tokens_is_no_head(network):
     with pytest.raises(ConfigError, match="last layer is nn.Linear"):
         penultimate(network(Tokens()))

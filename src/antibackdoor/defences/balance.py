@@ -18,7 +18,7 @@ def lost(labels: Tensor, shown: Tensor, left_out: Tensor, num_classes: int) -> T
 
     A class is taken to be as large as it was with what was left out, or as the smallest class that is whole, whichever
     is less. So poison that wore a wrong label leaves nothing to make up for where classes are of like sizes; where its
-    target is the rarest class, it counts as images that the class lost. The referee cannot tell: of a class that lost
+    target is the rarest class, it counts as images that the class lost. The network cannot tell: of a class that lost
     most of its images it rejects right labels too.
 
     Args:
