@@ -22,6 +22,7 @@ from antibackdoor.training import Runtime
 __all__ = ["FAMILIES", "describe", "diagnose"]
 
 _EXTRAS = {
+    "cleanlab": "cleanlab",
     "timm": "models",
     "datasets": "hub",
     "pillow_heif": "heif",

@@ -309,6 +309,8 @@ def test_parameters_go_round_through_the_registry(name):
         ("cbd", {"certain_loss": 0.0}),
         ("cbd", {"certain_share": 0.0}),
         ("cbd", {"share": 1.0}),
+        ("cleanlab", {"folds": 1}),
+        ("cleanlab", {"filter_by": "best"}),
         ("d-br", {"share": 0.0}),
         ("d-br", {"clean_share": 1.0}),
         ("d-br", {"hold_out": 0.0}),

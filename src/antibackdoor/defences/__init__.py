@@ -5,6 +5,7 @@ from antibackdoor.defences.abl_published import AblBackdoorBench, AblCode, AblPa
 from antibackdoor.defences.activation_clustering import ActivationClustering
 from antibackdoor.defences.base import Defence, RatedDefence, RepairDefence, TrustedDefence
 from antibackdoor.defences.cbd import Cbd
+from antibackdoor.defences.confident_learning import Cleanlab
 from antibackdoor.defences.dbr import Dbr
 from antibackdoor.defences.fine_pruning import FinePruning
 from antibackdoor.defences.mcr import Mcr
@@ -24,6 +25,7 @@ __all__ = [
     "AblPaper",
     "ActivationClustering",
     "Cbd",
+    "Cleanlab",
     "Dbr",
     "Defence",
     "FinePruning",
@@ -50,6 +52,7 @@ DEFENCES: Registry[Defence] = Registry(
         "abl-paper": AblPaper,
         "activation-clustering": ActivationClustering,
         "cbd": Cbd,
+        "cleanlab": Cleanlab,
         "d-br": Dbr,
         "fine-pruning": FinePruning,
         "mcr": Mcr,

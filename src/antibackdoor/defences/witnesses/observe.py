@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from antibackdoor.data.batches import Batches
+from antibackdoor.defences.encoding import encode
 from antibackdoor.isolation import Network, penultimate
 from antibackdoor.models import BuildModel, Resized, builder_from, size_within
 from antibackdoor.models.encoders import Encoder
@@ -20,7 +20,7 @@ from antibackdoor.seeds import Seeds
 from antibackdoor.training import Fit, Phase, Runtime, TrainPlan, logits_of
 from antibackdoor.types import History, ImageSet
 
-__all__ = ["Seen", "detector_for", "detector_plan", "encode", "log_losses", "observe", "own_features", "train_in_parts"]
+__all__ = ["Seen", "detector_for", "detector_plan", "log_losses", "observe", "own_features", "train_in_parts"]
 
 # The detector: the network of the bank of evidence, on pictures of at most this side. It is trained without
 # augmentation, which blurs what marks poison (docs/log.md), for so many epochs of at least so many updates together.
@@ -111,17 +111,6 @@ def log_losses(model: nn.Module, data: ImageSet, runtime: Runtime) -> NDArray[np
     """Return the logarithm of the loss of every image, float64 (N,), by a forward pass without augmentation."""
     losses = ce(logits_of(model, data, runtime), data.labels)
     found: NDArray[np.float64] = losses.clamp_min(_FLOOR).log().double().numpy()
-    return found
-
-
-def encode(encoder: Encoder, data: ImageSet, runtime: Runtime) -> NDArray[np.float32]:
-    """Return the encoder's features of every image, float32 (N, D)."""
-    batches = Batches(data, runtime.device, resident=runtime.device.type == "cpu")
-    parts: list[Tensor] = []
-    with runtime.autocast():
-        for rows in torch.arange(len(data)).split(64 if runtime.device.type == "cpu" else 512):
-            parts.append(encoder.features(batches.take(rows)[0].float().div(255)).cpu())
-    found: NDArray[np.float32] = torch.cat(parts).numpy()
     return found
 
 
