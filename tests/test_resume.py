@@ -35,7 +35,7 @@ METHODS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "none": (("train",), ("--defence", "none", "--epochs", "16")),
     # The detector's phases are an epoch each: none of them can be met unfinished.
-    "witnesses": (("retrain 0",), ("--epochs", "16", "--alpha", "0.99", "--set", "defence.witness=none")),
+    "witnesses": (("train",), ("--epochs", "16", "--set", "defence.witness=none")),
 }
 
 
