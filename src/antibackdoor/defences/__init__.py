@@ -3,6 +3,7 @@
 from antibackdoor.defences.abl_modified import AblModified
 from antibackdoor.defences.abl_published import AblBackdoorBench, AblCode, AblPaper
 from antibackdoor.defences.activation_clustering import ActivationClustering
+from antibackdoor.defences.agpd import Agpd
 from antibackdoor.defences.base import Defence, RatedDefence, RepairDefence, TrustedDefence
 from antibackdoor.defences.cbd import Cbd
 from antibackdoor.defences.confident_learning import Cleanlab
@@ -24,6 +25,7 @@ __all__ = [
     "AblModified",
     "AblPaper",
     "ActivationClustering",
+    "Agpd",
     "Cbd",
     "Cleanlab",
     "Dbr",
@@ -51,6 +53,7 @@ DEFENCES: Registry[Defence] = Registry(
         "abl-modified": AblModified,
         "abl-paper": AblPaper,
         "activation-clustering": ActivationClustering,
+        "agpd": Agpd,
         "cbd": Cbd,
         "cleanlab": Cleanlab,
         "d-br": Dbr,
