@@ -18,7 +18,13 @@ from antibackdoor.cli import app
 DOCS = Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(r"^```(\w*)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TUTORIALS = sorted((DOCS / "tutorials").glob("*.md"))
-PAGES = [DOCS / "index.md", *TUTORIALS, DOCS / "attacks" / "index.md", DOCS / "defences" / "overview.md"]
+PAGES = [
+    DOCS / "index.md",
+    DOCS / "usage.md",
+    *TUTORIALS,
+    DOCS / "attacks" / "index.md",
+    DOCS / "defences" / "overview.md",
+]
 COMMAND = typer.main.get_command(app)
 
 
