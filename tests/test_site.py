@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -122,3 +124,19 @@ class _page:
 
 class _config:
     repo_url = ""
+
+
+def test_the_site_is_built_without_a_warning(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path / "site")]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")
+    assert ":class:" not in text
+    assert "antibackdoor.api.train" in text
+    assert "Settings of witnesses" in (tmp_path / "site" / "defences" / "index.html").read_text(encoding="utf-8")
+    for page in (tmp_path / "site").rglob("*.html"):
+        loaded = re.findall(
+            r"<(?:script|link|img)[^>]+(?:src|href)=\"?(https?://[^\s\">]+)", page.read_text(encoding="utf-8")
+        )
+        assert loaded == [], "nothing is loaded from elsewhere"
