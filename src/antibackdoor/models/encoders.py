@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from antibackdoor.errors import ConfigError, UnknownNameError
+from antibackdoor.models.folded import FoldedLite0
 from antibackdoor.models.packaged import LITE0, LITE0_MEAN, LITE0_STD, efficientnet_lite0
 
 __all__ = ["DEFAULT_ENCODER", "NO_ENCODER", "Encoder", "check_encoder", "encoder_from"]
@@ -86,28 +87,16 @@ def encoder_from(name: str, device: torch.device) -> Encoder | None:
     elif name.startswith(_TIMM):
         encoder = _from_timm(name.removeprefix(_TIMM))
     else:
-        encoder = _lite0()
+        encoder = _lite0(device)
     if isinstance(encoder.network, nn.Module):
         encoder.network.requires_grad_(False).eval().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return encoder
 
 
-class _Lite0(nn.Module):
-    """EfficientNet-Lite0 up to its last feature map, (B, 1280, side / 32, side / 32)."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        found: Tensor = self.network.extract_features(images)  # type: ignore[operator]
-        return found
-
-
-def _lite0() -> Encoder:
+def _lite0(device: torch.device) -> Encoder:
     with torch.random.fork_rng(devices=[]):  # Drawing weights must not move the caller's random state.
         network = efficientnet_lite0(3, 1000, weights=True, whose="defence.witness", otherwise=_OTHERWISE)
-    return Encoder(DEFAULT_ENCODER, _Lite0(network), _SIDE, LITE0_MEAN, LITE0_STD)
+    return Encoder(DEFAULT_ENCODER, FoldedLite0(network.eval(), device), _SIDE, LITE0_MEAN, LITE0_STD)
 
 
 def _from_timm(name: str) -> Encoder:
