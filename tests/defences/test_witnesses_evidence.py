@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from antibackdoor.defences.witnesses import views as views_module
-from antibackdoor.defences.witnesses.crosscheck import Adjudication, adjudicate
+from antibackdoor.defences.witnesses.crosscheck import Adjudication, Judged, adjudicate
 from antibackdoor.defences.witnesses.decide import Decision, decide, weigh
 from antibackdoor.defences.witnesses.evidence import STATISTICS, misplaced, mixing, picture, turning
 from antibackdoor.defences.witnesses.observe import Seen
@@ -344,9 +344,10 @@ def test_classes_that_are_too_small_are_not_looked_at(poisoned):
     assert not decide(small, 0.01).suspects.any()
 
 
-def judged(seen: Seen, decision: Decision, own: np.ndarray) -> Adjudication:
-    """Return what a network makes of a decision that gives every image this probability of its own label, (N,)."""
-    return adjudicate(np.log(-np.log(own)), seen, decision, decision.suspects, decision.near, ~decision.near)
+def judged(seen: Seen, decision: Decision, own: np.ndarray, shows: np.ndarray | int = TARGET) -> Adjudication:
+    """Return what comes of a network that gives images this probability of their label and sees this in them, (N,)."""
+    network = Judged(own, np.broadcast_to(shows, own.shape), ~decision.near)
+    return adjudicate(network, seen, decision, decision.suspects, decision.near)
 
 
 def test_the_retrained_network_lets_go_of_what_it_and_the_encoder_accept(poisoned):
@@ -381,10 +382,36 @@ def test_unsure_evidence_on_images_with_right_labels_is_dropped(poisoned):
         assert ruling.changes == (not stays)
 
 
-def test_a_class_in_doubt_beside_a_poisoned_one_is_left_out_and_judged(poisoned):
+def test_a_class_on_trial_is_accused_if_it_holds_all_kinds_of_other_classes(poisoned):
     seen, truth = poisoned
     decision = decide(seen, 0.01)
     one = decision.poisoned[0]
-    doubted = dataclasses.replace(decision, accusations=(dataclasses.replace(one, adjusted=0.03),))
-    doubted.suspects[:] = False
-    assert judged(seen, doubted, np.where(truth, 0.02, 0.97)).suspects[truth].mean() > 0.95
+    everywhere = (TARGET + 1 + np.arange(len(truth)) % (CLASSES - 1)) % CLASSES
+    accepted, rejected = np.full(600, 0.97), np.where(truth, 0.02, 0.97)
+    for own, shows, accused in (
+        (rejected, everywhere, True),
+        (rejected, (TARGET + 1) % CLASSES, False),  # an odd kind of a clean class looks like one other
+        (accepted, TARGET, False),
+    ):
+        for adjusted in (0.03, 0.08):
+            tried = dataclasses.replace(decision, accusations=(dataclasses.replace(one, adjusted=adjusted),))
+            tried.suspects[:] = False
+            ruling = judged(seen, tried, own, shows)
+            assert (ruling.suspects[truth].mean() > 0.95) == accused
+            assert ruling.near.any() == accused, "what is cleared is trained on"
+            assert ruling.changes != accused
+
+
+def test_what_is_to_be_tried_is_left_out_and_nothing_else(poisoned):
+    seen, truth = poisoned
+    decision = decide(seen, 0.01)
+    one = decision.poisoned[0]
+    for adjusted, doubtful, tried in ((0.03, 1, 1), (0.08, 0, 1), (0.11, 0, 0)):
+        other = dataclasses.replace(decision, accusations=(dataclasses.replace(one, adjusted=adjusted),))
+        assert (len(other.poisoned), len(other.doubtful), len(other.tried)) == (0, doubtful, tried)
+    # An error so small that the same evidence comes to no more than a trial.
+    strict = decide(seen, one.adjusted / 7)
+    assert not strict.suspects.any()
+    assert not strict.doubtful
+    assert strict.near[truth].mean() > 0.95
+    assert not strict.near[~truth].any()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from antibackdoor.defences.witnesses.calibration import COMBINED, NULLS
 from antibackdoor.defences.witnesses.evidence import AT_A_LOOK, QUESTIONS, STATISTICS
@@ -19,18 +20,18 @@ from antibackdoor.defences.witnesses.views import Features, views_of
 from antibackdoor.isolation.holm import holm
 from antibackdoor.isolation.mixture import fit_mixture
 
-__all__ = ["DOUBT", "Accusation", "Decision", "combined", "decide", "p_values", "refined", "weigh"]
+__all__ = ["DOUBT", "TRIED", "Accusation", "Decision", "combined", "decide", "p_values", "refined", "weigh"]
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 # No statistic alone may weigh more than this, in -log p: a plain background shared by some is a picture as well.
 _MOST = 7.0
 # Parts of a class that are tried on images of other classes.
-_TRIED = 5
+_ON_OTHERS = 3
 # Least overlap (Jaccard) with the part from which its refinement replaces it.
 _REFINES = 0.9
-# Times the error up to which a class is in doubt.
-DOUBT = 5
+# Times the error up to which a class is in doubt, and up to which a training without its suspects tries them.
+DOUBT, TRIED = 5, 10
 # An image is left out of training, though not flagged, from this posterior on: a little poison teaches the backdoor.
 _NEAR = 0.1
 
@@ -76,8 +77,7 @@ class Decision:
     Attributes:
         accusations: The strongest of every class that was looked at, least p-value first.
         suspects: bool (N,), images of poisoned classes with a posterior above one half.
-        near: bool (N,), what is left out of training: the suspects, what may belong to them, and, once a class is
-            poisoned, the parts of classes in doubt.
+        near: bool (N,), what is left out of training: the suspects, what may belong to them, and what is tried.
         scores: float64 (N,), higher is more suspect; comparable over classes.
         alpha: The error it was made at.
     """
@@ -91,16 +91,25 @@ class Decision:
     @property
     def poisoned(self) -> tuple[Accusation, ...]:
         """Those that are below the error, for images that nobody vouches for."""
-        below = (one for one in self.accusations if one.adjusted <= self.alpha)
-        return tuple(one for one in below if (one.posterior > 0.5).any())
+        return self._between(-math.inf, self.alpha)
 
     @property
     def doubtful(self) -> tuple[Accusation, ...]:
         """Those that are not, but would be at ``DOUBT`` times the error, for images that nobody vouches for."""
-        near = (one for one in self.accusations if self.alpha < one.adjusted <= DOUBT * self.alpha)
-        return tuple(one for one in near if (one.posterior > 0.5).any())
+        return self._between(self.alpha, DOUBT * self.alpha)
+
+    @property
+    def tried(self) -> tuple[Accusation, ...]:
+        """Those that are not, but would be at ``TRIED`` times the error: a training without their parts tells."""
+        return self._between(self.alpha, TRIED * self.alpha)
+
+    def _between(self, above: float, most: float) -> tuple[Accusation, ...]:
+        found = (one for one in self.accusations if above < one.adjusted <= most)
+        return tuple(one for one in found if (one.posterior > 0.5).any())
 
 
+# What is computed are many small systems of equations, at which several threads take longer than one.
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def decide(seen: Seen, alpha: float) -> Decision:
     """Judge every class.
 
@@ -126,7 +135,7 @@ def decide(seen: Seen, alpha: float) -> Decision:
             posterior[seen.data.vouched.numpy()[part.views.rows]] = 0
         strange = part.views.foreign > 0
         accused = posterior > 0.5
-        if adjusted <= DOUBT * alpha and accused.any():
+        if adjusted <= TRIED * alpha and accused.any():
             strange[accused] = features.seen_without(part.views.rows[accused])[0] != part.views.label
         accusations.append(Accusation(part, figures, statistic, p_value, adjusted, posterior, strange))
         rows, of = part.views.with_copies
@@ -135,10 +144,9 @@ def decide(seen: Seen, alpha: float) -> Decision:
             suspects[rows], near[rows] = posterior[of] > 0.5, posterior[of] > _NEAR
     accusations.sort(key=lambda one: one.p_value)
     decision = Decision(tuple(accusations), suspects, near, scores, alpha)
-    if decision.poisoned:  # whoever poisoned one class may have poisoned another
-        for one in decision.doubtful:
-            rows, of = one.part.views.with_copies
-            near[rows] = one.posterior[of] > 0.5
+    for one in decision.tried:
+        rows, of = one.part.views.with_copies
+        near[rows] = one.posterior[of] > 0.5
     suspects &= seen.open
     near &= seen.open
     return decision
@@ -147,14 +155,14 @@ def decide(seen: Seen, alpha: float) -> Decision:
 def weigh(seen: Seen, features: Features) -> Iterator[list[tuple[Part, dict[str, float], float]]]:
     """Yield, of every class that has parts, the likeliest with their statistics by name and the sum of -log p.
 
-    What needs no network is measured of all parts of a class; the five that come off worst by that are tried on others.
+    What needs no network is measured of all parts of a class; the three that come off worst by that are tried on others.
     """
     for views in views_of(seen, features):
         scene = Scene(seen, features, views.label)
         looked = [(part, {name: STATISTICS[name](scene, part) for name in AT_A_LOOK}) for part in parts_of(views)]
         looked.sort(key=lambda one: -combined(one[1]))
         weighed = []
-        for part, figures in looked[:_TRIED]:
+        for part, figures in looked[:_ON_OTHERS]:
             figures |= {name: measure(scene, part) for name, measure in STATISTICS.items() if name not in figures}
             weighed.append((part, figures, combined(figures)))
         if weighed:

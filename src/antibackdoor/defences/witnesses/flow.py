@@ -10,15 +10,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from antibackdoor.defences.balance import lost, make_up
-from antibackdoor.defences.witnesses.crosscheck import Adjudication, adjudicate
+from antibackdoor.defences.witnesses.crosscheck import Adjudication, Judged, adjudicate
 from antibackdoor.defences.witnesses.decide import Decision, decide
-from antibackdoor.defences.witnesses.observe import Seen, log_losses, observe
+from antibackdoor.defences.witnesses.observe import Seen, observe
 from antibackdoor.defences.witnesses.words import isolation_of
 from antibackdoor.isolation import Network
 from antibackdoor.models import BuildModel
 from antibackdoor.models.encoders import Encoder
+from antibackdoor.ops.objectives import ce
 from antibackdoor.seeds import Seeds
-from antibackdoor.training import Fit, Phase, TrainPlan
+from antibackdoor.training import Fit, Phase, TrainPlan, logits_of
 from antibackdoor.types import History, ImageSet, Outcome
 
 __all__ = ["ROUNDS", "Search"]
@@ -118,10 +119,10 @@ class Search:
 
     def _adjudicate(self, model: nn.Module, shown: Tensor) -> Adjudication:
         """Let a network that was not shown the suspects judge them."""
-        own = log_losses(model, self.data, self.fit.runtime)
-        ruling = self.fit.runtime.first(
-            adjudicate(own, self.seen, self.decision, self.suspects, self.near, shown.numpy())
-        )
+        logits = logits_of(model, self.data, self.fit.runtime)
+        own = (-ce(logits, self.data.labels).double()).exp().numpy()
+        judged = Judged(own, logits.argmax(1).numpy(), shown.numpy())
+        ruling = self.fit.runtime.first(adjudicate(judged, self.seen, self.decision, self.suspects, self.near))
         self.judged = True
         self.suspects, self.near = ruling.suspects & self.seen.open, ruling.near & self.seen.open
         self.notes += ruling.notes

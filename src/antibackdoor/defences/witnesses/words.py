@@ -39,7 +39,8 @@ def isolation_of(
     poisoned = set(seen.labels[suspects].tolist())
     sizes = np.bincount(seen.labels, minlength=seen.data.num_classes)
     surest = {one.part.views.label: one for one in decision.accusations}
-    doubtful = {one.part.views.label for one in decision.doubtful} - poisoned
+    # Without a training to try them, classes are in doubt that it would have cleared.
+    doubtful = {one.part.views.label for one in (decision.tried if scanned else decision.doubtful)} - poisoned
     sentences = []
     for label in sorted(poisoned):
         count = int((suspects & (seen.labels == label)).sum())
