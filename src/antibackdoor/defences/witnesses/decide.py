@@ -155,7 +155,7 @@ def decide(seen: Seen, alpha: float) -> Decision:
 def weigh(seen: Seen, features: Features) -> Iterator[list[tuple[Part, dict[str, float], float]]]:
     """Yield, of every class that has parts, the likeliest with their statistics by name and the sum of -log p.
 
-    What needs no network is measured of all parts of a class; the three that come off worst by that are tried on others.
+    What needs no network is measured of all parts of a class; the three that come off worst are tried on others.
     """
     for views in views_of(seen, features):
         scene = Scene(seen, features, views.label)
