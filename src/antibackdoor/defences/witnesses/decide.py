@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from antibackdoor.defences.witnesses.calibration import COMBINED, NULLS
 from antibackdoor.defences.witnesses.evidence import AT_A_LOOK, QUESTIONS, STATISTICS
@@ -108,8 +107,6 @@ class Decision:
         return tuple(one for one in found if (one.posterior > 0.5).any())
 
 
-# What is computed are many small systems of equations, at which several threads take longer than one.
-@threadpool_limits.wrap(limits=1, user_api="blas")
 def decide(seen: Seen, alpha: float) -> Decision:
     """Judge every class.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from antibackdoor.defences.balance import lost, make_up
@@ -76,8 +77,11 @@ class Search:
         """Train the detector, ask the encoder, and decide."""
         self.seen, histories = observe(self.data, self.encoder, fit=self.fit, seeds=self.seeds)
         self.histories += histories
+        # Many small systems of equations, at which several threads take longer than one.
+        with threadpool_limits(limits=1, user_api="blas"):
+            decision = decide(self.seen, self.alpha)
         # All processes must leave out the same images.
-        self.decision = self.fit.runtime.first(decide(self.seen, self.alpha))
+        self.decision = self.fit.runtime.first(decision)
         self.suspects, self.near = self.decision.suspects.copy(), self.decision.near.copy()
 
     def train(self) -> None:
