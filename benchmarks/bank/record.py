@@ -221,7 +221,7 @@ def record(run: dict, loaded: Loaded, kind: str, features: np.ndarray | None = N
     build_model, _ = builder_from(run.get("model", "wrn-10-1"), data)
     augment = ("crop",) if run["data"] == "gtsrb" else ("crop", "flip")
     # Small sets get about as many updates as larger ones would.
-    batch = 32 if len(data) <= 3000 else 64
+    batch = run.get("batch", 32 if len(data) <= 3000 else 64)
     if kind == "ordinary":
         plan = TrainPlan(epochs=run.get("epochs", ORDINARY), batch_size=batch, augment=augment)
         passes, keep = tuple(e for e in PASSES if e <= plan.epochs), (plan.epochs // 2, plan.epochs)
