@@ -14,6 +14,7 @@ from antibackdoor.defences.witnesses import views as views_module
 from antibackdoor.defences.witnesses.crosscheck import Adjudication, Judged, adjudicate
 from antibackdoor.defences.witnesses.decide import Decision, decide, weigh
 from antibackdoor.defences.witnesses.evidence import STATISTICS, misplaced, mixing, picture, turning
+from antibackdoor.defences.witnesses.limit import KINDS, SHARES, Limit, detection_limit
 from antibackdoor.defences.witnesses.observe import Seen
 from antibackdoor.defences.witnesses.parts import Part, alike, parts_of, shared_picture
 from antibackdoor.defences.witnesses.scene import Scene, high_pass
@@ -415,3 +416,38 @@ def test_what_is_to_be_tried_is_left_out_and_nothing_else(poisoned):
     assert not strict.doubtful
     assert strict.near[truth].mean() > 0.95
     assert not strict.near[~truth].any()
+
+
+def test_what_would_have_been_found_is_measured_and_leaves_the_set_as_it_was(clean):
+    images, labels = clean.data.images.clone(), clean.data.labels.clone()
+    encoded = []
+
+    def encode(data: ImageSet) -> np.ndarray:
+        """Features of images that show another class than their label says."""
+        encoded.append(data)
+        return np.random.default_rng(1).normal(size=(len(data), clean.features.shape[1])).astype(np.float32)
+
+    limit = detection_limit(clean, encode, 0.01)
+    assert limit.label in range(CLASSES)
+    assert limit.found.keys() == KINDS.keys()
+    assert limit.found["a mark"] in SHARES
+    assert not limit.blind
+    assert len(encoded[0]) == 60, "a tenth of all images first"
+    assert torch.equal(clean.data.images, images)
+    assert torch.equal(clean.data.labels, labels)
+    few = only(clean, np.concatenate([np.flatnonzero(clean.labels == label)[:39] for label in range(CLASSES)]))
+    assert detection_limit(few, encode, 0.01) is None
+
+
+def test_an_error_that_nothing_comes_below_leaves_the_verdict_undecided(clean):
+    limit = detection_limit(clean, lambda data: np.zeros((len(data), clean.features.shape[1]), np.float32), 1e-30)
+    assert limit.blind
+    decision, nobody = decide(clean, 0.01), np.zeros(600, dtype=bool)
+    passed = Limit(limit.label, {"a mark": 0.02, "a blended pattern": None})
+    for given, verdict, said in (
+        (limit, "undecided", "a mark not even in 10 %"),
+        (passed, "no sign of poison", "a mark from 2 % of all images on"),
+    ):
+        isolation = isolation_of(clean, decision, nobody, (), scanned=True, limit=given)
+        assert isolation.verdict == verdict
+        assert any(said in sentence for sentence in isolation.evidence)

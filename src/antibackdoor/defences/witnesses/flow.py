@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from antibackdoor.defences.balance import lost, make_up
 from antibackdoor.defences.witnesses.crosscheck import Adjudication, Judged, adjudicate
 from antibackdoor.defences.witnesses.decide import Decision, decide
-from antibackdoor.defences.witnesses.observe import Seen, observe
+from antibackdoor.defences.witnesses.limit import Limit, detection_limit
+from antibackdoor.defences.witnesses.observe import Seen, features_by, observe
 from antibackdoor.defences.witnesses.words import isolation_of
 from antibackdoor.isolation import Network
 from antibackdoor.models import BuildModel
@@ -104,9 +105,22 @@ class Search:
         """
         # Where nothing was left out, the network that was trained judged nothing.
         alone = scanned or not self.judged
-        isolation = isolation_of(self.seen, self.decision, self.suspects, tuple(self.notes), scanned=alone)
+        isolation = isolation_of(
+            self.seen, self.decision, self.suspects, tuple(self.notes), scanned=alone, limit=self._limit()
+        )
         model = self.seen.network if self.model is None else self.model
         return Outcome(model, isolation, tuple(self.histories))
+
+    def _limit(self) -> Limit | None:
+        """Return what would have been found, where nothing was."""
+        if self.suspects.any() or not self.decision.accusations:
+            return None
+
+        def features_of(data: ImageSet) -> NDArray[np.float32]:
+            return features_by(self.encoder, self.seen.network, data, self.fit.runtime)
+
+        with threadpool_limits(limits=1, user_api="blas"):
+            return self.fit.runtime.first(detection_limit(self.seen, features_of, self.alpha))
 
     def _train_once(self, number: int, shown: Tensor) -> nn.Module:
         """Train one network; the first that sees everything has the bits of ordinary training."""

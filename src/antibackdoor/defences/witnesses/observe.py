@@ -131,12 +131,14 @@ def observe(data: ImageSet, encoder: Encoder | None, *, fit: Fit, seeds: Seeds) 
         logs.append(log_losses(model, data, fit.runtime))
     held_out = histories[0].held_out
     trained = np.ones(len(data), dtype=bool) if held_out is None else ~held_out
-    if encoder is None:
-        features = own_features(model, data, fit.runtime)
-    else:
-        features = encode(encoder, data, fit.runtime)
+    features = features_by(encoder, model, data, fit.runtime)
     witness = "none" if encoder is None else encoder.name
     return Seen(data, model, fit.runtime, np.stack(logs), features, witness, trained), histories
+
+
+def features_by(encoder: Encoder | None, network: nn.Module, data: ImageSet, runtime: Runtime) -> NDArray[np.float32]:
+    """Return features of images, float32 (N, D): of the encoder, or of the network where there is none."""
+    return own_features(network, data, runtime) if encoder is None else encode(encoder, data, runtime)
 
 
 def own_features(model: nn.Module, data: ImageSet, runtime: Runtime) -> NDArray[np.float32]:

@@ -146,8 +146,8 @@ class Features:
         return values.mean(0), shrunk_covariance(empirical_covariance(values), shrinkage=_SHRINKAGE)
 
 
-def views_of(seen: Seen, features: Features) -> Iterator[Views]:
-    """Yield the views of every class that has 40 images to fit to.
+def views_of(seen: Seen, features: Features, *, only: int | None = None) -> Iterator[Views]:
+    """Yield the views of every class that has 40 images to fit to, or of one.
 
     Source:
         Log-losses standardised in class and epoch, and their mixture: ours; trajectories were clustered before by
@@ -156,7 +156,7 @@ def views_of(seen: Seen, features: Features) -> Iterator[Views]:
     """
     labels = seen.labels
     basis = _Natural(seen)
-    for label in np.unique(labels):
+    for label in np.unique(labels) if only is None else (only,):
         rows = np.flatnonzero(labels == label)
         if len(rows) < SMALLEST_CLASS:
             continue

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from antibackdoor.defences.witnesses.decide import Accusation, Decision
+from antibackdoor.defences.witnesses.limit import SHARES, Limit
 from antibackdoor.defences.witnesses.observe import Seen
 from antibackdoor.defences.witnesses.views import SMALLEST_CLASS
 from antibackdoor.types import Isolation, Verdict
@@ -25,6 +26,7 @@ def isolation_of(
     notes: Sequence[str],
     *,
     scanned: bool,
+    limit: Limit | None = None,
 ) -> Isolation:
     """Return scores, flags, verdict and the evidence in words.
 
@@ -34,6 +36,7 @@ def isolation_of(
         suspects: bool (N,), what is flagged.
         notes: Sentences to add.
         scanned: The detector alone has looked.
+        limit: What would have been found, where nothing was.
     """
     scores = decision.scores + suspects * (decision.scores.max(initial=0) + 1)
     poisoned = set(seen.labels[suspects].tolist())
@@ -49,7 +52,8 @@ def isolation_of(
     for label in sorted(doubtful):
         sentences.append(f"Class {seen.data.classes[label]!r} is in doubt: {_described(surest[label])}.")
     unseen = [label for label in np.flatnonzero(sizes).tolist() if label not in surest]
-    blind = 2 * int(sizes[unseen].sum()) > int(sizes.sum())  # most images are in classes that were not looked at
+    # Most images are in classes that were not looked at, or no class could have shown anything.
+    blind = 2 * int(sizes[unseen].sum()) > int(sizes.sum()) or (limit is not None and limit.blind)
     if not surest:
         sentences.append(f"Too little to look at: no class has {SMALLEST_CLASS} images that fall into two kinds.")
     elif not sentences:
@@ -62,6 +66,8 @@ def isolation_of(
         sentences.append(
             f"Not looked at: {names}{more}, of under {SMALLEST_CLASS} images or with nothing that tells them apart."
         )
+    if limit is not None:
+        sentences.append(_limit_of(limit, seen))
     with_what = "without an encoder" if seen.witness == "none" else f"with the encoder {seen.witness} as second witness"
     what = "A detector trained without augmentation" if scanned else "A detector and a network trained on what it left"
     sentences.append(f"{what} looked, {with_what}; a backdoor that neither has learned is not seen.")
@@ -74,3 +80,15 @@ def isolation_of(
 def _described(one: Accusation) -> str:
     figures = ", ".join(f"{name} {value:.2f}" for name, value in one.figures.items())
     return f"{one.kind}, {int((one.posterior > 0.5).sum())} in all ({figures}; adjusted p {one.adjusted:.2g})"
+
+
+def _limit_of(limit: Limit, seen: Seen) -> str:
+    name = seen.data.classes[limit.label]
+    found = [
+        f"{kind} from {100 * share:g} % of all images on" if share else f"{kind} not even in {100 * SHARES[-1]:g} %"
+        for kind, share in limit.found.items()
+    ]
+    return (
+        f"Planted into what was seen of class {name!r}, on images of other classes, these would have been found by the "
+        f"look alone if they are learned: {', '.join(found)}; less, or what is learned later, may be missed."
+    )
