@@ -20,7 +20,16 @@ from antibackdoor.seeds import Seeds
 from antibackdoor.training import Fit, Phase, Runtime, TrainPlan, logits_of
 from antibackdoor.types import History, ImageSet
 
-__all__ = ["Seen", "detector_for", "detector_plan", "log_losses", "observe", "own_features", "train_in_parts"]
+__all__ = [
+    "Seen",
+    "detector_for",
+    "detector_plan",
+    "features_by",
+    "log_losses",
+    "observe",
+    "own_features",
+    "train_in_parts",
+]
 
 # The detector: the network of the bank of evidence, on pictures of at most this side. It is trained without
 # augmentation, which blurs what marks poison (docs/log.md), for so many epochs of at least so many updates together.
