@@ -32,7 +32,8 @@ from torch import Tensor, nn
 from antibackdoor.api import load_plugin
 from antibackdoor.attacks import ATTACKS, Attack, poison, triggered_test
 from antibackdoor.data.sources import Loaded, load, subsample
-from antibackdoor.defences.witnesses.observe import encode, train_in_parts
+from antibackdoor.defences.encoding import encode
+from antibackdoor.defences.witnesses.observe import train_in_parts
 from antibackdoor.evaluation import evaluate
 from antibackdoor.files import atomic_write
 from antibackdoor.models import builder_from
