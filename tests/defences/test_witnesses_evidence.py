@@ -450,4 +450,5 @@ def test_an_error_that_nothing_comes_below_leaves_the_verdict_undecided(clean):
     ):
         isolation = isolation_of(clean, decision, nobody, (), scanned=True, limit=given)
         assert isolation.verdict == verdict
+        assert isolation.doubtful == (tuple(range(CLASSES)) if given.blind else ())
         assert any(said in sentence for sentence in isolation.evidence)

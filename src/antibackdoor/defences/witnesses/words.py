@@ -53,7 +53,8 @@ def isolation_of(
         sentences.append(f"Class {seen.data.classes[label]!r} is in doubt: {_described(surest[label])}.")
     unseen = [label for label in np.flatnonzero(sizes).tolist() if label not in surest]
     # Most images are in classes that were not looked at, or no class could have shown anything.
-    blind = 2 * int(sizes[unseen].sum()) > int(sizes.sum()) or (limit is not None and limit.blind)
+    in_no_class = limit is not None and limit.blind
+    blind = 2 * int(sizes[unseen].sum()) > int(sizes.sum()) or in_no_class
     if not surest:
         sentences.append(f"Too little to look at: no class has {SMALLEST_CLASS} images that fall into two kinds.")
     elif not sentences:
@@ -73,7 +74,7 @@ def isolation_of(
     sentences.append(f"{what} looked, {with_what}; a backdoor that neither has learned is not seen.")
     verdict: Verdict = "poisoned" if poisoned else "undecided" if doubtful or blind else "no sign of poison"
     flags = torch.from_numpy(suspects.copy())
-    unsure = tuple(sorted(doubtful | set(unseen if blind else ())))
+    unsure = tuple(sorted(doubtful | set(np.flatnonzero(sizes).tolist() if in_no_class else unseen if blind else ())))
     return Isolation(torch.from_numpy(scores).float(), flags, verdict, (*sentences, *notes), unsure)
 
 
