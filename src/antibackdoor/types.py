@@ -112,8 +112,9 @@ class PoisonedSet:
     @property
     def made_of(self) -> Tensor:
         """int64 (N,), the row of the clean set that each image was made of."""
-        every = self.poison.new_ones(len(self.poison)).nonzero().squeeze(1)
-        return every if self.origin is None else self.origin
+        import torch
+
+        return torch.arange(len(self.poison)) if self.origin is None else self.origin
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +139,13 @@ class History:
     stopped: str | None = None
     held_out: NDArray[np.bool_] | None = None
     updates: int = 0
+
+    @property
+    def trained(self) -> NDArray[np.bool_]:
+        """Bool (N,), the images that are not held out."""
+        import numpy as np
+
+        return np.ones(self.losses.shape[1], dtype=np.bool_) if self.held_out is None else ~self.held_out
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -347,7 +347,7 @@ def test_classes_that_are_too_small_are_not_looked_at(poisoned):
 
 def judged(seen: Seen, decision: Decision, own: np.ndarray, shows: np.ndarray | int = TARGET) -> Adjudication:
     """Return what comes of a network that gives images this probability of their label and sees this in them, (N,)."""
-    network = Judged(own, np.broadcast_to(shows, own.shape), ~decision.near)
+    network = Judged(own, np.broadcast_to(shows, own.shape))
     return adjudicate(network, seen, decision, decision.suspects, decision.near)
 
 

@@ -128,8 +128,7 @@ def below_gamma(history: History, gamma: float) -> str:
     Returns:
         One sentence: the first epoch whose mean loss is below gamma, and the share of images below it at the end.
     """
-    trained = np.ones(history.losses.shape[1], bool) if history.held_out is None else ~history.held_out
-    losses = history.losses[:, trained]
+    losses = history.losses[:, history.trained]
     means = losses.mean(1, dtype=np.float64)
     under = (means < gamma).nonzero()[0]
     when = f"first in epoch {under[0] + 1} (of {len(means)})" if len(under) else f"in no epoch (of {len(means)})"
@@ -152,8 +151,7 @@ def updates_made(histories: Sequence[History], batch_size: int, plan: TrainPlan)
         One sentence.
     """
     first = histories[0]
-    trained = first.losses.shape[1] - (0 if first.held_out is None else int(first.held_out.sum()))
-    ordinary = plan.epochs * len(split_batches(trained, plan.batch_size))
+    ordinary = plan.epochs * len(split_batches(int(first.trained.sum()), plan.batch_size))
     each = ", ".join(f"{history.updates:,} ({history.phase})" for history in histories)
     return (
         f"This training made {sum(history.updates for history in histories):,} updates of {batch_size} images: {each}; "

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
 from antibackdoor.defences.base import TrustedDefence
+from antibackdoor.defences.outlying_classes import SMALLEST_CLASS, isolation_of
 from antibackdoor.defences.retrain import without_flagged
 from antibackdoor.errors import ConfigError
 from antibackdoor.isolation import Network
@@ -21,12 +22,9 @@ from antibackdoor.isolation.untangle import outlyingness
 from antibackdoor.models import BuildModel
 from antibackdoor.seeds import Seeds
 from antibackdoor.training import Fit, Phase, TrainPlan, logits_of
-from antibackdoor.types import ImageSet, Isolation, Outcome, Verdict
+from antibackdoor.types import ImageSet, Isolation, Outcome
 
 __all__ = ["Agpd", "Targets"]
-
-SMALLEST_CLASS = 20
-FEWEST_CLASSES = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,16 +205,7 @@ class Agpd(TrustedDefence):
                 f"No class disperses more than the others: one lies {float(targets.outlying.max()):.3g} deviations "
                 f"above the median {where}, and {self.threshold:.3g} would count."
             )
-        if len(judged) < data.num_classes:
-            evidence.append(
-                f"{data.num_classes - len(judged)} of {data.num_classes} classes are under {SMALLEST_CLASS} images and "
-                "not judged."
-            )
-        verdict: Verdict = "poisoned" if bool(flagged.any()) else "no sign of poison"
-        if len(judged) < FEWEST_CLASSES:
-            verdict = "undecided"
-            evidence.append(f"Outliers among {len(judged)} classes say little; {FEWEST_CLASSES} or more are needed.")
-        return Isolation(scores, flagged, verdict, tuple(evidence))
+        return isolation_of(scores, flagged, evidence, judged=len(judged), classes=data.num_classes)
 
 
 def _means(gradients: NDArray[np.float32], trusted: ImageSet) -> NDArray[np.float32]:

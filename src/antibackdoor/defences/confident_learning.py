@@ -138,9 +138,10 @@ class Cleanlab(Defence):
             return Outcome(None, self._isolated(predicted, data, fit), histories)
         model = build_model(seeds.generator("init"))
         history = fit(model, data, Phase("train", plan))
-        trained = np.ones(len(data), dtype=bool) if history.held_out is None else ~history.held_out
         features = encode(encoder, data, fit.runtime)
-        predicted = predicted_from_features(features, data.labels.numpy(), trained, fold.numpy(), data.num_classes)
+        predicted = predicted_from_features(
+            features, data.labels.numpy(), history.trained, fold.numpy(), data.num_classes
+        )
         return Outcome(model, self._isolated(predicted, data, fit), (history,))
 
     def run(self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds) -> Outcome:

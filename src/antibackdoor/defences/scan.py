@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from antibackdoor.defences.base import TrustedDefence
+from antibackdoor.defences.encoding import own_features
+from antibackdoor.defences.outlying_classes import SMALLEST_CLASS, isolation_of
 from antibackdoor.defences.retrain import without_flagged
 from antibackdoor.errors import ConfigError
-from antibackdoor.isolation import Network, penultimate
 from antibackdoor.isolation.untangle import (
     Split,
     identity_of,
@@ -25,13 +26,10 @@ from antibackdoor.isolation.untangle import (
 )
 from antibackdoor.models import BuildModel
 from antibackdoor.seeds import Seeds
-from antibackdoor.training import Fit, Phase, Runtime, TrainPlan
-from antibackdoor.types import ImageSet, Isolation, Outcome, Verdict
+from antibackdoor.training import Fit, Phase, TrainPlan
+from antibackdoor.types import ImageSet, Isolation, Outcome
 
 __all__ = ["Scan", "Untangling", "untangle_classes"]
-
-SMALLEST_CLASS = 20
-FEWEST_CLASSES = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,12 +137,11 @@ class Scan(TrustedDefence):
         trusted = self._handed_over()
         model = build_model(seeds.generator("init"))
         history = fit(model, data, Phase("train", plan))
-        trained = np.ones(len(data), dtype=bool) if history.held_out is None else ~history.held_out
         found = untangle_classes(
-            _features(model, data, fit.runtime),
+            own_features(model, data, fit.runtime).astype(np.float64),
             data.labels.numpy(),
-            trained,
-            (_features(model, trusted, fit.runtime), trusted.labels.numpy()),
+            history.trained,
+            (own_features(model, trusted, fit.runtime).astype(np.float64), trusted.labels.numpy()),
             num_classes=data.num_classes,
             shrink=self.shrink,
             starts=self.starts,
@@ -184,22 +181,7 @@ class Scan(TrustedDefence):
                 f"No class is two groups: the largest J lies {float(found.outlying.max()):.3g} deviations above the "
                 f"median of {judged} classes, and {self.threshold:.3g} would count."
             )
-        if judged < data.num_classes:
-            evidence.append(
-                f"{data.num_classes - judged} of {data.num_classes} classes are under {SMALLEST_CLASS} images and not "
-                "judged."
-            )
-        verdict: Verdict = "poisoned" if bool(flagged.any()) else "no sign of poison"
-        if judged < FEWEST_CLASSES:
-            verdict = "undecided"
-            evidence.append(f"Outliers among {judged} classes say little; {FEWEST_CLASSES} or more are needed.")
-        return Isolation(scores, flagged, verdict, tuple(evidence))
-
-
-def _features(model: torch.nn.Module, data: ImageSet, runtime: Runtime) -> NDArray[np.float64]:
-    network = Network(model, data, runtime)
-    found: NDArray[np.float64] = network.measure([penultimate(network)])[0].double().numpy()
-    return found
+        return isolation_of(scores, flagged, evidence, judged=judged, classes=data.num_classes)
 
 
 def _strange_side(split: Split, trusted: int) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from antibackdoor.defences.witnesses.decide import Accusation, Decision
+from antibackdoor.defences.witnesses.evidence import entropy
 from antibackdoor.defences.witnesses.observe import Seen
 
 __all__ = ["Adjudication", "Judged", "adjudicate"]
@@ -37,12 +38,10 @@ class Judged:
     Attributes:
         own: float64 (N,), probability of the own label.
         seen: int64 (N,), class with the highest.
-        shown: bool (N,), what it was trained on.
     """
 
     own: Floats
     seen: Ints
-    shown: Bools
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,18 +78,21 @@ def adjudicate(judged: Judged, seen: Seen, decision: Decision, suspects: Bools, 
         suspects: bool (N,).
         near: bool (N,), what was left out of training.
     """
-    case = _Case(judged, seen, suspects.copy(), near.copy(), int(suspects.sum()))
+    case = _Case(judged, seen, suspects, near)
     for one in decision.poisoned:
-        case.judge(one, case.suspects, sure=one.adjusted <= _SURER * decision.alpha)
+        case.judge(one, suspects, sure=one.adjusted <= _SURER * decision.alpha)
     for one in decision.tried:
-        case.judge(one, case.near & ~judged.shown, on_trial=True)
-    changes = case.cleared or case.missed > _WORTH * max(1, case.count)
+        case.judge(one, near, on_trial=True)
+    changes = case.cleared or case.missed > _WORTH * max(1, int(suspects.sum()))
     return Adjudication(case.suspects, case.near, changes, tuple(case.notes))
 
 
 class _Case:
-    def __init__(self, judged: Judged, seen: Seen, suspects: Bools, near: Bools, count: int) -> None:
-        self.judged, self.seen, self.suspects, self.near, self.count = judged, seen, suspects, near, count
+    """One set before its network: who is suspected and left out by now, and what was said."""
+
+    def __init__(self, judged: Judged, seen: Seen, suspects: Bools, near: Bools) -> None:
+        self.judged, self.seen, self.hidden = judged, seen, near
+        self.suspects, self.near = suspects.copy(), near.copy()
         self.notes: list[str] = []
         self.cleared, self.missed = False, 0
 
@@ -136,20 +138,16 @@ class _Case:
 
     def _extend(self, accused: Bools, of_class: Bools, strange: Bools, possible: Bools) -> tuple[int, int]:
         """Let go what is accepted, suspect what is rejected; return how many of each."""
-        own, shown = self.judged.own, self.judged.shown
-        hidden = self.near & ~shown & ~accused & of_class
-        freed = (accused | hidden) & (own > _ACCEPTS) & ~strange
-        missed = (hidden | (possible & shown & ~accused)) & (own < _REJECTS)
+        own, beside = self.judged.own, self.hidden & ~accused & of_class
+        freed = (accused | beside) & (own > _ACCEPTS) & ~strange
+        missed = (beside | (possible & ~self.hidden & ~accused)) & (own < _REJECTS)
         self.suspects = ((self.suspects | accused) & ~freed) | missed
         self.near = (self.near & ~freed) | missed
-        self.missed += int((missed & shown).sum())
+        self.missed += int((missed & ~self.hidden).sum())
         return int((freed & accused).sum()), int(missed.sum())
 
     def _from_everywhere(self, accused: Bools, label: int) -> bool:
         """Whether what the network sees in those that it rejects are other classes of all kinds."""
-        kinds = self.seen.data.num_classes - 1
-        counts = np.bincount(self.judged.seen[accused & (self.judged.own < 0.5)], minlength=kinds + 1).astype(float)
-        counts[label] = 0
-        shares = counts[counts > 0] / max(1.0, counts.sum())
-        possible = min(kinds, int(counts.sum()))
-        return possible > 1 and float(-(shares * np.log(shares)).sum()) >= _EVERYWHERE * np.log(possible)
+        others = self.judged.seen[accused & (self.judged.own < 0.5) & (self.judged.seen != label)]
+        possible = min(self.seen.data.num_classes - 1, len(others))
+        return possible > 1 and entropy(others) >= _EVERYWHERE * np.log(possible)

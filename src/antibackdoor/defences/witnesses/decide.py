@@ -19,7 +19,7 @@ from antibackdoor.defences.witnesses.views import Features, views_of
 from antibackdoor.isolation.holm import holm
 from antibackdoor.isolation.mixture import fit_mixture
 
-__all__ = ["DOUBT", "TRIED", "Accusation", "Decision", "combined", "decide", "p_values", "refined", "weigh"]
+__all__ = ["DOUBT", "Accusation", "Decision", "combined", "decide", "p_values", "refined", "weigh"]
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -30,7 +30,7 @@ _ON_OTHERS = 3
 # Least overlap (Jaccard) with the part from which its refinement replaces it.
 _REFINES = 0.9
 # Times the error up to which a class is in doubt, and up to which a training without its suspects tries them.
-DOUBT, TRIED = 5, 10
+DOUBT, _TRIED = 5, 10
 # An image is left out of training, though not flagged, from this posterior on: a little poison teaches the backdoor.
 _NEAR = 0.1
 
@@ -99,8 +99,8 @@ class Decision:
 
     @property
     def tried(self) -> tuple[Accusation, ...]:
-        """Those that are not, but would be at ``TRIED`` times the error: a training without their parts tells."""
-        return self._between(self.alpha, TRIED * self.alpha)
+        """Those that are not, but would be at ``_TRIED`` times the error: a training without their parts tells."""
+        return self._between(self.alpha, _TRIED * self.alpha)
 
     def _between(self, above: float, most: float) -> tuple[Accusation, ...]:
         found = (one for one in self.accusations if above < one.adjusted <= most)
@@ -132,7 +132,7 @@ def decide(seen: Seen, alpha: float) -> Decision:
             posterior[seen.data.vouched.numpy()[part.views.rows]] = 0
         strange = part.views.foreign > 0
         accused = posterior > 0.5
-        if adjusted <= TRIED * alpha and accused.any():
+        if adjusted <= _TRIED * alpha and accused.any():
             strange[accused] = features.seen_without(part.views.rows[accused])[0] != part.views.label
         accusations.append(Accusation(part, figures, statistic, p_value, adjusted, posterior, strange))
         rows, of = part.views.with_copies

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from antibackdoor.defences.witnesses.parts import Part, shared_picture
@@ -27,6 +28,7 @@ __all__ = [
     "detail",
     "diversity",
     "early",
+    "entropy",
     "misplaced",
     "mixing",
     "pasting",
@@ -148,11 +150,10 @@ def misplaced(scene: Scene, part: Part) -> float:
     wrong = (shown != scene.label) & scene.learned(rows)
     if not wrong.any():
         return 0.0
-    counts = np.unique(shown[wrong], return_counts=True)[1] / wrong.sum()
     others = len(np.unique(scene.seen.labels)) - 1
-    entropy = -float((counts * np.log(counts)).sum() / np.log(max(2, others)))
+    spread = entropy(shown[wrong]) / float(np.log(max(2, others)))
     kept = max(0.0, 1 - scene.returned / float(wrong.sum()))
-    return entropy * float(wrong.mean() * sure.mean()) * (1 + kept) / 2
+    return spread * float(wrong.mean() * sure.mean()) * (1 + kept) / 2
 
 
 def early(scene: Scene, part: Part) -> float:
@@ -217,6 +218,12 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     "is it learned too soon": ("early", "ahead"),
     "does it share a picture": ("picture",),
 }
+
+
+def entropy(classes: NDArray[np.int64]) -> float:
+    """Return the entropy of classes, int64 (n,), n at least 1, in nats: 0 where all are the same."""
+    shares = np.unique(classes, return_counts=True)[1] / len(classes)
+    return -float((shares * np.log(shares)).sum())
 
 
 def _outweighs(scene: Scene, part: Part, combine: Callable[[Tensor, Tensor], Tensor]) -> float:

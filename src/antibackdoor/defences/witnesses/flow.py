@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,10 +12,11 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from antibackdoor.defences.balance import lost, make_up
+from antibackdoor.defences.encoding import features_by
 from antibackdoor.defences.witnesses.crosscheck import Adjudication, Judged, adjudicate
 from antibackdoor.defences.witnesses.decide import Decision, decide
 from antibackdoor.defences.witnesses.limit import Limit, detection_limit
-from antibackdoor.defences.witnesses.observe import Seen, features_by, observe
+from antibackdoor.defences.witnesses.observe import Seen, observe
 from antibackdoor.defences.witnesses.words import isolation_of
 from antibackdoor.isolation import Network
 from antibackdoor.models import BuildModel
@@ -90,7 +92,7 @@ class Search:
         for number in range(ROUNDS):
             shown = torch.from_numpy(~self.near)
             self.model = self._train_once(number, shown)
-            if shown.all() or not self._adjudicate(self.model, shown).changes:
+            if shown.all() or not self._adjudicate(self.model).changes:
                 break
         else:
             self.notes.append("The last network names others still, which no further training left out.")
@@ -116,9 +118,7 @@ class Search:
         if self.suspects.any() or not self.decision.accusations:
             return None
 
-        def features_of(data: ImageSet) -> NDArray[np.float32]:
-            return features_by(self.encoder, self.seen.network, data, self.fit.runtime)
-
+        features_of = partial(features_by, self.encoder, self.seen.network, runtime=self.fit.runtime)
         with threadpool_limits(limits=1, user_api="blas"):
             return self.fit.runtime.first(detection_limit(self.seen, features_of, self.alpha))
 
@@ -135,11 +135,11 @@ class Search:
         share = float(shown.double().mean())
         return self.plan.but(epochs=round(self.plan.epochs / max(share, 1 / _LONGEST)))
 
-    def _adjudicate(self, model: nn.Module, shown: Tensor) -> Adjudication:
+    def _adjudicate(self, model: nn.Module) -> Adjudication:
         """Let a network that was not shown the suspects judge them."""
         logits = logits_of(model, self.data, self.fit.runtime)
         own = (-ce(logits, self.data.labels).double()).exp().numpy()
-        judged = Judged(own, logits.argmax(1).numpy(), shown.numpy())
+        judged = Judged(own, logits.argmax(1).numpy())
         ruling = self.fit.runtime.first(adjudicate(judged, self.seen, self.decision, self.suspects, self.near))
         self.judged = True
         self.suspects, self.near = ruling.suspects & self.seen.open, ruling.near & self.seen.open

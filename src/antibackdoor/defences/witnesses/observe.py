@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from antibackdoor.defences.encoding import encode
-from antibackdoor.isolation import Network, penultimate
+from antibackdoor.defences.encoding import features_by
 from antibackdoor.models import BuildModel, Resized, builder_from, size_within
 from antibackdoor.models.encoders import Encoder
 from antibackdoor.ops.objectives import ce
@@ -20,16 +19,7 @@ from antibackdoor.seeds import Seeds
 from antibackdoor.training import Fit, Phase, Runtime, TrainPlan, logits_of
 from antibackdoor.types import History, ImageSet
 
-__all__ = [
-    "Seen",
-    "detector_for",
-    "detector_plan",
-    "features_by",
-    "log_losses",
-    "observe",
-    "own_features",
-    "train_in_parts",
-]
+__all__ = ["Seen", "detector_for", "detector_plan", "log_losses", "observe", "train_in_parts"]
 
 # The detector: the network of the bank of evidence, on pictures of at most this side. It is trained without
 # augmentation, which blurs what marks poison (docs/log.md), for so many epochs of at least so many updates together.
@@ -71,6 +61,16 @@ class Seen:
         """Bool (N,), images that nobody vouches for."""
         found: NDArray[np.bool_] = self.data.unvouched(torch.ones(len(self.data), dtype=torch.bool)).numpy()
         return found
+
+    def at(self, rows: NDArray[np.int64]) -> Seen:
+        """Return what was seen of some images, int64 (n,)."""
+        return replace(
+            self,
+            data=self.data.select(torch.from_numpy(rows)),
+            trajectories=self.trajectories[:, rows],
+            features=self.features[rows],
+            trained=self.trained[rows],
+        )
 
 
 def detector_plan(count: int) -> TrainPlan:
@@ -138,20 +138,6 @@ def observe(data: ImageSet, encoder: Encoder | None, *, fit: Fit, seeds: Seeds) 
     for _, history in train_in_parts(model, data, plan, range(1, plan.epochs + 1), fit=fit, name="detector"):
         histories.append(history)
         logs.append(log_losses(model, data, fit.runtime))
-    held_out = histories[0].held_out
-    trained = np.ones(len(data), dtype=bool) if held_out is None else ~held_out
     features = features_by(encoder, model, data, fit.runtime)
     witness = "none" if encoder is None else encoder.name
-    return Seen(data, model, fit.runtime, np.stack(logs), features, witness, trained), histories
-
-
-def features_by(encoder: Encoder | None, network: nn.Module, data: ImageSet, runtime: Runtime) -> NDArray[np.float32]:
-    """Return features of images, float32 (N, D): of the encoder, or of the network where there is none."""
-    return own_features(network, data, runtime) if encoder is None else encode(encoder, data, runtime)
-
-
-def own_features(model: nn.Module, data: ImageSet, runtime: Runtime) -> NDArray[np.float32]:
-    """Return the network's penultimate features, float32 (N, D)."""
-    network = Network(model, data, runtime)
-    found: NDArray[np.float32] = network.measure([penultimate(network)])[0].numpy()
-    return found
+    return Seen(data, model, fit.runtime, np.stack(logs), features, witness, histories[0].trained), histories
