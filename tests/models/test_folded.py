@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from antibackdoor.models import folded as folded_module
 from antibackdoor.models.folded import FoldedLite0
 from antibackdoor.models.packaged import efficientnet_lite0
 
@@ -29,13 +30,19 @@ def network() -> torch.nn.Module:
 def test_it_is_the_same_function(network: torch.nn.Module, side: int, fused: bool) -> None:
     images = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(1))
     folded = FoldedLite0(network, CPU)
-    folded._fused = fused
+    folded._fuses = fused
     expected = network.extract_features(images)
     torch.testing.assert_close(folded(images), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
+@pytest.mark.parametrize("able", [True, False])
 @torch.inference_mode()
-def test_under_autocast_it_computes_in_its_type(network: torch.nn.Module) -> None:
+def test_under_autocast_it_computes_in_its_type(
+    network: torch.nn.Module, able: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the processor has instructions for the type or not."""
+    if not able:
+        monkeypatch.setattr(folded_module, "_has", lambda dtype: False)
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     folded = FoldedLite0(network, CPU)
     with torch.autocast("cpu", torch.bfloat16):
