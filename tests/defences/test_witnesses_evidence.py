@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from antibackdoor.defences.witnesses import limit as limit_module
 from antibackdoor.defences.witnesses import views as views_module
 from antibackdoor.defences.witnesses.crosscheck import Adjudication, Judged, adjudicate
 from antibackdoor.defences.witnesses.decide import Decision, decide, weigh
@@ -90,17 +91,6 @@ def part_of(seen: Seen, members: np.ndarray) -> tuple[Scene, Part]:
     return Scene(seen, features, TARGET), Part(views, members[views.rows], "mixture")
 
 
-def only(seen: Seen, rows: np.ndarray) -> Seen:
-    """Return what was seen of some images, int64 (n,)."""
-    return dataclasses.replace(
-        seen,
-        data=seen.data.select(torch.from_numpy(rows)),
-        trajectories=seen.trajectories[:, rows],
-        features=seen.features[rows],
-        trained=seen.trained[rows],
-    )
-
-
 def test_features_tell_an_image_of_another_class_without_having_seen_it(poisoned):
     seen, truth = poisoned
     foreign = Features(seen).foreign
@@ -112,7 +102,7 @@ def test_features_tell_an_image_of_another_class_without_having_seen_it(poisoned
 def test_the_classifier_is_scikit_learns(count, clean):
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-    some = only(clean, np.flatnonzero(clean.labels < count))
+    some = clean.at(np.flatnonzero(clean.labels < count))
     some = dataclasses.replace(some, trained=np.arange(len(some.labels)) % 7 > 0)
     features = Features(some)
     rows = np.flatnonzero(some.labels == 1)[:30]
@@ -126,14 +116,14 @@ def test_the_classifier_is_scikit_learns(count, clean):
 
 def test_of_a_large_set_a_small_class_is_fitted_to_whole(clean, monkeypatch):
     monkeypatch.setattr(views_module, "_FITTED_TO", 100)
-    rare = only(clean, np.concatenate([np.flatnonzero(clean.labels == 0)[:6], np.flatnonzero(clean.labels > 0)]))
+    rare = clean.at(np.concatenate([np.flatnonzero(clean.labels == 0)[:6], np.flatnonzero(clean.labels > 0)]))
     features = Features(rare)
     assert (features.foreign < 0).mean() > 0.95
     assert (features.shown[rare.labels == 0] == 0).mean() > 0.5
 
 
 def test_two_classes_are_told_by_one_discriminant(clean):
-    two = only(clean, np.flatnonzero(clean.labels < 2))
+    two = clean.at(np.flatnonzero(clean.labels < 2))
     features = Features(two)
     assert (features.foreign < 0).mean() > 0.98
     shown, sure = features.seen_without(np.flatnonzero(two.labels == 1)[:10])
@@ -253,7 +243,7 @@ def test_the_verdict_names_what_was_not_looked_at_and_what_is_in_doubt(poisoned,
 
     def first(*counts: int) -> Seen:
         rows = [np.flatnonzero(clean.labels == label)[:count] for label, count in enumerate(counts)]
-        return only(clean, np.concatenate(rows))
+        return clean.at(np.concatenate(rows))
 
     small, most = first(39, 60, 60), first(60, 39, 39)
     found = isolation_of(small, decide(small, 0.01), none[: len(small.labels)], (), scanned=True)
@@ -340,7 +330,7 @@ def test_the_parts_of_large_pictures_are_seen_at_the_size_that_the_network_sees(
 def test_classes_that_are_too_small_are_not_looked_at(poisoned):
     seen, _ = poisoned
     few = np.concatenate([np.flatnonzero(seen.labels == label)[:39] for label in range(CLASSES)])
-    small = only(seen, few)
+    small = seen.at(few)
     assert list(weigh(small, Features(small))) == []
     assert not decide(small, 0.01).suspects.any()
 
@@ -435,8 +425,21 @@ def test_what_would_have_been_found_is_measured_and_leaves_the_set_as_it_was(cle
     assert len(encoded[0]) == 60, "a tenth of all images first"
     assert torch.equal(clean.data.images, images)
     assert torch.equal(clean.data.labels, labels)
-    few = only(clean, np.concatenate([np.flatnonzero(clean.labels == label)[:39] for label in range(CLASSES)]))
+    few = clean.at(np.concatenate([np.flatnonzero(clean.labels == label)[:39] for label in range(CLASSES)]))
     assert detection_limit(few, encode, 0.01) is None
+
+
+@pytest.mark.parametrize("bound", ["_IMAGES", "_BYTES"])
+def test_of_a_large_set_what_would_have_been_found_is_measured_on_a_sample(clean, bound, monkeypatch):
+    asked = []
+    monkeypatch.setattr(limit_module, bound, 300 * (clean.data.images[0].numel() if bound == "_BYTES" else 1))
+    limit = detection_limit(
+        clean, lambda data: asked.append(len(data)) or np.ones((len(data), clean.features.shape[1]), np.float32), 0.01
+    )
+    assert asked[0] == 30, "a tenth of the sample"
+    sample = limit_module._sample(clean, limit.label)
+    assert len(sample.labels) == 300
+    assert (sample.labels == limit.label).sum() == min(150, (clean.labels == limit.label).sum())
 
 
 def test_an_error_that_nothing_comes_below_leaves_the_verdict_undecided(clean):

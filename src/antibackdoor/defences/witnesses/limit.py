@@ -23,6 +23,8 @@ __all__ = ["KINDS", "SHARES", "Limit", "detection_limit"]
 
 # Shares of the set, from the least; and planted images that are too few to be a part of a class.
 SHARES, _FEWEST = (0.01, 0.02, 0.05, 0.1), 20
+# Images that it is measured on, and their bytes: of larger sets the class and a sample of the others stand for all.
+_IMAGES, _BYTES = 20_000, 2**29
 # Weight of a pattern over an image, as Blend has it, and the side of a mark as a share of the image's.
 _BLENDED, _MARK = 0.2, 1 / 8
 # What the network answers to such triggers once it has learned them, in -log p of the questions that are put to it: the
@@ -71,7 +73,19 @@ def detection_limit(seen: Seen, encode: Encode, alpha: float) -> Limit | None:
     if not len(able) or (sizes > 0).sum() < 2:
         return None
     label = int(able[np.argsort(sizes[able], kind="stable")[len(able) // 2]])
-    return Limit(label, {kind: _least(seen, encode, alpha / len(able), label, kind) for kind in KINDS})
+    sample = _sample(seen, label)
+    return Limit(label, {kind: _least(sample, encode, alpha / len(able), label, kind) for kind in KINDS})
+
+
+def _sample(seen: Seen, label: int) -> Seen:
+    """Return what was seen of so many images as may be copied: of the class at most as many as of all others."""
+    most = min(_IMAGES, _BYTES // seen.data.images[0].numel())
+    if len(seen.labels) <= most:
+        return seen
+    order = np.random.default_rng(0).permutation(len(seen.labels))
+    own = seen.labels[order] == label
+    inside = order[own][: most // 2]
+    return seen.at(np.sort(np.concatenate([inside, order[~own][: most - len(inside)]])))
 
 
 def _least(seen: Seen, encode: Encode, alpha: float, label: int, kind: str) -> float | None:
