@@ -6,7 +6,8 @@ Only the detector's part of a run is looked at. The evidence on every part of ev
 of the code and kept in BANK/evidence-DIGEST/, so that a decision on the whole bank takes seconds. `--null` prints the
 Gumbel distributions that `defences/witnesses/calibration.py` holds, from the clean runs among those that are looked at.
 Which parts of a class are looked at closely depends on it a little: after it has changed, the evidence is measured anew
-(remove the folder). `--pack` writes the figures that `tests/defences/test_witnesses_bank.py` decides on.
+(remove the folder). `--pack` writes the figures that `tests/defences/test_witnesses_bank.py` decides on. `--limits`
+prints what would have been found in clean runs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import ast
 import hashlib
 import json
 import math
+import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +27,16 @@ from record import HERE, Loaded, prepared, source
 from sklearn.metrics import roc_auc_score
 
 from antibackdoor.api import load_plugin
+from antibackdoor.defences.encoding import features_by
 from antibackdoor.defences.witnesses import decide as deciding
 from antibackdoor.defences.witnesses.decide import DOUBT, combined, p_values, refined, weigh
 from antibackdoor.defences.witnesses.evidence import STATISTICS
+from antibackdoor.defences.witnesses.limit import detection_limit
 from antibackdoor.defences.witnesses.observe import Seen
 from antibackdoor.defences.witnesses.views import Features
 from antibackdoor.files import atomic_write_bytes
 from antibackdoor.models import builder_from
+from antibackdoor.models.encoders import DEFAULT_ENCODER, encoder_from
 from antibackdoor.training import Runtime
 
 # What the evidence depends on; the calibration and the rule are applied anew each time.
@@ -176,6 +182,24 @@ def judge(name: str, run: dict, alpha: float) -> dict:
     return {"accused": accused, "truth": truth, "false": rate}
 
 
+def limits(paths: list[Path], root: Path, alpha: float) -> None:
+    """Print what would have been found in clean runs, and how long that takes the processor."""
+    sources: dict[str, Loaded] = {}
+    for path in paths:
+        facts, seen, poison = seen_of(path, sources, root)
+        if poison.any():
+            continue
+        encoder = encoder_from(DEFAULT_ENCODER, seen.runtime.device)
+        started = time.process_time()
+        found = detection_limit(seen, partial(features_by, encoder, seen.network, runtime=seen.runtime), alpha)
+        shares = (
+            ", ".join(f"{kind} {share}" for kind, share in found.found.items()) if found else "no class can have any"
+        )
+        size = f"{len(poison)} images of {seen.data.num_classes} classes"
+        seconds = time.process_time() - started
+        print(f"{path.name.split('.')[0]} {facts['run']['data']}, {size}: {shares}; {seconds:.1f} s", flush=True)
+
+
 def main() -> None:
     """Go through the bank."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -187,14 +211,19 @@ def main() -> None:
     parser.add_argument("--evidence-only", action="store_true", help="measure what is not measured yet, judge nothing")
     parser.add_argument("--kept-only", action="store_true", help="judge what is measured already")
     parser.add_argument("--pack", type=Path, help="file for the figures of these runs, which the tests decide on")
+    parser.add_argument("--limits", action="store_true", help="print the detection limits of clean runs alone")
     arguments = parser.parse_args()
     for plugin in (HERE / "attacks.py", HERE.parent / "unseen.py"):
         load_plugin(plugin)
+    paths = sorted({path for only in arguments.only for path in arguments.bank.glob(f"{only}.detector.npz")})
+    if arguments.limits:
+        limits(paths, arguments.data, arguments.alpha)
+        return
     sources: dict[str, Loaded] = {}
     folder = arguments.bank / f"evidence-{digest()}"
     folder.mkdir(exist_ok=True)
     runs: dict[str, dict] = {}
-    for path in sorted({path for only in arguments.only for path in arguments.bank.glob(f"{only}.detector.npz")}):
+    for path in paths:
         name = path.name.split(".")[0]
         kept = folder / f"{name}.json"
         if not kept.exists():
