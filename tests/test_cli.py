@@ -247,6 +247,7 @@ def test_poison_writes_what_train_reads(planted: Path, tmp_path: Path) -> None:
 
     done = invoke("train", planted, "--out", tmp_path / "run", *FAST)
     assert done.code == 0, done
+    assert "left out" not in done.out + done.err
     _, suspects = rows_of(tmp_path / "run" / "suspects.csv")
     assert {row["id"] for row in suspects} == {row["id"] for row in truth}
 

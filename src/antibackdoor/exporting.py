@@ -12,6 +12,7 @@ from torch import Tensor
 
 from antibackdoor.csvs import as_text, lines_of
 from antibackdoor.data.picture import as_image
+from antibackdoor.data.walk import TRUTH, TRUTH_COLUMNS, holds_truth
 from antibackdoor.errors import RunExistsError, StorageError
 from antibackdoor.naming import check_folder_names, names_below
 from antibackdoor.progress import SILENT, Bar, Progress
@@ -20,7 +21,6 @@ from antibackdoor.types import ImageSet, PoisonedSet
 __all__ = ["Placer", "export_poisoned", "refuse_out", "write_png"]
 
 _PARTS, _PARTIAL = ("train", "triggered_test"), ".partial"
-_MANIFEST, _COLUMNS = "manifest.csv", ("id", "label", "original_label", "poisoned", "cover", "source")
 
 
 def export_poisoned(
@@ -58,7 +58,7 @@ def export_poisoned(
         with progress.bar("writing", total, "images") as bar:
             original, labels = train.original_labels.tolist(), train.observed.labels.tolist()
             names = _write_images(partial / "train", train.observed, original, labels, bar)
-            _write_manifest(partial / "train" / _MANIFEST, train, names)
+            _write_manifest(partial / "train" / TRUTH, train, names)
             if triggered is not None:
                 original = triggered.original_labels.tolist()
                 _write_images(partial / "triggered_test", triggered.observed, original, original, bar)
@@ -113,19 +113,11 @@ def refuse_out(out: Path, source: str | None, *, overwrite: bool) -> None:
         raise RunExistsError(f"{out} would be written over {source}; give another --out")
     if out.exists() and not overwrite and any(path.name != _PARTIAL for path in out.iterdir()):
         raise RunExistsError(f"{out} is not empty; give --overwrite to replace the set in it, or another --out")
-    if any((out / part).exists() for part in _PARTS) and not _holds_our_set(out):
+    if any((out / part).exists() for part in _PARTS) and not holds_truth(out / "train" / TRUTH):
         raise RunExistsError(
             f"{out} holds {' or '.join(_PARTS)}, but no set that antibackdoor poisoned, so --overwrite leaves it as "
             "it is; give another --out"
         )
-
-
-def _holds_our_set(out: Path) -> bool:
-    try:
-        with (out / "train" / _MANIFEST).open(encoding="utf-8") as file:
-            return file.readline().rstrip("\n") in (",".join(_COLUMNS), ",".join(_COLUMNS[:-1]))
-    except (OSError, UnicodeDecodeError):
-        return False
 
 
 def _write_images(root: Path, data: ImageSet, original: list[int], labels: list[int], bar: Bar) -> list[str]:
@@ -160,7 +152,7 @@ def _write_manifest(path: Path, train: PoisonedSet, names: list[str]) -> None:
         (as_text(name), classes[label], classes[original], int(poisoned), int(cover), as_text(source))
         for name, label, original, poisoned, cover, source in columns
     ]
-    path.write_text(lines_of([_COLUMNS, *rows]), encoding="utf-8", errors="backslashreplace", newline="")
+    path.write_text(lines_of([TRUTH_COLUMNS, *rows]), encoding="utf-8", errors="backslashreplace", newline="")
 
 
 class Placer:

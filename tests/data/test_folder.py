@@ -58,6 +58,26 @@ def test_hidden_and_other_files_are_ignored(two_classes, noise, read):
     assert len(read(two_classes).train) == 6
 
 
+def test_the_manifest_that_poison_writes_is_not_reported_as_left_out(two_classes):
+    table = two_classes / walk.TRUTH
+    header = ",".join(walk.TRUTH_COLUMNS)
+
+    def told() -> list[str]:
+        lines: list[str] = []
+        assert len(scan(two_classes, say=lines.append)) == 6
+        return lines
+
+    for ours in (header, header.removesuffix(",source")):
+        table.write_text(f"{ours}\ncat/0.png,cat,cat,0,0,cat/0.png\n")
+        assert told() == []
+    counted = [f"{two_classes}: left out: 1 file of a type that is not read (.csv 1)"]
+    for other in (b"id,label\n", f"{header},more\n".encode(), f"{header}{'x' * 1000}".encode(), b"", b"\xff\xfe"):
+        table.write_bytes(other)
+        assert told() == counted
+    table.rename(two_classes / "truth.csv").write_text(f"{header}\n")
+    assert told() == counted
+
+
 def test_train_and_test_folders(two_classes, noise, read):
     base = two_classes.parent / "split"
     base.mkdir()

@@ -10,7 +10,7 @@ from antibackdoor.data.formats import EXTENSIONS
 from antibackdoor.data.listing import Listing
 from antibackdoor.data.opening import printable
 from antibackdoor.data.splits import TEST, TRAIN, first_named
-from antibackdoor.data.walk import Left, images_below, is_folder, is_image, visible
+from antibackdoor.data.walk import Left, holds_truth, images_below, is_folder, is_image, visible
 from antibackdoor.errors import DataError
 
 __all__ = ["Parts", "parts_of", "scan"]
@@ -69,7 +69,7 @@ def scan(root: Path, prefix: str = "", say: Callable[[str], None] | None = None)
             ``Thumbs.db``), files at class level and files with other extensions than ``EXTENSIONS`` are left out, and
             so are class folders without any file. Links are followed, but never in a circle.
         prefix: Put before the path below ``root`` to make an id, such as ``train/``.
-        say: Told in one line what was left out.
+        say: Told in one line what was left out, but for the manifest that ``poison`` wrote.
 
     Returns:
         The images in the order of their paths; classes in the order of their names.
@@ -82,7 +82,7 @@ def scan(root: Path, prefix: str = "", say: Callable[[str], None] | None = None)
     for entry in visible(root, left):
         if is_folder(entry):
             names.append(entry.name)
-        else:
+        elif not holds_truth(entry.path):
             left.note(entry)
     by_class: dict[str, list[str]] = {}
     for name in sorted(names):

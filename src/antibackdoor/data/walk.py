@@ -12,11 +12,23 @@ from antibackdoor.data.formats import EXTENSIONS, missing
 from antibackdoor.data.opening import printable
 from antibackdoor.errors import DataError
 
-__all__ = ["LITTER", "Left", "images_below", "is_folder", "is_image", "visible"]
+__all__ = [
+    "LITTER",
+    "TRUTH",
+    "TRUTH_COLUMNS",
+    "Left",
+    "holds_truth",
+    "images_below",
+    "is_folder",
+    "is_image",
+    "visible",
+]
 
 # What systems and archives leave in folders without being asked.
 LITTER = frozenset({"__macosx", ".ds_store", "thumbs.db", "desktop.ini", "ehthumbs.db", "@eadir", "$recycle.bin"})
 SHOWN, SHOWN_CHARACTERS = 6, 120
+# What `poison` writes beside the class folders. The reader knows it, says nothing of it, and does not look at it.
+TRUTH, TRUTH_COLUMNS = "manifest.csv", ("id", "label", "original_label", "poisoned", "cover", "source")
 
 
 @dataclass(eq=False)
@@ -102,6 +114,21 @@ def visible(folder: str | Path, left: Left | None = None) -> list[os.DirEntry[st
         elif left is not None:
             left.hidden += 1
     return kept
+
+
+def holds_truth(path: str | Path) -> bool:
+    """Say whether a file is the manifest of the truth that ``poison`` writes, by its name and its header.
+
+    Version 0.1 wrote it without the last column, ``source``.
+    """
+    if os.path.basename(path) != TRUTH or not os.path.isfile(path):
+        return False
+    try:
+        with open(path, encoding="utf-8") as file:
+            header = file.readline(SHOWN_CHARACTERS).rstrip("\n")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return header in (",".join(TRUTH_COLUMNS), ",".join(TRUTH_COLUMNS[:-1]))
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
