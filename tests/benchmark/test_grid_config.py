@@ -14,7 +14,7 @@ import yaml
 from antibackdoor.attacks import ATTACKS
 from antibackdoor.benchmark import GridConfig, read_records
 from antibackdoor.benchmark.folder import GridFolder
-from antibackdoor.benchmark.grid import Skip
+from antibackdoor.benchmark.grid_members import Skip
 from antibackdoor.config import OWN_TRAIN
 from antibackdoor.errors import ConfigError, UnknownNameError
 

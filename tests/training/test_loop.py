@@ -15,7 +15,7 @@ from antibackdoor.errors import ConfigError, NonFiniteLossError
 from antibackdoor.ops.objectives import ce
 from antibackdoor.seeds import Seeds
 from antibackdoor.training import Checkpoints, Phase, Trainer, TrainPlan, logits_of, mean_loss
-from antibackdoor.training.loop import split_batches
+from antibackdoor.training.step import split_batches
 
 
 def state(model):

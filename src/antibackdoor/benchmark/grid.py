@@ -8,128 +8,23 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from antibackdoor.attacks import ATTACKS, RateOf
+from antibackdoor.attacks import ATTACKS
 from antibackdoor.benchmark.cells import NONE, PLACES, Cell, filled
-from antibackdoor.config import (
-    OWN_TRAIN,
-    Choice,
-    DataConfig,
-    PoisonConfig,
-    RunConfig,
-    TrainConfig,
-    apply_settings,
-    read_yaml,
-)
+from antibackdoor.benchmark.grid_members import GridAttack, GridData, GridDefence, Skip, as_tuple
+from antibackdoor.config import OWN_TRAIN, Choice, PoisonConfig, RunConfig, TrainConfig, apply_settings, read_yaml
 from antibackdoor.defences import DEFENCES
 from antibackdoor.errors import ConfigError, UnknownNameError
 from antibackdoor.extras import need
 from antibackdoor.models import MODELS
 from antibackdoor.types import Json
 
-__all__ = ["GridAttack", "GridConfig", "GridData", "GridDefence", "Skip"]
+__all__ = ["GridConfig"]
 
 _OPEN_SOURCES = ("embedded", "hub:")
 _HUB, _TIMM = "hub:", "timm:"
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
-
-
-def _as_tuple(value: object) -> object:
-    return value if value is None or isinstance(value, list | tuple) else (value,)
-
-
-class GridData(DataConfig):
-    """One data set of a grid; a bare word is both its name and its source.
-
-    Attributes:
-        name: What tables call it; part of the key of every cell, where its place on disk is not.
-        source: As in ``DataConfig``; left out in a configuration, it is given by ``--data NAME=SOURCE``.
-        train: Settings of ``train`` that differ for this set.
-        model: The one network for this set, in place of the grid's.
-        target: The target of every attack that has none of its own: a class name or its index.
-    """
-
-    name: str = Field(min_length=1)
-    source: str = ""
-    train: dict[str, Any] = Field(default_factory=dict)
-    model: str | None = None
-    target: int | str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_word(cls, value: object) -> object:
-        return {"name": value, "source": value} if isinstance(value, str) else value
-
-    def plain(self) -> DataConfig:
-        """Return the data section of a run.
-
-        The images of a grid are known to be clean before an attack, so where none is planted, as in a control, trusted
-        images are taken from them too.
-        """
-        own = {key: getattr(self, key) for key in DataConfig.model_fields}
-        return DataConfig(**{**own, "trusted": self.trusted or OWN_TRAIN})
-
-
-class GridAttack(Choice):
-    """One attack of a grid; hyper-parameters stand beside the name.
-
-    Attributes:
-        label: What tables call it; its name if None.
-        rate: One share of images to poison, or several; the grid's if None.
-        rate_of: As in ``PoisonConfig``.
-        seed: As in ``PoisonConfig``.
-    """
-
-    label: str | None = None
-    rate: tuple[float, ...] | None = None
-    rate_of: RateOf = "dataset"
-    seed: int | None = None
-
-    _one_or_several = field_validator("rate", mode="before")(_as_tuple)
-
-
-class GridDefence(Choice):
-    """One defence of a grid; hyper-parameters stand beside the name.
-
-    Attributes:
-        label: What tables call it; its name if None.
-    """
-
-    label: str | None = None
-
-
-class Skip(BaseModel):
-    """A part of the grid to leave out: the cells that match everything given, each one value or several.
-
-    Attributes:
-        data: Names of data sets.
-        attack: Names or labels of attacks.
-        rate: Poisoning rates.
-        defence: Names or labels of defences.
-        model: Networks.
-        seed: Seeds.
-        weak: True: attacks, as they are by default, that an undefended network was measured not to learn from as few
-            images as ``limit`` of the data set says; docs/attacks has the measurements.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    data: tuple[str, ...] | None = None
-    attack: tuple[str, ...] | None = None
-    rate: tuple[float, ...] | None = None
-    defence: tuple[str, ...] | None = None
-    model: tuple[str, ...] | None = None
-    seed: tuple[int, ...] | None = None
-    weak: tuple[bool, ...] | None = None
-
-    _one_or_several = field_validator("*", mode="before")(_as_tuple)
-
-    def matches(self, cell: Cell) -> bool:
-        """Say whether a cell is to be left out."""
-        values = cell.traits
-        given = {name: getattr(self, name) for name in values}
-        return all(wanted is None or values[name] & set(wanted) for name, wanted in given.items())
 
 
 class GridConfig(BaseModel):
@@ -159,7 +54,7 @@ class GridConfig(BaseModel):
     device: str = "auto"
     skip: tuple[Skip, ...] = ()
 
-    _one_or_several = field_validator("rates", "models", "seeds", mode="before")(_as_tuple)
+    _one_or_several = field_validator("rates", "models", "seeds", mode="before")(as_tuple)
 
     @staticmethod
     def parse(values: Mapping[str, object]) -> GridConfig:

@@ -14,7 +14,7 @@ from antibackdoor.errors import ConfigError
 from antibackdoor.isolation import flag_share
 from antibackdoor.ops.objectives import ce
 from antibackdoor.training import Runtime, TrainPlan, logits_of
-from antibackdoor.training.loop import split_batches
+from antibackdoor.training.step import split_batches
 from antibackdoor.types import History, ImageSet, Isolation
 
 __all__ = [

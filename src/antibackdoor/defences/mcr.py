@@ -18,7 +18,7 @@ from antibackdoor.models import BuildModel
 from antibackdoor.ops.objectives import ce
 from antibackdoor.seeds import Seeds
 from antibackdoor.training import Fit, Phase, Runtime, TrainPlan, evaluating, logits_of
-from antibackdoor.training.loop import split_batches
+from antibackdoor.training.step import split_batches
 from antibackdoor.types import History, ImageSet, Outcome
 
 __all__ = ["Curve", "Mcr", "renew_norms"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from antibackdoor.isolation import Evidence, isolate
 from antibackdoor.training import Fit, Objective, Phase, Runtime, TrainPlan, logits_of, mean_loss
-from antibackdoor.training.loop import split_batches
+from antibackdoor.training.step import split_batches
 from antibackdoor.types import History, ImageSet, Isolation
 
 __all__ = ["accuracy_on", "fit_trusted", "nothing_flagged", "tuning", "updates_to_epochs"]

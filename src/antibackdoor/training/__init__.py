@@ -2,9 +2,10 @@
 
 from antibackdoor.training.checkpoint import Checkpoints
 from antibackdoor.training.inference import evaluating, logits_of
-from antibackdoor.training.loop import Fit, Objective, Step, Trainer, mean_loss
+from antibackdoor.training.loop import Trainer
 from antibackdoor.training.plan import Phase, TrainPlan
 from antibackdoor.training.runtime import Runtime
+from antibackdoor.training.step import Fit, Objective, Step, mean_loss
 
 __all__ = [
     "Checkpoints",

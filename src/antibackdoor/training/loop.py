@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Protocol, TypeAlias
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,87 +13,19 @@ from torch import Tensor, nn
 
 from antibackdoor.data.batches import Batches
 from antibackdoor.errors import ConfigError, NonFiniteLossError, StorageError
-from antibackdoor.ops.augment import augment
 from antibackdoor.ops.objectives import ce
 from antibackdoor.progress import SILENT, Bar, Progress
 from antibackdoor.seeds import Seeds
 from antibackdoor.training.checkpoint import Checkpoints, PhaseState
+from antibackdoor.training.epoch import Epoch, not_finite
 from antibackdoor.training.inference import logits_of
-from antibackdoor.training.optimizers import Average, all_parameters, optimizer_for, set_rate
+from antibackdoor.training.optimizers import Average, all_parameters, optimizer_for
 from antibackdoor.training.plan import Phase
 from antibackdoor.training.runtime import Runtime
+from antibackdoor.training.step import Objective, mean_loss, split_batches
 from antibackdoor.types import History, ImageSet
 
-__all__ = ["Fit", "Objective", "Step", "Trainer", "mean_loss", "split_batches"]
-
-_LOOKED_AT = 64  # images that a network has to give finite predictions for after an epoch
-_STATISTICS = ("running_mean", "running_var")  # of batch normalisation
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One forward pass, as an objective sees it.
-
-    Attributes:
-        images: float (B, C, H, W) in [0, 1], augmented.
-        labels: int64 (B,).
-        index: int64 (B,), rows of the set.
-        logits: float (B, K), with gradient.
-        losses: float32 (B,), cross-entropy of each image, with gradient.
-    """
-
-    images: Tensor
-    labels: Tensor
-    index: Tensor
-    logits: Tensor
-    losses: Tensor
-
-
-Objective: TypeAlias = Callable[[Step], Tensor]
-
-
-def mean_loss(step: Step) -> Tensor:
-    """The objective of ordinary training: the mean cross-entropy of the batch."""
-    return step.losses.mean()
-
-
-class Fit(Protocol):
-    """How methods call the training loop, and where it computes; a :class:`Trainer` is one."""
-
-    @property
-    def runtime(self) -> Runtime:
-        """Device, precision, processes; forward passes of a method's own run there too."""
-
-    def __call__(
-        self,
-        model: nn.Module,
-        data: ImageSet,
-        phase: Phase,
-        *,
-        objective: Objective = mean_loss,
-        subset: Tensor | None = None,
-    ) -> History:
-        """Train ``model`` in place; see :meth:`Trainer.fit`."""
-
-
-def split_batches(count: int, batch_size: int, world: int = 1) -> list[int]:
-    """Return the sizes of the batches of one epoch: all of them full, but for the last.
-
-    A last batch too small for its batch-normalisation statistics to mean much (under an eighth of a full one, or under
-    two images a process) joins the one before it.
-
-    Args:
-        count: Images in the epoch.
-        batch_size: Images in a full batch.
-        world: Processes that share each batch.
-    """
-    full, rest = divmod(count, batch_size)
-    sizes = [batch_size] * full
-    if rest and full and rest < max(2 * world, batch_size // 8):
-        sizes[-1] += rest
-    elif rest:
-        sizes.append(rest)
-    return sizes
+__all__ = ["Trainer"]
 
 
 class Trainer:
@@ -173,73 +104,19 @@ class Trainer:
             NonFiniteLossError: A loss became infinite or not a number and the phase does not stop on that; the
                 network holds the weights of the last good epoch.
         """
-        runtime, plan = self.runtime, phase.plan
-        if plan.batch_size < 2 * runtime.world:
-            raise ConfigError(
-                f"batch_size: {plan.batch_size} in phase {phase.name!r} leaves some of the {runtime.world} processes "
-                f"fewer than 2 images a batch; it must be at least {2 * runtime.world}, or start fewer processes"
-            )
-        runtime.place(model)
+        _refuse_small_batches(phase, self.runtime.world)
+        self.runtime.place(model)
         trained = torch.ones(len(data), dtype=torch.bool) if subset is None else subset.clone()
-        watched = torch.empty(0, dtype=torch.int64)
-        history = History(phase.name, np.empty((0, len(data)), np.float32), np.empty(0), np.empty(0))
-        if self._held_out is not None and len(self._held_out) == len(data):
-            trained &= ~self._held_out
-            watched = self._held_out.nonzero().squeeze(1)
-            history = replace(history, held_out=self._held_out.numpy())
-        rows = trained.nonzero().squeeze(1)
-        sizes = split_batches(len(rows), plan.batch_size, runtime.world)
+        held_out = self._held_out if self._held_out is not None and len(self._held_out) == len(data) else None
+        if held_out is not None:
+            trained &= ~held_out
         optimizer, average = self._optimizer_of(model, phase)
-        state = self._checkpoints.load(phase.name) if self._checkpoints else None
-        if state is not None:
-            _refuse_other_images(state.history, _union(trained, watched))
-            state.restore(model, optimizer, average)
-            history = replace(state.history, held_out=history.held_out)
-            if state.done:
-                self._leave(phase, optimizer, average)
-                return _counted(history, sizes)
-        net = runtime.parallel(model)
-        compiled = runtime.compiled(net, len(rows) * (phase.end - phase.first))
-        done_epochs = phase.first + len(history.seconds)
-        capture = partial(PhaseState.capture, model, optimizer, continued=phase.continued, average=average)
-        last_good = capture(history, done=False)
-        with self._progress.bar(phase.name, (phase.end - done_epochs) * len(sizes), "batches") as bar:
-            for epoch in range(done_epochs, phase.end):
-                started = time.perf_counter()
-                worker = _EpochWorker(self, net, compiled, optimizer, average, phase, objective, epoch)
-                losses, accuracy = worker.run(self._batches_of(data), rows, sizes, len(data), bar)
-                if average is not None and epoch + 1 == plan.epochs:
-                    average.install()
-                runtime.agree(model)
-                if len(watched):
-                    losses[watched] = self._watch(model, data, watched)
-                problem = _not_finite(model, losses[rows])
-                if not problem:  # no loss tells of the last update
-                    some = torch.arange(0, len(data), -(-len(data) // _LOOKED_AT))
-                    last = logits_of(model, data, runtime, index=some)
-                    problem = None if bool(last.isfinite().all()) else "its predictions are infinite or not a number"
-                if problem:
-                    last_good.restore(model, optimizer, average)
-                    message = f"phase {phase.name!r}, epoch {epoch + 1}: {problem}"
-                    if not phase.stop_on_nonfinite:
-                        raise NonFiniteLossError(
-                            f"{message}; try a lower learning rate (train.lr, or the defence's own)"
-                        )
-                    history = replace(history, stopped=message)
-                    break
-                losses[~_union(trained, watched)] = float("nan")
-                history = _extended(history, losses, accuracy, time.perf_counter() - started)
-                last_good = capture(history, done=epoch + 1 == phase.end)
-                if self._checkpoints:
-                    self._checkpoints.save(last_good)
-                loss = float(losses[rows].mean())
-                bar.advance(0, f"epoch {epoch + 1}/{plan.epochs}, loss {loss:.3f}, accuracy {100 * accuracy:.1f} %")
-                if self._track:
-                    self._track(phase.name, epoch + 1, loss, accuracy)
-        if history.stopped and self._checkpoints:
-            self._checkpoints.save(capture(history, done=True))
-        self._leave(phase, optimizer, average)
-        return _counted(history, sizes)
+        work = _Work(self, model, data, phase, objective, trained, held_out, optimizer, average)
+        if not work.resume():
+            work.train()
+        if phase.part_of and phase.continued:
+            self._unfinished[phase.part_of] = optimizer, average
+        return work.found()
 
     def stream(self, name: str, phase: Phase, epoch: int) -> Seeds:
         """Return the seeds of one epoch: no state to save, so a resumed epoch is the same as an uninterrupted one."""
@@ -254,97 +131,141 @@ class Trainer:
         fused = True if self.runtime.device.type == "cuda" else None  # there, one kernel in place of several
         return optimizer_for(model, plan, fused=fused), Average(model, plan.ema) if plan.ema else None
 
-    def _leave(self, phase: Phase, optimizer: torch.optim.Optimizer, average: Average | None) -> None:
-        if phase.part_of and phase.continued:
-            self._unfinished[phase.part_of] = optimizer, average
-
     def _batches_of(self, data: ImageSet) -> Batches:
         if self._batches is None or self._batches[0] is not data:
             self._batches = (data, Batches(data, self.runtime.device))
         return self._batches[1]
 
-    def _watch(self, model: nn.Module, data: ImageSet, rows: Tensor) -> Tensor:
-        logits = logits_of(model, data, self.runtime, index=rows)
-        return ce(logits, data.labels[rows])
 
+@dataclass(eq=False)
+class _Work:
+    """One phase under way: what it trains, on what, and how far it has come.
 
-class _EpochWorker:
-    """One epoch of one phase on one process."""
+    Attributes:
+        trainer: Whose phase it is.
+        model: The network, on the run's device.
+        data: N images.
+        phase: See :meth:`Trainer.fit`.
+        objective: See :meth:`Trainer.fit`.
+        trained: bool (N,), the images that it trains on.
+        held_out: bool (N,), images whose losses come from a forward pass, or None.
+        optimizer: Of the network.
+        average: Of its weights, or None.
+        history: The epochs so far.
+    """
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        net: nn.Module,
-        compiled: nn.Module | Callable[..., Tensor],
-        optimizer: torch.optim.Optimizer,
-        average: Average | None,
-        phase: Phase,
-        objective: Objective,
-        epoch: int,
-    ) -> None:
-        self._runtime = trainer.runtime
-        self._net, self._compiled = net, compiled
-        self._optimizer, self._average = optimizer, average
-        self._phase = phase
-        self._objective = objective
-        self._epoch = epoch
-        order = epoch if phase.reshuffle else 0
-        self._shuffle = trainer.stream("shuffle", phase, order).generator("all")
-        self._augment = trainer.stream("augment", phase, epoch).generator(
-            f"rank {self._runtime.rank}", self._runtime.device
+    trainer: Trainer
+    model: nn.Module
+    data: ImageSet
+    phase: Phase
+    objective: Objective
+    trained: Tensor
+    held_out: Tensor | None
+    optimizer: torch.optim.Optimizer
+    average: Average | None
+    history: History = field(init=False)
+
+    def __post_init__(self) -> None:
+        held_out = None if self.held_out is None else self.held_out.numpy()
+        none = np.empty((0, len(self.data)), np.float32)
+        self.history = History(self.phase.name, none, np.empty(0), np.empty(0), held_out=held_out)
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """int64 (M,), the images that it trains on."""
+        return self.trained.nonzero().squeeze(1)
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Of the batches of an epoch."""
+        return split_batches(len(self.rows), self.phase.plan.batch_size, self.trainer.runtime.world)
+
+    @cached_property
+    def seen(self) -> Tensor:
+        """Bool (N,), the images that have a loss."""
+        return self.trained if self.held_out is None else self.trained | self.held_out
+
+    def found(self) -> History:
+        """Return the epochs so far, with the number of updates in them."""
+        return replace(self.history, updates=len(self.history.seconds) * len(self.sizes))
+
+    def resume(self) -> bool:
+        """Go on from the checkpoint, where there is one, and say whether the phase is over."""
+        checkpoints = self.trainer._checkpoints
+        state = checkpoints.load(self.phase.name) if checkpoints else None
+        if state is None:
+            return False
+        _refuse_other_images(state.history, self.seen)
+        state.restore(self.model, self.optimizer, self.average)
+        self.history = replace(state.history, held_out=self.history.held_out)
+        return state.done
+
+    def train(self) -> None:
+        """Train the epochs that are left, each kept in the checkpoint as it ends."""
+        trainer, phase = self.trainer, self.phase
+        net = trainer.runtime.parallel(self.model)
+        compiled = trainer.runtime.compiled(net, len(self.rows) * (phase.end - phase.first))
+        begun = phase.first + len(self.history.seconds)
+        last_good = self._state(done=False)
+        with trainer._progress.bar(phase.name, (phase.end - begun) * len(self.sizes), "batches") as bar:
+            for number in range(begun, phase.end):
+                started = time.perf_counter()
+                losses, accuracy = self._epoch(net, compiled, number, bar)
+                problem = not_finite(self.model, self.data, losses[self.rows], trainer.runtime)
+                if problem:
+                    last_good.restore(self.model, self.optimizer, self.average)
+                    self._stop(f"phase {phase.name!r}, epoch {number + 1}: {problem}")
+                    break
+                losses[~self.seen] = float("nan")
+                self.history = _extended(self.history, losses, accuracy, time.perf_counter() - started)
+                last_good = self._state(done=number + 1 == phase.end)
+                if trainer._checkpoints:
+                    trainer._checkpoints.save(last_good)
+                self._tell(bar, number, float(losses[self.rows].mean()), accuracy)
+        if self.history.stopped and trainer._checkpoints:
+            trainer._checkpoints.save(self._state(done=True))
+
+    def _epoch(
+        self, net: nn.Module, compiled: nn.Module | Callable[..., Tensor], number: int, bar: Bar
+    ) -> tuple[Tensor, float]:
+        """Train one epoch; returns the loss of each image, CPU float32 (N,), held-out ones too, and the accuracy."""
+        trainer, runtime = self.trainer, self.trainer.runtime
+        trained = (net, compiled, self.optimizer, self.average)
+        epoch = Epoch(runtime, trainer.stream, *trained, self.phase, self.objective, number)
+        losses, accuracy = epoch.run(trainer._batches_of(self.data), self.rows, self.sizes, len(self.data), bar)
+        if self.average is not None and number + 1 == self.phase.plan.epochs:
+            self.average.install()
+        runtime.agree(self.model)
+        if self.held_out is not None and bool(self.held_out.any()):
+            watched = self.held_out.nonzero().squeeze(1)
+            losses[watched] = ce(logits_of(self.model, self.data, runtime, index=watched), self.data.labels[watched])
+        return losses, accuracy
+
+    def _state(self, *, done: bool) -> PhaseState:
+        continued, average = self.phase.continued, self.average
+        return PhaseState.capture(
+            self.model, self.optimizer, self.history, done=done, continued=continued, average=average
         )
-        self._dropout = trainer.stream("dropout", phase, epoch).derive(f"rank {self._runtime.rank}")
 
-    def run(self, batches: Batches, rows: Tensor, sizes: list[int], total: int, bar: Bar) -> tuple[Tensor, float]:
-        """Train on every row once; returns the loss of each image (CPU float32 (N,)) and the accuracy."""
-        runtime = self._runtime
-        order = rows[torch.randperm(len(rows), generator=self._shuffle)].to(runtime.device)
-        losses = torch.zeros(total, device=runtime.device)
-        correct = torch.zeros((), device=runtime.device)
-        self._net.train(not self._phase.freeze_norm)
-        devices = [runtime.device] if runtime.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(self._dropout)
-            for number, index in self._share(order, sizes):
-                images, labels = batches.take(index)
-                step = self._step(images, labels, index, number, sizes)
-                losses[index] = step.losses.detach()
-                correct += (step.logits.detach().argmax(1) == labels).sum()
-                bar.advance()
-        losses, correct = runtime.sum(losses), runtime.sum(correct)
-        return losses.cpu(), float(correct) / max(1, len(rows))
+    def _stop(self, message: str) -> None:
+        """End the phase early, or raise NonFiniteLossError where it does not allow that."""
+        if not self.phase.stop_on_nonfinite:
+            raise NonFiniteLossError(f"{message}; try a lower learning rate (train.lr, or the defence's own)")
+        self.history = replace(self.history, stopped=message)
 
-    def _share(self, order: Tensor, sizes: list[int]) -> Iterator[tuple[int, Tensor]]:
-        for number, batch in enumerate(order.split(sizes)):
-            yield number, batch[self._runtime.rank :: self._runtime.world]
-
-    def _step(self, images: Tensor, labels: Tensor, index: Tensor, number: int, sizes: list[int]) -> Step:
-        plan, runtime = self._phase.plan, self._runtime
-        images = augment(images, plan.augment, self._augment)
-        pixels = images.to(torch.float32, memory_format=torch.channels_last).div_(255)
-        # Only full batches run compiled: a batch of another size would be compiled once more for a single use.
-        net = self._compiled if sizes[number] == plan.batch_size else self._net
-        # Before the forward pass: gradients of the last step may lie in memory that CUDA graphs write again.
-        self._optimizer.zero_grad(set_to_none=True)
-        runtime.begin_step()
-        with runtime.autocast():
-            logits = net(pixels)
-        step = Step(pixels, labels, index, logits, ce(logits, labels))
-        # Processes average their gradients; the factor makes that the mean over the batch when shares are uneven.
-        weight = len(index) * runtime.world / sizes[number]
-        (self._objective(step) * weight).backward()
-        if self._phase.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._net.parameters(), self._phase.clip_norm)
-        progress = (self._epoch * len(sizes) + number + 1) / (plan.epochs * len(sizes))
-        set_rate(self._optimizer, plan.rate_at(progress - 0.5 / (plan.epochs * len(sizes))))
-        self._optimizer.step()
-        if self._average is not None:
-            self._average.update()
-        return step
+    def _tell(self, bar: Bar, number: int, loss: float, accuracy: float) -> None:
+        epochs, track = self.phase.plan.epochs, self.trainer._track
+        bar.advance(0, f"epoch {number + 1}/{epochs}, loss {loss:.3f}, accuracy {100 * accuracy:.1f} %")
+        if track:
+            track(self.phase.name, number + 1, loss, accuracy)
 
 
-def _counted(history: History, sizes: list[int]) -> History:
-    return replace(history, updates=len(history.seconds) * len(sizes))
+def _refuse_small_batches(phase: Phase, world: int) -> None:
+    if phase.plan.batch_size < 2 * world:
+        raise ConfigError(
+            f"batch_size: {phase.plan.batch_size} in phase {phase.name!r} leaves some of the {world} processes "
+            f"fewer than 2 images a batch; it must be at least {2 * world}, or start fewer processes"
+        )
 
 
 def _extended(history: History, losses: Tensor, accuracy: float, seconds: float) -> History:
@@ -370,21 +291,3 @@ def _refuse_other_images(history: History, seen: Tensor) -> None:
             "as happens with another number of threads or another device; resume as it was started, or start again "
             "with --overwrite"
         )
-
-
-def _union(trained: Tensor, watched: Tensor) -> Tensor:
-    seen = trained.clone()
-    seen[watched] = True
-    return seen
-
-
-def _not_finite(model: nn.Module, losses: Tensor) -> str | None:
-    if not bool(torch.isfinite(losses).all()):
-        return "the loss is infinite or not a number"
-    if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
-        return "a weight is infinite or not a number"
-    # In training mode a batch is normalised by its own: the loss does not show them.
-    kept = (value for name, value in model.named_buffers() if name.rpartition(".")[2] in _STATISTICS)
-    if not all(bool(torch.isfinite(value).all()) for value in kept):
-        return "a statistic of a normalisation is infinite or not a number"
-    return None
