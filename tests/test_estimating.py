@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from antibackdoor import estimating, pipeline
 from antibackdoor.config import DataConfig, RunConfig
 from antibackdoor.data.sources import Loaded, from_arrays
 from antibackdoor.defences import DEFENCES
-from antibackdoor.estimating import Duration, before_long, duration_of, in_words, look_into
+from antibackdoor.estimating import LOOK, Duration, Pace, before_long, duration_of, in_words, look_into
 from antibackdoor.models import builder_from
 from antibackdoor.progress import SILENT, Silent
 from antibackdoor.training import Runtime, TrainPlan
@@ -79,15 +81,18 @@ def test_a_sample_is_spread_over_the_set(tmp_path: Path, monkeypatch: pytest.Mon
     assert held.images == 60
 
 
-def timed(data, monkeypatch, *, defence="witnesses", scan_only=False, seconds=0.5):
+EVEN = Pace(0.5, 0.5, 0.5)
+
+
+def timed(data, monkeypatch, *, defence="witnesses", scan_only=False, pace=EVEN):
     """What would be said if every image took half a second in each epoch; and which networks were timed."""
     built = []
 
     def measure(sample, build_model, plan, runtime):
         built.append(sum(value.numel() for value in build_model(torch.Generator()).parameters()))
-        return seconds
+        return pace
 
-    monkeypatch.setattr(estimating, "_seconds_an_image", measure)
+    monkeypatch.setattr(estimating, "_pace", measure)
     found = duration_of(
         data,
         100,
@@ -103,15 +108,97 @@ def timed(data, monkeypatch, *, defence="witnesses", scan_only=False, seconds=0.
 def test_how_many_trainings_there_are(few, monkeypatch):
     once = 100 * 20 * 0.5
     found, networks = timed(few, monkeypatch)
-    detector = 2 * 100 * 20 * 0.5
-    assert (found.least, found.most, networks) == (detector + once, detector + 2 * once, 2)
+    least, _, longest = (times * 100 * 20 * 0.5 for times in LOOK)
+    assert (found.least, found.usual, networks) == (least + once, longest + once, 2)
+    assert (found.most, found.slower) == (longest + 2 * once, 1)
     found, networks = timed(few, monkeypatch, scan_only=True)
-    assert (found.least, found.most, networks) == (detector, detector, 1)
+    assert (found.least, found.usual, found.most, networks) == (least, longest, longest, 1)
     found, networks = timed(few, monkeypatch, defence="none")
-    assert (found.least, found.most, networks) == (once, once, 1)
+    assert (found.least, found.usual, found.most, networks) == (once, once, once, 1)
     found, networks = timed(few, monkeypatch, defence="d-br")
-    assert (found.least, found.most) == (once, None)
+    assert (found.least, found.usual, found.most) == (once, once, None)
     assert found.memory > 10**7
+
+
+@pytest.mark.parametrize("defence", ["witnesses", "none", "d-br"])
+@pytest.mark.parametrize("scan_only", [False, True])
+def test_the_pace_of_now_is_told_apart(few, monkeypatch, defence, scan_only):
+    free, _ = timed(few, monkeypatch, defence=defence, scan_only=scan_only)
+    found, _ = timed(few, monkeypatch, defence=defence, scan_only=scan_only, pace=Pace(0.25, 0.5, 5.0))
+    assert (found.usual, found.most, found.least) == (free.usual, free.most, free.least / 2)
+    assert found.slower == pytest.approx(10)
+
+
+def test_the_look_takes_what_the_records_show():
+    ratios, whole = [], []
+    for file in sorted((Path(__file__).parents[1] / "benchmarks" / "results").glob("defences_*_cpu.json")):
+        cells = json.loads(file.read_text())["cells"]
+        undefended = {cell["row"]: cell for cell in cells if cell["defence"] == "none"}
+        for cell in cells:
+            alone = undefended[cell["row"]]
+            disturbed = cell["seconds"] > cell["cpu_seconds"] or alone["phases"]["poison"] > 1
+            if cell["defence"] != "witnesses" or disturbed:
+                continue
+            epochs = [seconds for phase, seconds in cell["phases"].items() if phase.startswith("detector ")]
+            look = cell["cpu_seconds"] - (cell["trainings"] - 1) * alone["cpu_seconds"]
+            ratios.append(look / (len(epochs) * min(epochs)))
+            whole.append(cell["cost"])
+    assert len(ratios) >= 5
+    assert tuple(round(value, 1) for value in (min(ratios), median(ratios), max(ratios))) == LOOK
+    assert (round(min(whole), 1), round(max(whole), 1)) == (1.8, 2.1)
+
+
+def clocks(monkeypatch, of_threads):
+    """Let the updates take what is given for a number of threads, by the clock and of the processor."""
+    asked = []
+
+    def timing(sample, build_model, plan, runtime):
+        asked.append(torch.get_num_threads())
+        return of_threads[torch.get_num_threads()]
+
+    monkeypatch.setattr(estimating, "_timed", timing)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("threads", "of_threads", "expected", "asked"),
+    [
+        # Nothing else is done: the clock counts, and nothing is timed twice.
+        (1, {1: ([3.0, 2.0, 4.0], [3.0, 2.0, 3.9])}, Pace(2.0, 3.0, 3.0), [1]),
+        (2, {2: ([3.0, 2.0, 4.0], [6.0, 4.0, 7.0])}, Pace(2.0, 3.0, 3.0), [2]),
+        # Others hold it up: the processor's time of one thread, unless the clock says less all the same.
+        (1, {1: ([30.0, 20.0, 40.0], [3.0, 2.0, 4.0])}, Pace(2.0, 3.0, 30.0), [1]),
+        (2, {2: ([30.0, 20.0, 40.0], [30.0, 20.0, 40.0]), 1: ([9.0], [2.5, 2.0])}, Pace(2.0, 2.25, 30.0), [2, 1]),
+        (2, {2: ([3.0, 2.0, 4.0], [3.0, 2.0, 4.0]), 1: ([9.0], [5.0])}, Pace(2.0, 3.0, 3.0), [2, 1]),
+    ],
+)
+def test_other_work_does_not_make_the_estimate_longer(few, monkeypatch, threads, of_threads, expected, asked):
+    before = torch.get_num_threads()
+    seen = clocks(monkeypatch, of_threads)
+    try:
+        torch.set_num_threads(threads)
+        build = builder_from("wrn-10-1", few)[0]
+        assert estimating._pace(few, build, TrainPlan(), Runtime.create("cpu")) == expected
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert seen == asked
+
+
+def test_what_is_slow_is_timed_once(few, monkeypatch):
+    build, plan, runtime = builder_from("wrn-10-1", few)[0], TrainPlan(batch_size=16, epochs=3), Runtime.create("cpu")
+    clock, processor = estimating._timed(few, build, plan, runtime)
+    assert len(clock) == len(processor) == estimating.REPEATS
+    assert all(value > 0 for value in (*clock, *processor))
+    monkeypatch.setattr(estimating, "PATIENCE", 0.0)
+    assert [len(times) for times in estimating._timed(few, build, plan, runtime)] == [1, 1]
+
+
+def test_a_training_that_diverges_at_once_is_timed(few):
+    plan = TrainPlan(batch_size=16, epochs=3, lr=1e30)
+    clock, processor = estimating._timed(few, builder_from("wrn-10-1", few)[0], plan, Runtime.create("cpu"))
+    assert len(clock) == len(processor) == 1
+    assert clock[0] > 0
 
 
 def test_it_is_measured(few):
@@ -129,12 +216,16 @@ def test_it_is_measured(few):
 
 def test_words():
     assert [in_words(s) for s in (0, 40, 300, 5399, 9000)] == ["1 s", "40 s", "5 min", "90 min", "2.5 h"]
-    assert Duration(60, 60, 2**30).lines() == [
+    assert Duration(60, 60, 60, 2**30).lines() == [
         "training: about 60 s",
         "memory: about 1.0 GiB, and the images as far as there is room",
     ]
-    assert Duration(60, 600, 0).training() == "training: about 60 s on clean images, up to 10 min with poison"
-    assert Duration(60, None, 0).training() == "training: about 60 s for each training that the defence makes"
+    assert Duration(60, 80, 600, 0).training() == "training: about 60 to 80 s on clean images, up to 10 min with poison"
+    assert Duration(60, 120, 600, 0).training().startswith("training: about 60 s to 2 min on clean images, up to 10")
+    assert Duration(60, 60, None, 0).training() == "training: about 60 s for each training that the defence makes"
+    assert Duration(60, 60, 60, 0, 1.4).training() == "training: about 60 s"
+    busy = "training: about 60 s; 20 times as long while the machine is as busy as now"
+    assert Duration(60, 60, 60, 0, 20.2).training() == busy
 
 
 class Told(Silent):
@@ -155,7 +246,7 @@ def test_only_a_long_run_says_it(few, monkeypatch):
     }
     assert before_long(few, **arguments) is None
     monkeypatch.setattr(estimating, "LONG", 60)
-    assert re.fullmatch(r"training: about \d+ (s|min|h)", before_long(few, **arguments) or "")
+    assert re.match(r"training: about \d+ (s|min|h|to)", before_long(few, **arguments) or "")
 
 
 def test_saying_it_changes_nothing(few, monkeypatch):
