@@ -201,13 +201,13 @@ def duration_of(
         pace, each = _pace(sample, observe.detector_for(sample), look, runtime), images * look.epochs
         least, _, longest = (times * each for times in LOOK)
         usual = longest * pace.usual + whole * own.usual
-        now = longest * pace.now + whole * own.now
+        at_this = longest * pace.now + whole * own.now
         memory = _memory(images, plan.epochs + look.epochs)
         most = longest * pace.usual + flow.ROUNDS * whole * own.usual
-        return Duration(least * pace.least + whole * own.least, usual, most, memory, now / usual)
+        return Duration(least * pace.least + whole * own.least, usual, most, memory, at_this / usual)
     usual = own.usual * whole
-    most = usual if isinstance(defence, NoDefence) else None
-    return Duration(own.least * whole, usual, most, _memory(images, plan.epochs), own.now / own.usual)
+    known = usual if isinstance(defence, NoDefence) else None
+    return Duration(own.least * whole, usual, known, _memory(images, plan.epochs), own.now / own.usual)
 
 
 def before_long(
