@@ -193,6 +193,17 @@ class StoredRun:
         return class_verdicts(self.labels, self.flagged, len(self.classes), self.record.verdict, self.doubtful)
 
     @cached_property
+    def findings(self) -> dict[int, str]:
+        """By label, the sentence of the evidence that says what was found in that class; others are not there."""
+        found = {}
+        for label, name in enumerate(self.classes):
+            begins = f"Class {name!r} is "
+            sentence = next((one for one in self.record.evidence if one.startswith(begins)), None)
+            if sentence is not None:
+                found[label] = sentence
+        return found
+
+    @cached_property
     def scored(self) -> NDArray[np.bool_]:
         """Bool (N,), True where the score is a finite number."""
         return np.isfinite(self.scores)

@@ -73,6 +73,16 @@ def test_the_class_that_the_network_sees_stands_beside_a_group(make: Make) -> No
     assert "which the network sees" not in Page(render(view, suspects_album(view, pixels()))).text
 
 
+def test_what_was_found_in_a_class_stands_above_its_groups(make: Make) -> None:
+    evidence = ("Class 'c0' is poisoned: a <b>mark</b>.", "Class 'c01' is in doubt.", "All else.")
+    view = make(record={"evidence": evidence})
+    assert view.findings == {0: evidence[0]}
+    page = render(view, suspects_album(view, pixels()))
+    assert page.count('<p class="finding">') == 1
+    assert '<p class="finding">Class &#39;c0&#39; is poisoned: a &lt;b&gt;mark&lt;/b&gt;.</p>' in page
+    assert Page(page).open == []
+
+
 def test_classes_in_doubt_are_marked_and_show_their_most_suspect(make: Make) -> None:
     nobody = np.zeros(N, dtype=np.bool_)
     view = make(flagged=nobody, doubtful=(2,), record={"verdict": "undecided"})

@@ -28,6 +28,7 @@ def write_run(
     count = len(data)
     verdict: Verdict = "undecided" if doubtful else "poisoned"
     scores = flagged.float() * 5 + torch.linspace(1, 0, count)
+    held = data.labels[flagged].unique().tolist()
     record = RunRecord(
         config=config.dump(),
         seeds={"seed": 0},
@@ -36,6 +37,7 @@ def write_run(
         seconds={},
         metrics=Metrics(),
         verdict=verdict,
+        evidence=tuple(f"Class {data.classes[label]!r} is poisoned: <a mark>." for label in held),
         data={"name": data.name, "classes": list(data.classes)},
     )
     losses = np.zeros((1, count), np.float32)

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from end_to_end import CLASSES
 from html_page import Page
 from PIL import Image
 
+from antibackdoor.config import RunConfig
+from antibackdoor.data.sources import load
 from antibackdoor.decisions import Decision, read_decisions
 from antibackdoor.errors import StorageError
-from antibackdoor.review.board import Board
+from antibackdoor.review.board import Board, Query
+from antibackdoor.review.server import open_board
 
 pytest.importorskip("starlette")
 pytest.importorskip("httpx2")
@@ -103,6 +109,37 @@ def test_what_is_under_review(client: TestClient, board: Board) -> None:
     assert found["classes"] == list(CLASSES)
     assert found["changed"] == 0
     assert found["tally"]["undecided"] == 54
+
+
+def test_groups_by_finding_set_suspects_apart_and_say_what_was_found(client: TestClient, board: Board) -> None:
+    found = get(client, "api/groups?by=finding&show=all")["groups"]
+    assert [(group["label"], group["tally"]["images"], group["finding"]) for group in found] == [
+        ("cat", 24, "Class 'cat' is poisoned: <a mark>."),
+        ("dog", 60, "Not flagged."),
+        ("owl", 60, "Not flagged."),
+        ("cat", 36, "Not flagged."),
+    ]
+    assert get(client, "api/groups?by=class")["groups"][0]["finding"] == found[0]["finding"]
+    assert {group["finding"] for group in get(client, "api/groups?by=likeness")["groups"]} == {""}
+    assert client.get(f"{BASE}group/finding/{found[0]['key']}/differs").status_code == 200
+    query = {"by": "finding", "group": found[0]["key"], "show": "review", "text": ""}
+    assert post(client, "api/decide", {"query": query, "decision": "drop"})["changed"] == 24
+    assert {item["id"] for item in get(client, "api/images?by=none&show=drop")["items"]} == {
+        f"cat/{number:03d}.png" for number in range(24)
+    }
+
+
+def test_a_class_in_doubt_says_why_in_its_group(make_run: Callable[..., Path], images: Path, tmp_path: Path) -> None:
+    data = load(images).train
+    config = RunConfig.parse({"data": {"source": str(images)}})
+    run = make_run(tmp_path / "doubt", config, data, torch.zeros(len(data), dtype=torch.bool), (1,))
+    board = open_board(run)
+    doubt = "Class 'dog' is in doubt: hardly."
+    board.stored = replace(board.stored, record=replace(board.stored.record, evidence=("Few.", doubt)))
+    query = Query(by="finding")
+    said = {board.item(int(rows[0]))["label"]: board.finding(query, rows) for _, rows in board.groups(query)}
+    assert said["dog"] == doubt
+    assert set(said.values()) - {doubt} <= {"Not flagged."}
 
 
 def test_groups_of_likeness_set_the_marked_images_apart(client: TestClient, board: Board) -> None:

@@ -59,13 +59,14 @@ class Group:
 
 @dataclass(frozen=True)
 class ClassPart:
-    """The groups of one class that have pictures, and what is counted of all its groups."""
+    """The groups of one class that have pictures, what was found in it, and what is counted of all its groups."""
 
     name: str
     verdict: str
     flagged: int
     images: int
     doubtful: bool
+    finding: str
     groups: tuple[Group, ...]
     more: int
 
@@ -93,6 +94,7 @@ def groups_of(view: StoredRun, album: Album, link: Link) -> list[ClassPart]:
                 flagged=sum(int(view.flagged[rows].sum()) for _, rows in found),
                 images=sum(len(rows) for _, rows in found),
                 doubtful=label in doubtful,
+                finding=view.findings.get(label, ""),
                 groups=tuple(shown),
                 more=len(found) - len(shown),
             )

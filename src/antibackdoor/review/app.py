@@ -138,6 +138,7 @@ class _Pages:
                 {
                     "key": key,
                     "verdict": None if one is None else board.verdict(one),
+                    "finding": "" if one is None else board.finding(query, rows),
                     "label": None if one is None else board.stored.classes[one],
                     "pictured": pictured,
                     "tally": board.tally(rows),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GROUPINGS", "ORDERS", "SHOWN", "Board", "Query"]
 
-By: TypeAlias = Literal["likeness", "class", "none"]
+By: TypeAlias = Literal["likeness", "finding", "class", "none"]
 Show: TypeAlias = Literal["review", "flagged", "near", "undecided", "keep", "drop", "relabel", "unsure", "all"]
 Order: TypeAlias = Literal["score", "score-up", "id", "class"]
 GROUPINGS: tuple[By, ...] = get_args(By)
@@ -39,7 +39,8 @@ class Query:
     """Which images, in which order.
 
     Attributes:
-        by: How they are grouped: "likeness", "class" or "none".
+        by: How they are grouped: "likeness", "finding" (the suspects of a class that one finding speaks of, and apart
+            from them the others of the class), "class" or "none".
         group: The one group that is wanted, or None for all.
         show: "review" for suspects and what is near, or one of the others of ``SHOWN``.
         text: What their ids hold, in any case; empty for all.
@@ -150,6 +151,14 @@ class Board:
         """Return what the run says of a class."""
         return self.stored.class_verdicts[label] if self.stored.record.verdict else "not judged"
 
+    def finding(self, query: Query, rows: NDArray[np.int64]) -> str:
+        """Return what was found in the class of a group, by finding or class; "" where nothing was, or not in these."""
+        label = int(self.stored.labels[rows[0]])
+        if query.by not in ("finding", "class"):
+            return ""
+        others = query.by == "finding" and not self.stored.flagged[rows].any() and label not in self.stored.doubtful
+        return "Not flagged." if others else self.stored.findings.get(label, "")
+
     def item(self, row: int) -> dict[str, Any]:
         """Return what the page shows of one image, in plain values."""
         stored, code = self.stored, int(self._codes[row])
@@ -224,6 +233,9 @@ class Board:
     def _groups(self, by: By) -> NDArray[np.int64]:
         if by == "likeness":
             return self.clusters
+        if by == "finding":
+            found: NDArray[np.int64] = 2 * self.stored.labels + ~self.stored.flagged
+            return found
         return self.stored.labels if by == "class" else np.zeros(self.count, np.int64)
 
     @staticmethod

@@ -69,6 +69,7 @@ export function groupHead(group, by, decideAll) {
     { class: "words" },
     element("h2", {}, element("bdi", {}, name), likeness),
     group.verdict ? element("p", {}, "This class: ", element("b", {}, group.verdict)) : null,
+    group.finding ? element("p", { class: "finding" }, group.finding) : null,
     element("p", { class: "tally" }, tallyWords(group.tally)),
     element("div", { class: "all" }, element("span", {}, "Whole group:"), ...buttons),
   );
