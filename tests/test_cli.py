@@ -1083,5 +1083,5 @@ def test_what_the_system_refuses_is_no_fault_of_ours(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("antibackdoor.pipeline.load_data", fail)
+    monkeypatch.setattr("antibackdoor.run_setup.load_data", fail)
     assert_refused(invoke("train", npz, "--out", tmp_path / "run", *FAST, "--quiet"), said)

@@ -22,7 +22,8 @@ LAYERS = (
     {"attacks", "isolation", "defences"},
     {
         *("advice", "claiming", "content", "deciding", "decisions", "evaluation", "exporting"),
-        *("imagelist", "naming", "preparing", "recording", "saved", "storage", "stored", "tracking", "verifying"),
+        *("imagelist", "naming", "preparing", "recording", "run_setup", "saved", "serialising"),
+        *("storage", "stored", "tracking", "verifying"),
     },
     {"pipeline", "estimating", "benchmark", "cleaned", "result", "comparing", "report", "review", "api", "formats"},
 )

@@ -11,7 +11,7 @@ import pytest
 import torch
 from end_to_end import reseal
 
-from antibackdoor import claiming, storage
+from antibackdoor import claiming, serialising, storage
 from antibackdoor.errors import ConfigError, RunExistsError, StorageError
 from antibackdoor.models import builder_from
 from antibackdoor.seeds import Seeds
@@ -44,15 +44,15 @@ def full(*_args, **_rest):
 
 def test_text_is_written_whole(tmp_path):
     path = tmp_path / "a" / "b.txt"
-    storage.write_text(path, "één\n")
+    serialising.write_text(path, "één\n")
     assert path.read_text(encoding="utf-8") == "één\n"
-    storage.write_text(path, "two")
+    serialising.write_text(path, "two")
     assert path.read_text() == "two"
     assert [file.name for file in path.parent.iterdir()] == ["b.txt"]
 
 
 def test_json_is_strict_and_readable(tmp_path):
-    storage.write_json(tmp_path / "x.json", {"ö": [1, None]})
+    serialising.write_json(tmp_path / "x.json", {"ö": [1, None]})
     text = (tmp_path / "x.json").read_text(encoding="utf-8")
     assert json.loads(text) == {"ö": [1, None]}
     assert "ö" in text
@@ -70,7 +70,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, what, there):
     else:  # The file is on the disk in part when it is full.
         monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match=r"cannot write .*x\.txt: No space left on device"):
-        storage.write_text(path, "new text")
+        serialising.write_text(path, "new text")
     monkeypatch.undo()
     assert [file.name for file in tmp_path.iterdir()] == (["x.txt"] if there else [])
     assert not there or path.read_text() == "old"
@@ -78,17 +78,17 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, what, there):
 
 def test_a_writer_that_fails_otherwise_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="JSON compliant"):
-        storage.write_json(tmp_path / "x.json", {"loss": float("nan")})
+        serialising.write_json(tmp_path / "x.json", {"loss": float("nan")})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write"):
-        storage.write_text(tmp_path / "file" / "x.txt", "text")
+        serialising.write_text(tmp_path / "file" / "x.txt", "text")
     (tmp_path / "folder").mkdir()
     with pytest.raises(StorageError, match="cannot write"):
-        storage.write_text(tmp_path / "folder", "text")
+        serialising.write_text(tmp_path / "folder", "text")
     assert (tmp_path / "folder").is_dir()
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from antibackdoor.errors import ConfigError, RunExistsError, StorageError
 from antibackdoor.files import clear_partials, locked, writing
-from antibackdoor.storage import CHECKPOINTS, CONFIG, RECORD, RUN_FILES, read_json, write_json
+from antibackdoor.serialising import read_json, write_json
+from antibackdoor.storage import CHECKPOINTS, CONFIG, RECORD, RUN_FILES
 from antibackdoor.training import Checkpoints
 from antibackdoor.types import Json
 

@@ -29,7 +29,8 @@ from antibackdoor.progress import SILENT, Progress
 from antibackdoor.review.pixels import png
 from antibackdoor.saved import save_to_disk
 from antibackdoor.seeds import Seeds
-from antibackdoor.storage import CONFIG, DECIDED, load_decided, load_run, read_json, write_json, write_text
+from antibackdoor.serialising import read_json, write_json, write_text
+from antibackdoor.storage import CONFIG, DECIDED, load_decided, load_run
 from antibackdoor.stored import StoredRun
 from antibackdoor.types import ImageSet
 
@@ -132,16 +133,10 @@ def export(
             images = replace(images, file=[printable(str(files[name])) for name in images.id])
         _write_list(out, to, images, stored)
         return images
-    if given is None:
-        raise ConfigError(
-            f"{run} was given its images in Python, so there are no files to hand on; --data says where the same "
-            "images lie, or take another format than folder and hf"
-        )
-    if stored.record.config.get("attack") is not None:
-        raise ConfigError(f"{run} planted an attack in memory; `antibackdoor poison` writes such a set as files")
+    source = _on_disk(run, stored, given)
     if to == "hf":
         need("datasets", "hub")
-    data = _same_images(run, stored, given, progress, is_file=files is not None)
+    data = _same_images(run, stored, source, progress, is_file=files is not None)
     if to == "hf":
         return _write_saved(out, images, stored, data, files, progress)
     return _write_folder(out, images, stored, data, files, copy=copy, progress=progress)
@@ -152,6 +147,18 @@ def _source_of(stored: StoredRun) -> str | None:
     data = stored.record.config.get("data")
     given = str(data.get("source")) if isinstance(data, Mapping) else ""
     return None if given.startswith(_GIVEN) else given
+
+
+def _on_disk(run: Path, stored: StoredRun, given: str | None) -> str:
+    """Return where the images of a run are, or raise ConfigError where they never were files as the run saw them."""
+    if given is None:
+        raise ConfigError(
+            f"{run} was given its images in Python, so there are no files to hand on; --data says where the same "
+            "images lie, or take another format than folder and hf"
+        )
+    if stored.record.config.get("attack") is not None:
+        raise ConfigError(f"{run} planted an attack in memory; `antibackdoor poison` writes such a set as files")
+    return given
 
 
 def _files(run: Path, stored: StoredRun, given: str) -> dict[str, Path] | None:

@@ -24,7 +24,8 @@ def compare(
     """Say what changed from the first run to the second: verdict, suspects, accuracy, set and settings."""
     from antibackdoor.comparing import changes_csv, compare_runs
     from antibackdoor.formats.escaping import visible
-    from antibackdoor.storage import load_run, write_text
+    from antibackdoor.serialising import write_text
+    from antibackdoor.storage import load_run
 
     comparison = compare_runs(load_run(before), load_run(after))
     rows = list(_rows(comparison))

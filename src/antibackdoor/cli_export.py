@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from antibackdoor.errors import ConfigError, UnknownNameError
+
+if TYPE_CHECKING:
+    from antibackdoor.imagelist import ImageList
+    from antibackdoor.types import RunRecord
 
 __all__ = ["export"]
 
@@ -34,7 +38,7 @@ def export(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print results only.")] = False,
 ) -> None:
     """Write the cleaned set, the quarantine and the list of a run, for what comes next."""
-    from antibackdoor.cleaned import CLEAN, FORMATS, LIST, QUARANTINE
+    from antibackdoor.cleaned import FORMATS
     from antibackdoor.cleaned import export as write
     from antibackdoor.console import ConsoleProgress
     from antibackdoor.portable import NETWORKS, export_network
@@ -60,10 +64,15 @@ def export(
     )
     if decisions is None and (run / "decisions.csv").is_file():
         typer.echo(f"{run / 'decisions.csv'} is not looked at; --decisions {run / 'decisions.csv'} does that", err=True)
+    _tell(images, read_record(run), dest, folders=to in ("folder", "hf"))
+
+
+def _tell(images: ImageList, record: RunRecord, dest: Path, *, folders: bool) -> None:
+    """Print what was written, and what of the set is in neither part."""
+    from antibackdoor.cleaned import CLEAN, LIST, QUARANTINE
+
     left_out = sum(images.suspect)
-    record = read_record(run)
     typer.echo(f"verdict: {record.verdict}")
-    folders = to in ("folder", "hf")
     if folders:
         typer.echo(f"cleaned set: {len(images) - left_out:,} images: {dest / CLEAN}")
         typer.echo(f"quarantine: {left_out:,} images: {dest / QUARANTINE}")

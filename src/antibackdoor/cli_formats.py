@@ -126,7 +126,7 @@ def emit(run: Path, asked: Sequence[Request], baseline: Baseline | None = None) 
     if os.environ.get("RANK", "0") != "0":
         return
     from antibackdoor.formats import github, read, render
-    from antibackdoor.storage import write_text
+    from antibackdoor.serialising import write_text
 
     findings = read(run)
     if baseline is not None:

@@ -26,7 +26,7 @@ def predict(
     """Classify images with the network of a run."""
     from antibackdoor.prediction import predict as classify
     from antibackdoor.prediction import predictions_csv
-    from antibackdoor.storage import write_text
+    from antibackdoor.serialising import write_text
 
     predictions, unreadable = classify(run, paths, device=device, progress=progress_of(quiet))
     write_text(out, predictions_csv(predictions))

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from antibackdoor import storage
+from antibackdoor import serialising
 from antibackdoor.config import DEFAULT_DEFENCE, Choice, PoisonConfig, RunConfig, TrainConfig
 from antibackdoor.pipeline import run
 from antibackdoor.progress import SILENT, Progress
@@ -73,5 +73,5 @@ def demo(
         },
         "seconds": round(sum(seconds.values()), 1),
     }
-    storage.write_json(out / "summary.json", summary)
+    serialising.write_json(out / "summary.json", summary)
     return DemoResult(undefended, defended, seconds)

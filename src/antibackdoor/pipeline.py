@@ -5,29 +5,25 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
-from antibackdoor import claiming, plugins, recording, report, storage
-from antibackdoor.attacks import ATTACKS, Attack
+from antibackdoor import claiming, recording, report, storage
+from antibackdoor.attacks import ATTACKS
 from antibackdoor.config import RunConfig
-from antibackdoor.data.grouping import groups_of
 from antibackdoor.data.sources import Loaded
-from antibackdoor.deciding import Decided, decide, spared
+from antibackdoor.deciding import spared
 from antibackdoor.defences import DEFENCES, Defence
-from antibackdoor.defences.given import Given, check_given, hand_over
+from antibackdoor.defences.given import check_given
 from antibackdoor.errors import NonFiniteLossError
 from antibackdoor.estimating import before_long
 from antibackdoor.evaluation import evaluate
 from antibackdoor.files import sha256_of
-from antibackdoor.models import PRETRAINED, BuildModel, ModelSpec
+from antibackdoor.models import PRETRAINED
 from antibackdoor.preparing import (
     Planted,
-    anew,
     class_index,
-    hold_out,
     limited,
     load_data,
     network_of,
@@ -38,10 +34,10 @@ from antibackdoor.preparing import (
 from antibackdoor.progress import SILENT, Progress
 from antibackdoor.recording import digest, versions
 from antibackdoor.result import Result
-from antibackdoor.seeds import Seeds
+from antibackdoor.run_setup import Call, Prepared, prepare
 from antibackdoor.tracking import Tracking, check_trackers
-from antibackdoor.training import Checkpoints, Runtime, Trainer, TrainPlan, logits_of
-from antibackdoor.types import ImageSet, Json, Outcome, PoisonedSet, RunRecord
+from antibackdoor.training import Checkpoints, Runtime, Trainer, logits_of
+from antibackdoor.types import Json, Outcome, RunRecord
 
 __all__ = [
     "Planted",
@@ -92,70 +88,13 @@ def run(
     Raises:
         AntiBackdoorError: What was given cannot work; see ``errors``.
     """
-    call = _Call(config, out, scan_only, resume, overwrite, progress, tuple(track))
+    call = Call(config, out, scan_only, resume, overwrite, progress, tuple(track))
     with contextlib.ExitStack() as held:
         return _run(call, held, data, planted, model)
 
 
-@dataclass(frozen=True)
-class _Call:
-    """What :func:`run` was told, as described there."""
-
-    config: RunConfig
-    out: Path | None
-    scan_only: bool
-    resume: bool
-    overwrite: bool
-    progress: Progress
-    track: tuple[str, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class _Prepared:
-    """A run just before its first training.
-
-    Attributes:
-        runtime: Where it computes.
-        seeds: Its streams.
-        build_model: Builds the network.
-        spec: Of the network.
-        plan: Of its ordinary training.
-        planted: The attack of an experiment, or None.
-        observed: What may be trained on, N images.
-        test: The test set, or None.
-        truth: What was planted into ``observed``, or None.
-        decided: What a person had decided, or None.
-        held_out: bool (N,), images that no training may see, or None.
-        given: The defence with what it needs.
-        groups: By id, whose an image is, or None where flags are not counted by that.
-    """
-
-    runtime: Runtime
-    seeds: Seeds
-    build_model: BuildModel
-    spec: ModelSpec
-    plan: TrainPlan
-    planted: Planted | None
-    observed: ImageSet
-    test: ImageSet | None
-    truth: PoisonedSet | None
-    decided: Decided | None
-    held_out: Tensor | None
-    given: Given
-    groups: dict[str, str] | None
-
-    @property
-    def attack(self) -> Attack | None:
-        return self.planted.attack if self.planted else None
-
-    @property
-    def foreign(self) -> dict[str, str]:
-        """The plugins that the methods are from, and the digest of each."""
-        return plugins.behind(self.given.defence, self.attack)
-
-
 def _run(
-    call: _Call,
+    call: Call,
     held: contextlib.ExitStack,
     data: Loaded | None,
     planted: Planted | None,
@@ -164,7 +103,7 @@ def _run(
     """Do what :func:`run` says; the lock of the folder is entered into ``held``."""
     clock = recording.Clock()
     defence = _check(call)
-    ready = _prepare(call, defence, clock, data, planted, model)
+    ready = prepare(call, defence, clock, data, planted, model)
     resolved = recording.resolve(call.config, ready.spec, ready.given.defence, ready.attack)
     checkpoints = _open(call, held, ready, resolved)
     tracking = _tracking(call, held, ready, resolved)
@@ -185,7 +124,7 @@ def _run(
     return result
 
 
-def _check(call: _Call) -> Defence:
+def _check(call: Call) -> Defence:
     """Refuse what cannot work before any data are read, and return the defence."""
     check_trackers(call.track, call.out)
     if call.out is not None:
@@ -197,58 +136,7 @@ def _check(call: _Call) -> Defence:
     return defence
 
 
-def _prepare(
-    call: _Call,
-    defence: Defence,
-    clock: recording.Clock,
-    data: Loaded | None,
-    planted: Planted | None,
-    model: str | nn.Module | Callable[[], nn.Module] | None,
-) -> _Prepared:
-    """Load, poison, leave out what a person dropped, hold images out, and give the defence what it needs."""
-    config, progress = call.config, call.progress
-    runtime = Runtime.create(config.device, config.train.precision, config.train.compile)
-    progress.say(f"device: {runtime.device}, {runtime.reason}")
-    seeds = Seeds(config.seed)
-    with clock.phase("load"):
-        loaded = limited(data or load_data(config.data, progress), config.data, seeds)
-        groups = groups_of(config.data.source, config.data.group_by, progress) if config.data.group_by else None
-    build_model, spec = network_of(config, loaded.train, model)
-    plan = plan_of(config)
-    # What attacks train begins anew, since they bring plans of their own.
-    drawn_anew = build_model if config.weights is None else network_of(anew(config), loaded.train)[0]
-    with clock.phase("poison"):
-        planted = planted or plant(config.attack, loaded, drawn_anew, runtime, seeds, progress)
-    truth = planted.train if planted else None
-    observed, clean, decided = truth.observed if truth else loaded.train, loaded.train, None
-    if config.data.decisions is not None:
-        decided = decide(observed, Path(config.data.decisions))
-        progress.say(decided.sentence())
-        # Images that an attack added stand behind the clean ones, and are none of them.
-        observed, clean = decided.data, clean.select(decided.rows[decided.rows < len(clean)])
-        truth = decided.poisoned(truth) if truth else None
-    # A scan needs no accuracy, so it looks at every image in the same way.
-    needs_part = loaded.test is None and not call.scan_only
-    held_out = hold_out(observed, config.data.holdout, seeds) if needs_part else None
-    given = hand_over(defence, config, clean, truth=truth, held_out=held_out, seeds=seeds, progress=progress)
-    return _Prepared(
-        runtime=runtime,
-        seeds=seeds,
-        build_model=build_model,
-        spec=spec,
-        plan=plan,
-        planted=planted,
-        observed=observed,
-        test=loaded.test,
-        truth=truth,
-        decided=decided,
-        held_out=held_out,
-        given=given,
-        groups=groups,
-    )
-
-
-def _open(call: _Call, held: contextlib.ExitStack, ready: _Prepared, resolved: dict[str, Json]) -> Checkpoints | None:
+def _open(call: Call, held: contextlib.ExitStack, ready: Prepared, resolved: dict[str, Json]) -> Checkpoints | None:
     """Claim the folder of the run, if it has one, and return its checkpoints."""
     if call.out is None:
         return None
@@ -268,7 +156,7 @@ def _open(call: _Call, held: contextlib.ExitStack, ready: _Prepared, resolved: d
     return checkpoints
 
 
-def _tracking(call: _Call, held: contextlib.ExitStack, ready: _Prepared, resolved: dict[str, Json]) -> Tracking | None:
+def _tracking(call: Call, held: contextlib.ExitStack, ready: Prepared, resolved: dict[str, Json]) -> Tracking | None:
     """Start the trackers that were asked for, by the first process; they are closed in the end, whatever happens."""
     if not call.track or call.out is None or ready.runtime.rank != 0:
         return None
@@ -277,7 +165,7 @@ def _tracking(call: _Call, held: contextlib.ExitStack, ready: _Prepared, resolve
     return tracking
 
 
-def _train(call: _Call, ready: _Prepared, trainer: Trainer) -> Outcome:
+def _train(call: Call, ready: Prepared, trainer: Trainer) -> Outcome:
     """Say how long it may take, and let the defence work."""
     defence = ready.given.defence
     if call.progress is not SILENT and not call.resume and call.config.train.compile in {"auto", "off"}:
@@ -299,9 +187,7 @@ def _train(call: _Call, ready: _Prepared, trainer: Trainer) -> Outcome:
     return dataclasses.replace(outcome, isolation=spared(outcome.isolation, ready.observed))
 
 
-def _record(
-    call: _Call, ready: _Prepared, outcome: Outcome, resolved: dict[str, Json], clock: recording.Clock
-) -> Result:
+def _record(call: Call, ready: Prepared, outcome: Outcome, resolved: dict[str, Json], clock: recording.Clock) -> Result:
     """Evaluate, and write what came of it."""
     trained = None if call.scan_only or outcome.model is None else outcome.model.eval()
     observed, truth, decided, held_out = ready.observed, ready.truth, ready.decided, ready.held_out

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import io
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +30,17 @@ from antibackdoor.files import (
 )
 from antibackdoor.isolation import most_suspect_first
 from antibackdoor.models import ModelSpec, rebuild
+from antibackdoor.serialising import (
+    as_json,
+    encode,
+    pack_arrays,
+    pack_names,
+    parse_json,
+    read_arrays,
+    unpack_names,
+)
 from antibackdoor.stored import StoredRun, check_arrays, record_of
-from antibackdoor.types import History, ImageSet, Isolation, Json, PoisonedSet, RunRecord
+from antibackdoor.types import History, ImageSet, Isolation, PoisonedSet, RunRecord
 
 __all__ = [
     "ALBUM",
@@ -49,11 +56,8 @@ __all__ = [
     "load_decided",
     "load_model",
     "load_run",
-    "read_json",
     "read_record",
     "save_run",
-    "write_json",
-    "write_text",
 ]
 
 GALLERY = 40
@@ -108,12 +112,12 @@ def save_run(
     arrays = _history_arrays(data, isolation, histories, truth)
     if seen is not None:
         arrays["seen"] = seen.numpy()
-    write(_HISTORY, _pack_arrays(arrays))
-    write(_GALLERY, _pack_arrays(gallery))
+    write(_HISTORY, pack_arrays(arrays))
+    write(_GALLERY, pack_arrays(gallery))
     if decisions is not None:
         write(DECIDED, encode_decisions(decisions))
-    write(_SUSPECTS, _encode(_suspects(data, isolation, order)))
-    content = _encode(_to_json(_record_to_json(record)))
+    write(_SUSPECTS, encode(_suspects(data, isolation, order)))
+    content = encode(as_json(_record_to_json(record)))
     write_checksums(out, checksums | {RECORD: sha256_of(content)})
     atomic_write_bytes(out / RECORD, content)
 
@@ -124,12 +128,12 @@ def add_text(run: Path, name: str, text: str) -> None:
     Raises:
         StorageError: It cannot be written.
     """
-    _add(run, name, _encode(text))
+    _add(run, name, encode(text))
 
 
 def add_arrays(run: Path, name: str, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
     """Write arrays as a further file of a finished run; see :func:`add_text`."""
-    _add(run, name, _pack_arrays(arrays))
+    _add(run, name, pack_arrays(arrays))
 
 
 def load_arrays(run: Path, name: str) -> dict[str, np.ndarray[Any, Any]] | None:
@@ -139,7 +143,7 @@ def load_arrays(run: Path, name: str) -> dict[str, np.ndarray[Any, Any]] | None:
         StorageError: It is damaged.
     """
     checksums = read_checksums(run)
-    return _load_arrays(run / name, checksums) if (run / name).exists() or name in (checksums or {}) else None
+    return read_arrays(run / name, checksums) if (run / name).exists() or name in (checksums or {}) else None
 
 
 def _add(run: Path, name: str, content: bytes) -> None:
@@ -161,7 +165,7 @@ def _history_arrays(
         "labels": data.labels.numpy(),
         "scores": isolation.scores.float().numpy(),
         "flagged": isolation.flagged.numpy(),
-        "ids": _pack(data.ids),
+        "ids": pack_names(data.ids),
         "content": content_hashes(data.images),
         "doubtful": np.array(isolation.doubtful, dtype=np.int64),
     }
@@ -197,7 +201,7 @@ def read_record(run: Path) -> RunRecord:
     if not (run / RECORD).exists():
         raise StorageError(f"{run} holds no finished run (no {RECORD}); if training was interrupted, use --resume")
     checksums = read_checksums(run)
-    values = _parse_json(run / RECORD, read_checked(run / RECORD, checksums))
+    values = parse_json(run / RECORD, read_checked(run / RECORD, checksums))
     try:
         found = values.pop("format")
         if found not in (_FORMAT, _UNCHECKED_FORMAT):
@@ -217,13 +221,13 @@ def load_run(run: Path) -> StoredRun:
     """
     record = read_record(run)
     checksums = read_checksums(run)
-    arrays, pictures = (_load_arrays(run / name, checksums) for name in (_HISTORY, _GALLERY))
+    arrays, pictures = (read_arrays(run / name, checksums) for name in (_HISTORY, _GALLERY))
     try:
         check_arrays(arrays)
         check_arrays(pictures)
         return StoredRun(
             record=record,
-            ids=_unpack(arrays["ids"]),
+            ids=unpack_names(arrays["ids"]),
             labels=arrays["labels"],
             classes=tuple(str(name) for name in record.data["classes"]),  # type: ignore[union-attr]
             scores=arrays["scores"],
@@ -280,28 +284,6 @@ def load_model(run: Path, record: RunRecord) -> nn.Module:
     return model.eval()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all.
-
-    Raises:
-        StorageError: It cannot be written.
-    """
-    atomic_write_bytes(path, _encode(text))
-
-
-def write_json(path: Path, values: object) -> None:
-    """Write a JSON file, whole or not at all; see :func:`write_text`."""
-    write_text(path, _to_json(values))
-
-
-def _to_json(values: object) -> str:
-    return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _encode(text: str) -> bytes:
-    return text.encode("utf-8", errors="backslashreplace")
-
-
 def _record_to_json(record: RunRecord) -> dict[str, object]:
     values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     values |= {
@@ -310,54 +292,3 @@ def _record_to_json(record: RunRecord) -> dict[str, object]:
         "data": dict(record.data),
     }
     return {"format": _FORMAT, **values}
-
-
-def read_json(path: Path) -> dict[str, Json]:
-    """Read a JSON file that holds an object.
-
-    Raises:
-        StorageError: It is missing or damaged.
-    """
-    try:
-        return _parse_json(path, path.read_bytes())
-    except FileNotFoundError:
-        raise StorageError(f"{path} is missing, so the run cannot be continued; give another --out") from None
-    except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error.strerror or error}") from None
-
-
-def _parse_json(path: Path, content: bytes) -> dict[str, Json]:
-    try:
-        values = json.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise StorageError(f"{path} is damaged: {error}") from None
-    if not isinstance(values, dict):
-        raise StorageError(f"{path} is damaged: it holds no settings")
-    return values
-
-
-def _pack_arrays(arrays: dict[str, np.ndarray[Any, Any]]) -> bytes:
-    content = io.BytesIO()
-    np.savez(content, **arrays)  # type: ignore[arg-type]
-    return content.getvalue()
-
-
-def _load_arrays(path: Path, checksums: Mapping[str, str] | None) -> dict[str, np.ndarray[Any, Any]]:
-    content = read_checked(path, checksums)
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            return dict(arrays)
-    except Exception as error:  # noqa: BLE001 - a damaged file makes NumPy and zipfile raise nearly anything
-        raise StorageError(f"{path} is damaged: {error or type(error).__name__}") from None
-
-
-def _pack(ids: tuple[str, ...]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    # A JSON list as bytes: a numpy string array would give every id the length of the longest.
-    return np.frombuffer(json.dumps(ids).encode(), dtype=np.uint8)
-
-
-def _unpack(packed: np.ndarray[Any, Any]) -> tuple[str, ...]:
-    names = json.loads(packed.tobytes())
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError("ids are no names")
-    return tuple(names)

@@ -140,7 +140,7 @@ def test_a_shared_set_is_used_and_not_made_again(grid, shelf, monkeypatch):
         assert config is None, "planted again"
 
     monkeypatch.setattr("antibackdoor.benchmark.measure.plant", nothing_new)
-    monkeypatch.setattr("antibackdoor.pipeline.plant", nothing_new)
+    monkeypatch.setattr("antibackdoor.run_setup.plant", nothing_new)
     record = perform(Task(cell, "measure"), shelf)
     assert record["status"] == "done", record["error"]
 

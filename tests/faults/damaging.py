@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from end_to_end import FAST, invoke, write_npz
 
-from antibackdoor import storage
+from antibackdoor import serialising, storage
 from antibackdoor.claiming import claim
 from antibackdoor.errors import StorageError
 from antibackdoor.training import Checkpoints
@@ -51,7 +51,7 @@ def plain(value: Any) -> Any:
 
 def readers(run: Path) -> dict[str, Callable[[], Any]]:
     """Everything that reads a file of a run."""
-    settings = storage.read_json(run / "config.json")
+    settings = serialising.read_json(run / "config.json")
     phases = [path.stem for path in sorted((run / "checkpoints").glob("*.safetensors"))]
     checkpoints = Checkpoints(run / "checkpoints", resume=True, writes=False)
 

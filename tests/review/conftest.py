@@ -11,7 +11,7 @@ import torch
 from end_to_end import CLASSES, write_folder
 from PIL import Image
 
-from antibackdoor import storage
+from antibackdoor import serialising, storage
 from antibackdoor.config import RunConfig
 from antibackdoor.data.sources import load
 from antibackdoor.review.board import Board
@@ -42,7 +42,7 @@ def write_run(
     )
     losses = np.zeros((1, count), np.float32)
     out.mkdir()
-    storage.write_json(out / storage.CONFIG, config.dump())
+    serialising.write_json(out / storage.CONFIG, config.dump())
     storage.save_run(
         out,
         record=record,

@@ -14,7 +14,7 @@ import numpy as np
 
 from antibackdoor.benchmark.summary import Stat, stat_of
 from antibackdoor.files import atomic_write_bytes
-from antibackdoor.storage import write_text
+from antibackdoor.serialising import write_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -14,7 +14,7 @@ from antibackdoor.benchmark.figure_part import Drawing, Part
 from antibackdoor.benchmark.figure_sweeps import by_gamma, by_rate, by_share, by_turning_epoch
 from antibackdoor.benchmark.reading import read
 from antibackdoor.benchmark.summary import summarise
-from antibackdoor.storage import write_json
+from antibackdoor.serialising import write_json
 
 __all__ = ["write_figures"]
 

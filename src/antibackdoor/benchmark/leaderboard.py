@@ -13,7 +13,7 @@ from antibackdoor.benchmark.provenance import device_words
 from antibackdoor.benchmark.reading import mapping
 from antibackdoor.benchmark.summary import RULES, Entry, Stat, Summary, summarise
 from antibackdoor.report.pages import storable, template
-from antibackdoor.storage import write_text
+from antibackdoor.serialising import write_text
 from antibackdoor.types import Json
 
 __all__ = ["render_leaderboard", "write_leaderboard"]

@@ -28,7 +28,7 @@ from antibackdoor.benchmark.wording import (
     sources_of,
     words_of,
 )
-from antibackdoor.storage import write_text
+from antibackdoor.serialising import write_text
 
 __all__ = ["write_tables"]
 

@@ -119,19 +119,12 @@ def builder_from(
         return _checked(_seeded(_renewed(model)), data), ModelSpec("custom", channels, height, width, data.num_classes)
     name = _named(model, data, weights)
     kind = architecture_of(name)
-    own = kind.own if weights is not None else None
-    side = input_size
-    if side is None and kind.own is not None and (own is not None or kind.own.fixed):
-        side = kind.own.side
-    seen = channels if own is None else len(own.mean)
-    spec = ModelSpec(
-        name, channels, height, width, data.num_classes, side, input_channels=None if seen == channels else seen
-    )
-    if own is None:
+    spec = _spec_of(name, kind, data, input_size, begins_anew=weights is None)
+    if weights is None or kind.own is None:
         mean, std = channel_statistics(data.images)
     else:
-        mean, std = torch.tensor(own.mean), torch.tensor(own.std)
-    size = None if side is None else (side, side)
+        mean, std = torch.tensor(kind.own.mean), torch.tensor(kind.own.std)
+    size = None if spec.input_size is None else (spec.input_size, spec.input_size)
     with torch.random.fork_rng(devices=[]):  # Drawing weights must not move the caller's random state.
         pattern = _pattern(kind, spec, weights)  # What does not fit fails here, before any work.
 
@@ -169,6 +162,18 @@ def _named(model: str, data: ImageSet, weights: str | None) -> str:
     if weights not in (None, PRETRAINED):
         raise ConfigError("weights: a file says nothing of its network; name it by --model")
     return choose_model(data) if weights is None else LITE0
+
+
+def _spec_of(name: str, kind: Architecture, data: ImageSet, side: int | None, *, begins_anew: bool) -> ModelSpec:
+    """Return the spec of a named network; see :func:`builder_from`."""
+    channels, height, width = data.shape
+    own = None if begins_anew else kind.own
+    if side is None and kind.own is not None and (own is not None or kind.own.fixed):
+        side = kind.own.side
+    seen = channels if own is None else len(own.mean)
+    return ModelSpec(
+        name, channels, height, width, data.num_classes, side, input_channels=None if seen == channels else seen
+    )
 
 
 def _body(kind: Architecture, spec: ModelSpec, *, public: bool = False) -> nn.Module:

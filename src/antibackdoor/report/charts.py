@@ -151,8 +151,6 @@ def loss_chart(
     Returns:
         An ``<svg>`` element.
     """
-    step = -(-len(phases) // _MOST_EPOCHS)
-    spans = phase_spans(phases)
     with _axes(chart_id) as (axes, output):
         low, high = _loss_limits(limits)
         log = high / low > 20
@@ -160,42 +158,41 @@ def loss_chart(
         axes.set_ylim(low / 1.3 if log else 0.0, high * (1.3 if log else 1.05))
         axes.set_xlim(0.5, len(phases) + 0.5)
         for group, band in zip(groups, bands, strict=True):
-            for (
-                _,
-                first,
-                last,
-            ) in spans:  # a new phase mostly starts from new weights: the line must not run on
-                part = slice(first - 1, last, step)
-                epochs = np.arange(first, last + 1)[::step]
-                lower, middle, upper = (np.maximum(v[part], FLOOR) for v in (band.low, band.middle, band.high))
-                axes.fill_between(epochs, lower, upper, color=group.colour, alpha=0.16, linewidth=0)
-                lonely = np.isfinite(band.middle[part]).sum() == 1  # one epoch makes no line
-                axes.plot(
-                    epochs,
-                    middle,
-                    color=group.colour,
-                    linestyle=group.style,
-                    linewidth=1.6,
-                    marker="o" if lonely else "",
-                    markersize=4,
-                )
-        shown = phases_fit(phases)
-        for number, (name, first, last) in enumerate(spans, start=1):
-            if number > 1:
-                axes.axvline(first - 0.5, color=_FAINT, linewidth=0.8)
-            axes.text(
-                (first + last) / 2,
-                1.03,
-                name if shown else str(number),
-                transform=axes.get_xaxis_transform(),
-                horizontalalignment="center",
-                color=INK,
-                parse_math=False,
-            )
+            # A new phase mostly starts from new weights: the line must not run on.
+            for _, first, last in phase_spans(phases):
+                _draw_band(axes, group, band, first, last, step=-(-len(phases) // _MOST_EPOCHS))
+        _name_phases(axes, phases)
         _whole_numbers(axes.xaxis)
         axes.set_xlabel("Epoch")
         axes.set_ylabel("Loss, nats")
     return output.getvalue()
+
+
+def _draw_band(axes: Any, group: Group, band: Band, first: int, last: int, *, step: int) -> None:
+    """Draw a group's losses over the epochs of one phase, of which every so many."""
+    part = slice(first - 1, last, step)
+    epochs = np.arange(first, last + 1)[::step]
+    lower, middle, upper = (np.maximum(v[part], FLOOR) for v in (band.low, band.middle, band.high))
+    axes.fill_between(epochs, lower, upper, color=group.colour, alpha=0.16, linewidth=0)
+    marker = "o" if np.isfinite(band.middle[part]).sum() == 1 else ""  # one epoch makes no line
+    axes.plot(epochs, middle, color=group.colour, linestyle=group.style, linewidth=1.6, marker=marker, markersize=4)
+
+
+def _name_phases(axes: Any, phases: Sequence[str]) -> None:
+    """Write the names of the phases above the chart, or their numbers, with a line between two."""
+    shown = phases_fit(phases)
+    for number, (name, first, last) in enumerate(phase_spans(phases), start=1):
+        if number > 1:
+            axes.axvline(first - 0.5, color=_FAINT, linewidth=0.8)
+        axes.text(
+            (first + last) / 2,
+            1.03,
+            name if shown else str(number),
+            transform=axes.get_xaxis_transform(),
+            horizontalalignment="center",
+            color=INK,
+            parse_math=False,
+        )
 
 
 def score_chart(chart_id: str, view: StoredRun, groups: Sequence[Group]) -> str:
