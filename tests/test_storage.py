@@ -219,6 +219,7 @@ def parts(blobs):
     build, spec = builder_from("wrn-10-1", data)
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(60, generator=generator)
+    scores[7] = -0.0
     losses = torch.rand((3, 60), generator=generator).numpy()
     losses[2, :5] = np.nan
     record = RunRecord(
@@ -267,6 +268,7 @@ def test_a_run_goes_round(run, parts):
     assert stored.phases == ("isolate", "isolate", "train")
     assert np.array_equal(stored.labels, data.labels.numpy())
     assert np.array_equal(stored.scores, isolation.scores.numpy())
+    assert not np.signbit(stored.scores[stored.scores == 0]).any()
     assert np.array_equal(stored.flagged, isolation.flagged.numpy())
     expected = np.concatenate([history.losses for history in parts["histories"]])
     assert stored.losses.dtype == np.float32

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from end_to_end import FAST, Finished, invoke, reseal, write_npz
+from end_to_end import FAST, Finished, invoke, reseal, write_folder, write_npz
 from safetensors.torch import load_file, save_file
 
 from antibackdoor import storage
@@ -90,6 +90,21 @@ def test_weights_that_are_not_numbers_are_refused(run: Path, tmp_path: Path) -> 
     (tmp_path / "pictures").mkdir()
     done = invoke("predict", run, tmp_path / "pictures", "--out", tmp_path / "p.csv", "--device", "cpu")
     refused(done, "model.safetensors", "not a number")
+
+
+def test_weights_whose_answers_overflow_are_refused(run: Path, tmp_path: Path) -> None:
+    """Every weight is a number, what they come to is none."""
+    weights = load_file(run / "model.safetensors")
+    for value in weights.values():
+        if value.ndim == 2:
+            value.fill_(3e38)
+    (run / "model.safetensors").write_bytes(pack_tensors(weights, {"format": "antibackdoor model 1"}))
+    reseal(run)
+    pictures = write_folder(tmp_path / "pictures", 2, classes=("0", "1", "2"))
+    out = tmp_path / "p.csv"
+    refused(invoke("predict", run, pictures, "--out", out, "--device", "cpu"), str(run), "not a number")
+    assert not out.exists()
+    refused(invoke("evaluate", run, "--clean", pictures, "--device", "cpu"), str(run), "not a number")
 
 
 def test_the_report_written_again_is_whole(run: Path) -> None:

@@ -20,7 +20,7 @@ from antibackdoor.data.folder import scan
 from antibackdoor.data.formats import EXTENSIONS
 from antibackdoor.data.reader import Reader
 from antibackdoor.data.walk import Left, images_below
-from antibackdoor.errors import DataError
+from antibackdoor.errors import DataError, StorageError
 from antibackdoor.evaluation import evaluate
 from antibackdoor.progress import SILENT, Progress
 from antibackdoor.training import Runtime, logits_of
@@ -80,11 +80,11 @@ def predict(
         One prediction a readable image, in order, and "path: reason" of those that could not be read.
 
     Raises:
-        StorageError: No finished run, or no network in it.
+        StorageError: No finished run, no network in it, or one whose answers are infinite or not a number.
         DataError: A path that does not exist, or no readable image.
     """
     record = storage.read_record(run)
-    model, classes = storage.load_model(run, record), _classes(record)
+    model, classes = _network(run, record), _classes(record)
     channels, height, width = _shape(record)
     read = partial(decode, channels=channels, height=height, width=width, white=_white(record))
     runtime = Runtime.create(device)
@@ -135,11 +135,11 @@ def evaluate_run(
         progress: Shows the work.
 
     Raises:
-        StorageError: No finished run, or no network in it.
+        StorageError: No finished run, no network in it, or one whose answers are infinite or not a number.
         DataError: A folder that cannot be used, or with classes the run does not know.
     """
     record = storage.read_record(run)
-    model, classes = storage.load_model(run, record), _classes(record)
+    model, classes = _network(run, record), _classes(record)
     runtime = Runtime.create(device)
     runtime.place(model)
     reader = Reader(None, False, default_cache_dir(), progress)
@@ -160,6 +160,20 @@ def evaluate_run(
         truth = PoisonedSet(aimed, everything, ~everything, kept.labels, target)
     test = read(clean) if clean is not None else None
     return evaluate(model, runtime, test=test, triggered=truth, target=target)
+
+
+def _network(run: Path, record: RunRecord) -> nn.Module:
+    """Load the network of a run; what it answers is checked, since finite weights may overflow, too."""
+
+    def check(module: nn.Module, given: object, logits: torch.Tensor) -> None:
+        if not bool(logits.isfinite().all()):
+            raise StorageError(
+                f"the network of {run} answers these images with what is infinite or not a number; train it again"
+            )
+
+    model = storage.load_model(run, record)
+    model.register_forward_hook(check)
+    return model
 
 
 def _classify(

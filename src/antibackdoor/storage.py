@@ -163,7 +163,7 @@ def _history_arrays(
         "seconds": np.concatenate([history.seconds for history in histories]),
         "phases": np.array(phases, dtype=np.str_),
         "labels": data.labels.numpy(),
-        "scores": isolation.scores.float().numpy(),
+        "scores": isolation.scores.float().numpy() + np.float32(0),  # no negative zero
         "flagged": isolation.flagged.numpy(),
         "ids": pack_names(data.ids),
         "content": content_hashes(data.images),
@@ -182,7 +182,7 @@ def _to_show(data: ImageSet, isolation: Isolation, order: Tensor) -> Tensor:
 
 
 def _suspects(data: ImageSet, isolation: Isolation, order: Tensor) -> str:
-    labels, flagged, scores = data.labels.tolist(), isolation.flagged.tolist(), isolation.scores.tolist()
+    labels, flagged, scores = data.labels.tolist(), isolation.flagged.tolist(), (isolation.scores + 0.0).tolist()
     rows: list[tuple[object, ...]] = [("rank", "id", "label", "score", "flagged")]
     for rank, row in enumerate(order.tolist(), 1):
         name, label = as_text(data.ids[row]), as_text(data.classes[labels[row]])

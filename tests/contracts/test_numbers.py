@@ -7,10 +7,12 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from antibackdoor.data.arrays import from_arrays
 from antibackdoor.defences import DEFENCES, Defence, RatedDefence, TrustedDefence
 from antibackdoor.errors import DataError, TrainingError
+from antibackdoor.isolation import SIGNALS, Evidence, NetworkSignal
 from antibackdoor.seeds import Seeds
 from antibackdoor.training import Trainer, TrainPlan
 from antibackdoor.types import ImageSet, Outcome
@@ -108,6 +110,46 @@ def test_each_phase_diverges(name, blobs, runtime, tiny):
     _, phases = defended(name, data, runtime, tiny)
     for phase in range(len(phases) - 1):
         diverges(name, phase, data, runtime, tiny)
+
+
+class InHalf(nn.Module):
+    """A network whose logits are float16, times a factor."""
+
+    def __init__(self, network: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.network, self.factor = network, factor
+
+    def forward(self, images):
+        return (self.network(images) * self.factor).half()
+
+
+@pytest.mark.parametrize("name", list(DEFENCES))
+def test_logits_in_half_precision(name, blobs, runtime, tiny):
+    """Those that fit are taken as they are; those that overflow end the training with the phase and the epoch."""
+    data = blobs(48, 3, channels=1, height=16, width=16)
+
+    def of(factor):
+        return lambda data: lambda generator: InHalf(tiny(data)(generator), factor)
+
+    outcome, _ = defended(name, data, runtime, of(1.0))
+    check(outcome, data)
+    with pytest.raises(TrainingError, match=r"epoch 1: the loss is infinite or not a number") as raised:
+        defended(name, data, runtime, of(1e9))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", [name for name in SIGNALS if not issubclass(SIGNALS.get(name), NetworkSignal)])
+def test_losses_of_negative_zero_are_those_of_zero(name):
+    """A perfect prediction has the loss -0.0 or 0.0, as the library rounds; neither is more suspect."""
+    generator = torch.Generator().manual_seed(0)
+    losses = torch.rand((6, 60), generator=generator)
+    losses[2:, ::3] = 0.0
+    labels = torch.arange(60) % 3
+    signed = torch.where(losses == 0, torch.tensor(-0.0), losses)
+    assert bool(torch.signbit(signed).any())
+    zero, negative = (SIGNALS.build(name, {}).scores(Evidence(given, labels, 3)) for given in (losses, signed))
+    assert bool(zero.isfinite().all())
+    assert torch.equal(zero, negative)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
