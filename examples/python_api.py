@@ -17,4 +17,5 @@ print(f"{metrics.n_flagged} of {metrics.n_train} images flagged, {metrics.precis
 print("most suspect:", ", ".join(result.data.ids[i] for i in result.isolation.scores.argsort(descending=True)[:5]))
 print(f"clean accuracy {metrics.ca:.0%}, attack success {metrics.asr:.0%}")
 
+assert metrics.precision is not None
 assert metrics.precision > 0.8, "by chance it would be 0.1"

@@ -25,7 +25,10 @@ LAYERS = (
         *("imagelist", "naming", "preparing", "recording", "run_setup", "saved", "serialising"),
         *("storage", "stored", "tracking", "verifying"),
     },
-    {"pipeline", "estimating", "benchmark", "cleaned", "result", "comparing", "report", "review", "api", "formats"},
+    {
+        *("pipeline", "estimating", "benchmark", "cleaned", "result", "comparing", "report", "review", "api"),
+        *("formats", "typed"),
+    },
 )
 # Anything else at the top level is a command, which may import everything.
 COMMANDS = len(LAYERS)

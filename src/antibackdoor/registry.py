@@ -9,9 +9,11 @@ from typing import Any, Generic, TypeVar, get_type_hints
 from antibackdoor import plugins
 from antibackdoor.errors import ConfigError, UnknownNameError
 
-__all__ = ["Registry", "parameters_of"]
+__all__ = ["NO_PARAMETER", "Registry", "parameters_of"]
 
 T = TypeVar("T")
+# Metadata of a field that is no hyper-parameter: configurations cannot set it, records do not have it.
+NO_PARAMETER = {"antibackdoor": "no hyper-parameter"}
 
 
 class Registry(Generic[T]):
@@ -157,13 +159,18 @@ def parameters_of(member: object) -> dict[str, object]:
     """Return the hyper-parameters of a built member by field name."""
     if not dataclasses.is_dataclass(member):
         raise ConfigError(f"{type(member).__name__} is not a dataclass, so its hyper-parameters cannot be recorded")
-    return {field.name: getattr(member, field.name) for field in dataclasses.fields(member) if field.init}
+    return {name: getattr(member, name) for name in _parameters(type(member))}
+
+
+def _parameters(cls: type) -> dict[str, dataclasses.Field[Any]]:
+    """Return the fields of a dataclass that are hyper-parameters, by name."""
+    return {field.name: field for field in dataclasses.fields(cls) if field.init and field.metadata != NO_PARAMETER}
 
 
 def _build_dataclass(cls: type[T], params: Mapping[str, object], path: str) -> T:
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
+    fields = _parameters(cls)
     hints = get_type_hints(cls)
     values: dict[str, Any] = {}
     for key, given in params.items():

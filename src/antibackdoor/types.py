@@ -88,7 +88,7 @@ class ImageSet:
         return mask if self.vouched is None else mask & ~self.vouched
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PoisonedSet:
     """What a trainer would see, and the truth that no defence is given.
 
@@ -109,6 +109,11 @@ class PoisonedSet:
     target: int | None
     origin: Tensor | None = None
 
+    def __repr__(self) -> str:
+        planted, covers = int(self.poison.sum()), int(self.cover.sum())
+        with_covers = f", {covers:,} covers" if covers else ""
+        return f"PoisonedSet({self.observed!r}, {planted:,} poison{with_covers}, target {self.target})"
+
     @property
     def made_of(self) -> Tensor:
         """int64 (N,), the row of the clean set that each image was made of."""
@@ -117,7 +122,7 @@ class PoisonedSet:
         return torch.arange(len(self.poison)) if self.origin is None else self.origin
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class History:
     """What one phase of training left behind.
 
@@ -139,6 +144,12 @@ class History:
     stopped: str | None = None
     held_out: NDArray[np.bool_] | None = None
     updates: int = 0
+
+    def __repr__(self) -> str:
+        epochs, count = self.losses.shape
+        stopped = f", stopped: {self.stopped}" if self.stopped else ""
+        took = f"{float(self.seconds.sum()):.1f} s{stopped}"
+        return f"History({self.phase!r}, {epochs} epochs of {count:,} images, {took})"
 
     @property
     def trained(self) -> NDArray[np.bool_]:
@@ -175,7 +186,7 @@ class Isolation:
         return f"<div><p><strong>{html.escape(self.verdict)}</strong> · {counts}</p><ul>{sentences}</ul></div>"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Outcome:
     """What a defence returns.
 
@@ -189,8 +200,12 @@ class Outcome:
     isolation: Isolation
     histories: tuple[History, ...]
 
+    def __repr__(self) -> str:
+        network = "no network" if self.model is None else type(self.model).__name__
+        return f"Outcome({network}, {self.isolation!r}, trainings: {len(self.histories)})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Metrics:
     """Every figure of a run, each with one definition (see ``ops.metrics``); fractions, None where not measurable.
 
@@ -235,8 +250,14 @@ class Metrics:
     n_flagged: int | None = None
     n_train: int | None = None
 
+    def __repr__(self) -> str:
+        every = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+        measured = ((name, value) for name, value in every if value is not None)
+        shown = (f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in measured)
+        return f"Metrics({', '.join(shown)})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class RunRecord:
     """What is written to run.json.
 
@@ -263,3 +284,6 @@ class RunRecord:
     evidence: tuple[str, ...] = ()
     model: Mapping[str, Json] = field(default_factory=dict)
     data: Mapping[str, Json] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"RunRecord({self.verdict!r}, {self.metrics!r}, {sum(self.seconds.values()):.1f} s)"

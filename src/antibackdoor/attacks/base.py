@@ -17,6 +17,7 @@ from torch import Tensor
 
 from antibackdoor.attacks.appending import with_copies
 from antibackdoor.errors import ConfigError, PoisonError
+from antibackdoor.registry import NO_PARAMETER
 from antibackdoor.types import ImageSet, PoisonedSet
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ class Attack(ABC):
     Attributes:
         target: The class that triggered images shall be given, 0..K-1.
         num_classes: K; filled in by :meth:`prepare`.
+        rate: Share of the images that ``antibackdoor.train(..., attack=...)`` poisons, 0..1; None for its default.
+            It decides nothing else, and is no hyper-parameter of the method: ``attack.rate`` of a configuration and
+            ``poison(..., rate=...)`` stand on their own.
 
     ``weak_up_to`` of the class is the number of training images up to which it was measured that an undefended network
     does not learn the attack by its default settings; 0 where it does, or where nobody measured.
@@ -46,8 +50,11 @@ class Attack(ABC):
 
     target: int = 0
     num_classes: int | None = None
+    rate: float | None = dataclasses.field(default=None, kw_only=True, metadata=NO_PARAMETER)
 
     def __post_init__(self) -> None:
+        if self.rate is not None and not 0 <= self.rate <= 1:
+            raise ConfigError(f"rate: must be in 0..1, got {self.rate}")
         if self.target < 0:
             raise ConfigError(f"target: must be a class index of at least 0, got {self.target}")
 
