@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from antibackdoor.defences.against import AGAINST
 from antibackdoor.defences.witnesses.views import SMALLEST_CLASS
 from antibackdoor.stored import StoredRun
 
@@ -59,6 +60,8 @@ def _poisoned(run: StoredRun) -> str:
 
 def _clear(run: StoredRun) -> str:
     """Say what to do where there is no sign of poison, or was little to see it in."""
+    if _defence(run) == AGAINST:
+        return "Nothing in the batch stands out from the earlier set; scan both together before you train on them."
     _, sure = _training(run)
     if sure is not None and sure < _LITTLE:
         command = "`antibackdoor train`" if _is_scan(run) else "more epochs (`--epochs`)"
@@ -74,6 +77,11 @@ def _clear(run: StoredRun) -> str:
 def _open(run: StoredRun) -> str:
     """Say what to do where a set is neither poisoned nor above suspicion, or was not judged."""
     unsure = [label for label, verdict in enumerate(run.class_verdicts) if verdict == "undecided"]
+    if _defence(run) == AGAINST:
+        return (
+            "Do not take this batch in as it is: look at its most suspect images, first those of "
+            f"{_names(run, unsure)}, ask where they come from, and take out what does not belong there."
+        )
     if not _judges(run):
         return (
             "The defence of this run does not judge the set, so do not take it for clean: scan it with the default "
@@ -101,6 +109,8 @@ def _looked(run: StoredRun) -> str:
     sizes = _sizes(run)
     spread = f"{sizes.min():,}" if sizes.min() == sizes.max() else f"{sizes.min():,} to {sizes.max():,}"
     text = f"Looked at: {_count(len(run.ids), 'image')} in {_count(len(sizes), 'class', 'classes')} of {spread}"
+    if _defence(run) == AGAINST:
+        return f"{text}, beside what was kept of an earlier set. Nothing was trained."
     epochs, sure = _training(run)
     if epochs:
         text += f", after {_count(epochs, 'epoch')}"
@@ -112,6 +122,9 @@ def _looked(run: StoredRun) -> str:
 def _surer(run: StoredRun) -> Iterator[str]:
     """Yield what would make a verdict surer, as far as the run tells."""
     if run.record.verdict == "poisoned" or not (_judges(run) or run.record.verdict):
+        return
+    if _defence(run) == AGAINST:
+        yield "A scan of both sets together, by the default defence, which sees how they are learned."
         return
     if _defence(run) == _FORMER:
         yield f"A scan with {_JUDGES!r}, which replaces the defence of this run and sees more."

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from antibackdoor import cli_dry_run, cli_formats
+from antibackdoor import cli_against, cli_dry_run, cli_formats
 from antibackdoor.cli_exits import EXIT_FOUND
 from antibackdoor.cli_formats import Baseline, BaselineRun, FailOn, FailOns, Formats
 from antibackdoor.cli_options import (
@@ -99,6 +99,7 @@ def scan(
     format_: Formats = None,
     fail_on: FailOns = None,
     baseline: BaselineRun = None,
+    against: cli_against.Runs = None,
     fail_on_suspects: Annotated[bool, typer.Option("--fail-on-suspects", help="Short for --fail-on suspects.")] = False,
     defence: Defence = None,
     alpha: Alpha = None,
@@ -139,10 +140,9 @@ def scan(
         seed=seed,
         device=device,
     )
-    parsed = configured(config, values, settings)
+    parsed = configured(config, cli_against.with_runs(values, against, dry_run=dry_run), settings)
     if dry_run:
-        progress = progress_of(quiet)
-        cli_dry_run.tell(parsed, out, scan_only=True, resume=resume, overwrite=overwrite, progress=progress)
+        cli_dry_run.tell(parsed, out, scan_only=True, resume=resume, overwrite=overwrite, progress=progress_of(quiet))
         return
     levels = [*(fail_on or ()), *([FailOn.SUSPECTS] if fail_on_suspects else ())]
     asked, earlier = cli_formats.requests(format_), Baseline.read(baseline)

@@ -15,6 +15,7 @@ from antibackdoor.config import RunConfig
 from antibackdoor.data.sources import Loaded
 from antibackdoor.deciding import spared
 from antibackdoor.defences import DEFENCES, Defence
+from antibackdoor.defences.against import AGAINST, Against, Statistics, against_from
 from antibackdoor.defences.given import check_given
 from antibackdoor.errors import NonFiniteLossError
 from antibackdoor.estimating import before_long
@@ -37,7 +38,7 @@ from antibackdoor.result import Result
 from antibackdoor.run_setup import Call, Prepared, prepare
 from antibackdoor.tracking import Tracking, check_trackers
 from antibackdoor.training import Checkpoints, Runtime, Trainer, logits_of
-from antibackdoor.types import Json, Outcome, RunRecord
+from antibackdoor.types import ImageSet, Json, Outcome, RunRecord
 
 __all__ = [
     "Planted",
@@ -129,7 +130,8 @@ def _check(call: Call) -> Defence:
     check_trackers(call.track, call.out)
     if call.out is not None:
         claiming.refuse_other_run(call.out, resume=call.resume, overwrite=call.overwrite)
-    defence = DEFENCES.build(call.config.defence.name, call.config.defence.params)
+    chosen = call.config.defence
+    defence = against_from(chosen.params) if chosen.name == AGAINST else DEFENCES.build(chosen.name, chosen.params)
     check_given(defence, call.config, scan_only=call.scan_only)
     if call.config.attack is not None:
         ATTACKS.get(call.config.attack.name)
@@ -168,7 +170,8 @@ def _tracking(call: Call, held: contextlib.ExitStack, ready: Prepared, resolved:
 def _train(call: Call, ready: Prepared, trainer: Trainer) -> Outcome:
     """Say how long it may take, and let the defence work."""
     defence = ready.given.defence
-    if call.progress is not SILENT and not call.resume and call.config.train.compile in {"auto", "off"}:
+    trains = not isinstance(defence, Against)
+    if trains and call.progress is not SILENT and not call.resume and call.config.train.compile in {"auto", "off"}:
         told = before_long(
             ready.observed,
             build_model=ready.build_model,
@@ -211,6 +214,7 @@ def _record(call: Call, ready: Prepared, outcome: Outcome, resolved: dict[str, J
     if ready.groups is not None:
         column = str(call.config.data.group_by)
         described["groups"] = recording.by_group(column, ready.groups, observed, outcome.isolation)
+    described |= outcome.described
     record = RunRecord(
         config=resolved,
         seeds={"seed": call.config.seed},
@@ -234,9 +238,17 @@ def _record(call: Call, ready: Prepared, outcome: Outcome, resolved: dict[str, J
             truth=truth,
             decisions=decided.decisions if decided else None,
             seen=seen,
+            statistics=_statistics(outcome, observed),
         )
         report.write(call.out, observed.images.numpy())
     return Result(trained, outcome.isolation, record, outcome, observed, truth)
+
+
+def _statistics(outcome: Outcome, data: ImageSet) -> Statistics | None:
+    """Return what a later batch is compared with: that of the images which are not flagged."""
+    if outcome.encoded is None:
+        return None
+    return Statistics.of(data, outcome.encoded, (~outcome.isolation.flagged).nonzero().flatten().numpy())
 
 
 def _claim(

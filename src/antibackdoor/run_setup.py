@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from antibackdoor.data.grouping import groups_of
 from antibackdoor.data.sources import Loaded
 from antibackdoor.deciding import Decided, decide
 from antibackdoor.defences import Defence
+from antibackdoor.defences.against import Against
 from antibackdoor.defences.given import Given, hand_over
 from antibackdoor.models import BuildModel, ModelSpec
 from antibackdoor.preparing import Planted, anew, hold_out, limited, load_data, network_of, plan_of, plant
@@ -126,8 +127,8 @@ def prepare(
         observed, clean = decided.data, clean.select(decided.rows[decided.rows < len(clean)])
         truth = decided.poisoned(truth) if truth else None
     # A scan needs no accuracy, so it looks at every image in the same way.
-    needs_part = loaded.test is None and not call.scan_only
-    held_out = hold_out(observed, config.data.holdout, seeds) if needs_part else None
+    held_out = hold_out(observed, 0 if call.scan_only or loaded.test is not None else config.data.holdout, seeds)
+    defence = _told(defence, observed, groups, config.data.group_by)
     given = hand_over(defence, config, clean, truth=truth, held_out=held_out, seeds=seeds, progress=progress)
     return Prepared(
         runtime=runtime,
@@ -144,3 +145,10 @@ def prepare(
         given=given,
         groups=groups,
     )
+
+
+def _told(defence: Defence, observed: ImageSet, groups: Mapping[str, str] | None, column: str | None) -> Defence:
+    """Return a comparison with whose the images are, if it can be made; any other defence as it is."""
+    if not isinstance(defence, Against):
+        return defence
+    return defence.given(observed, None if groups is None else [groups.get(name, "") for name in observed.ids], column)

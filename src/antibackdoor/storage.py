@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from antibackdoor.content import content_hashes
 from antibackdoor.csvs import as_text, lines_of
 from antibackdoor.decisions import Decision, encode_decisions, parse_decisions
+from antibackdoor.defences.against import FILE as STATISTICS
+from antibackdoor.defences.against import Statistics
 from antibackdoor.errors import StorageError
 from antibackdoor.files import (
     CHECKSUMS,
@@ -67,7 +69,7 @@ CONFIG, RECORD, _HISTORY, _WEIGHTS = "config.json", "run.json", "history.npz", "
 _SUSPECTS, _GALLERY, CHECKPOINTS, _REPORT = "suspects.csv", "gallery.npz", "checkpoints", "report.html"
 ALBUM = "album.npz"  # pictures of the suspects in groups, for the report
 DECIDED = "decided.csv"  # what a person had decided before the run
-RUN_FILES = (CONFIG, CHECKSUMS, RECORD, _HISTORY, _WEIGHTS, _SUSPECTS, DECIDED, _GALLERY, ALBUM, _REPORT)
+RUN_FILES = (CONFIG, CHECKSUMS, RECORD, _HISTORY, _WEIGHTS, _SUSPECTS, DECIDED, _GALLERY, ALBUM, STATISTICS, _REPORT)
 
 
 def save_run(
@@ -81,11 +83,12 @@ def save_run(
     truth: PoisonedSet | None,
     decisions: Sequence[Decision] | None = None,
     seen: Tensor | None = None,
+    statistics: Statistics | None = None,
 ) -> None:
     """Write everything but the report; run.json comes last, so that its presence means a whole run.
 
     Before it comes ``checksums.sha256``, with the SHA-256 of each file, run.json among them. ``seen`` is int64 (N,),
-    the class that the network sees in each image.
+    the class that the network sees in each image; ``statistics`` are what a later batch is compared with.
 
     Raises:
         StorageError: A full disk, or a folder that cannot be written.
@@ -114,6 +117,8 @@ def save_run(
         arrays["seen"] = seen.numpy()
     write(_HISTORY, pack_arrays(arrays))
     write(_GALLERY, pack_arrays(gallery))
+    if statistics is not None:
+        write(STATISTICS, statistics.packed())
     if decisions is not None:
         write(DECIDED, encode_decisions(decisions))
     write(_SUSPECTS, encode(_suspects(data, isolation, order)))
@@ -158,9 +163,10 @@ def _history_arrays(
 ) -> dict[str, np.ndarray[Any, Any]]:
     phases = [history.phase for history in histories for _ in history.seconds]
     arrays = {
-        "losses": np.concatenate([history.losses for history in histories]),
-        "accuracy": np.concatenate([history.accuracy for history in histories]),
-        "seconds": np.concatenate([history.seconds for history in histories]),
+        # The first row of nothing is for what has trained nothing.
+        "losses": np.concatenate([np.zeros((0, len(data)), np.float32), *(history.losses for history in histories)]),
+        "accuracy": np.concatenate([np.zeros(0), *(history.accuracy for history in histories)]),
+        "seconds": np.concatenate([np.zeros(0), *(history.seconds for history in histories)]),
         "phases": np.array(phases, dtype=np.str_),
         "labels": data.labels.numpy(),
         "scores": isolation.scores.float().numpy() + np.float32(0),  # no negative zero

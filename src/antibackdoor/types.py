@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "Encoded",
     "History",
     "ImageSet",
     "Isolation",
@@ -187,6 +188,24 @@ class Isolation:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
+class Encoded:
+    """What a frozen encoder sees in a set.
+
+    Attributes:
+        encoder: Its name.
+        features: float32 (N, D).
+        probe: float32 (P, D), of fixed pictures, which tell whether it is the same encoder another time.
+    """
+
+    encoder: str
+    features: NDArray[np.float32]
+    probe: NDArray[np.float32]
+
+    def __repr__(self) -> str:
+        return f"Encoded({self.encoder!r}, {len(self.features):,} images)"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Outcome:
     """What a defence returns.
 
@@ -194,11 +213,15 @@ class Outcome:
         model: The network to use, or None after a scan.
         isolation: Scores, flags and verdict.
         histories: One a phase, in the order they ran.
+        encoded: What a public encoder sees in the set, where one was asked.
+        described: What a record says of the data by this defence alone.
     """
 
     model: torch.nn.Module | None
     isolation: Isolation
     histories: tuple[History, ...]
+    encoded: Encoded | None = None
+    described: Mapping[str, Json] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         network = "no network" if self.model is None else type(self.model).__name__

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from antibackdoor.advice import Advice, advise
+from antibackdoor.defences.against import AGAINST
 from antibackdoor.formats.escaping import visible
 from antibackdoor.isolation import most_suspect_first
 from antibackdoor.stored import StoredRun
@@ -49,6 +50,12 @@ class Findings:
         """What was given as DATA."""
         data = self.run.record.config.get("data")
         return str(data.get("source") or "") if isinstance(data, dict) else ""
+
+    @property
+    def compared(self) -> bool:
+        """Whether the set is a batch that was compared with an earlier one."""
+        defence = self.run.record.config.get("defence")
+        return isinstance(defence, dict) and defence.get("name") == AGAINST
 
     @cached_property
     def advice(self) -> Advice:

@@ -41,6 +41,7 @@ def render(findings: Findings) -> str:
         ],
         "suspects": [_suspect(findings, rank, int(row)) for rank, row in enumerate(findings.flagged, 1)],
         "groups": record.data.get("groups"),
+        "compared": record.data.get("compared"),
         "skipped": findings.skipped,
         "metrics": dataclasses.asdict(record.metrics),
         "config": record.config,

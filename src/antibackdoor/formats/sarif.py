@@ -101,10 +101,13 @@ def _of_images(findings: Findings) -> Iterator[dict[str, Json]]:
         print_ = whole[0] if len(rows) == 1 else hashlib.sha256("\n".join(sorted(whole)).encode()).hexdigest()
         seen[print_] += 1
         name = findings.run.classes[label]
+        one, many = "is suspected to carry a backdoor", "are suspected to carry a backdoor"
+        if findings.compared:
+            one, many = "stands out from the earlier set", "stand out from the earlier set"
         if len(rows) == 1:
-            text = f"{findings.short(findings.run.ids[rows[0]])} is suspected to carry a backdoor; its class is {name}."
+            text = f"{findings.short(findings.run.ids[rows[0]])} {one}; its class is {name}."
         else:
-            text = f"{len(rows):,} images of class {name} are suspected to carry a backdoor."
+            text = f"{len(rows):,} images of class {name} {many}."
         score = float(findings.run.scores[rows[0]])
         properties: dict[str, Json] = {"label": visible(name), "images": len(rows)}
         if math.isfinite(score):

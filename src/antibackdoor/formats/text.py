@@ -39,8 +39,8 @@ def _by_group(record: RunRecord) -> list[str]:
     striking = [row for row in rows if row.stands_out]
     lines = [f"by {column}: {len(striking):,} of {count:,} stand out"]
     lines += [
-        f"  {row.name or '(none)'}: {row.flagged:,} of {row.images:,} images flagged, {row.expected:.1f} expected, "
-        f"p {row.corrected:.2g}"
+        f"  {row.name or '(none)'}: {row.flagged:,} of {row.images:,} images {row.counted}, "
+        f"{row.expected:.1f} expected, p {row.corrected:.2g}"
         for row in striking[:_GROUPS]
     ]
     if len(striking) > _GROUPS:

@@ -39,6 +39,7 @@ class GroupRow:
     expected: float
     corrected: float
     stands_out: bool
+    counted: str = "flagged"
 
 
 def group_rows(record: RunRecord) -> tuple[str, int, list[GroupRow]]:
@@ -53,6 +54,7 @@ def group_rows(record: RunRecord) -> tuple[str, int, list[GroupRow]]:
                 expected=float(group["expected"]),
                 corrected=float(group["corrected"]),
                 stands_out=bool(group["stands_out"]),
+                counted=str(group.get("counted", "flagged")),
             )
             for group in found["groups"]
         ]

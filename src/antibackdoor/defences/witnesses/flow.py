@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from antibackdoor.defences.balance import lost, make_up
-from antibackdoor.defences.encoding import features_by
+from antibackdoor.defences.encoding import encoded_by, features_by
 from antibackdoor.defences.witnesses.crosscheck import Adjudication, Judged, adjudicate
 from antibackdoor.defences.witnesses.decide import Decision, decide
 from antibackdoor.defences.witnesses.limit import Limit, detection_limit
@@ -111,7 +111,10 @@ class Search:
             self.seen, self.decision, self.suspects, tuple(self.notes), scanned=alone, limit=self._limit()
         )
         model = self.seen.network if self.model is None else self.model
-        return Outcome(model, isolation, tuple(self.histories))
+        encoded = None
+        if self.encoder is not None:
+            encoded = encoded_by(self.encoder, self.data, self.fit.runtime, self.seen.features)
+        return Outcome(model, isolation, tuple(self.histories), encoded)
 
     def _limit(self) -> Limit | None:
         """Return what would have been found, where nothing was."""
