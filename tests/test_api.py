@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import antibackdoor
-from antibackdoor import AntiBackdoorError, LossRecorder, Run, from_arrays, scan, train
+from antibackdoor import AntiBackdoorError, LossRecorder, Result, from_arrays, scan, train
 from antibackdoor.errors import ConfigError, DataError, RunExistsError, UnknownNameError
 
 SETTINGS = {
@@ -50,7 +50,7 @@ class Pairs(torch.utils.data.Dataset[tuple[Tensor, int]]):
         return self._images[index], self._labels[index]
 
 
-def quick(data: object, **options: object) -> Run:
+def quick(data: object, **options: object) -> Result:
     given = {"model": "wrn-10-1", "defence": "abl-modified", "settings": SETTINGS, "device": "cpu", **options}
     return train(data, **given)  # type: ignore[arg-type]
 
@@ -121,7 +121,7 @@ def test_the_global_random_state_is_left_alone(images: np.ndarray, labels: np.nd
 
 def test_the_result_holds_model_isolation_record_and_data(images: np.ndarray, labels: np.ndarray) -> None:
     result = quick((images, labels))
-    assert isinstance(result, Run)
+    assert isinstance(result, Result)
     assert result.model is not None
     assert not result.model.training
     with torch.no_grad():
@@ -182,7 +182,7 @@ def test_seeds_decide(images: np.ndarray, labels: np.ndarray) -> None:
 
 @pytest.mark.parametrize("verb", [train, scan])
 def test_the_witnesses_are_the_default_and_their_settings_reach_them(
-    verb: Callable[..., Run], images: np.ndarray, labels: np.ndarray
+    verb: Callable[..., Result], images: np.ndarray, labels: np.ndarray
 ) -> None:
     settings = {"train": {"epochs": 2, "batch_size": 16}, "defence": {"alpha": 0.05, "witness": "none"}}
     result = verb((images, labels), model="wrn-10-1", device="cpu", settings=settings)

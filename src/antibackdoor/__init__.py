@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from antibackdoor.api import Run, load_plugin, scan, train
+    from antibackdoor.api import Result, load_plugin, scan, train
     from antibackdoor.attacks import ATTACKS, poison, triggered_test
     from antibackdoor.config import RunConfig
     from antibackdoor.data.sources import from_arrays, from_dataset, load
@@ -23,7 +23,7 @@ __all__ = [
     "SIGNALS",
     "AntiBackdoorError",
     "LossRecorder",
-    "Run",
+    "Result",
     "RunConfig",
     "from_arrays",
     "from_dataset",
@@ -40,7 +40,7 @@ _HOMES = {
     "AntiBackdoorError": "errors",
     "DEFENCES": "defences",
     "LossRecorder": "isolation",
-    "Run": "api",
+    "Result": "api",
     "RunConfig": "config",
     "SIGNALS": "isolation",
     "from_arrays": "data.sources",

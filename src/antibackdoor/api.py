@@ -19,14 +19,13 @@ from antibackdoor.data.sources import Loaded, from_arrays, from_dataset
 from antibackdoor.defences import DEFENCES, Defence
 from antibackdoor.errors import ConfigError
 from antibackdoor.isolation import SIGNALS
-from antibackdoor.pipeline import Result as Run
-from antibackdoor.pipeline import run
+from antibackdoor.pipeline import Result, run
 from antibackdoor.progress import SILENT, Progress
 from antibackdoor.training import TrainPlan
 from antibackdoor.typed import sections_of
 from antibackdoor.types import ImageSet
 
-__all__ = ["Data", "Run", "load_plugin", "scan", "train"]
+__all__ = ["Data", "Result", "load_plugin", "scan", "train"]
 
 Pixels: TypeAlias = np.ndarray[Any, Any] | Tensor
 Model: TypeAlias = str | nn.Module | Callable[[], nn.Module]
@@ -74,7 +73,7 @@ def train(
     settings: Mapping[str, object] | None = None,
     progress: Progress = SILENT,
     track: Sequence[str] = (),
-) -> Run:
+) -> Result:
     """Train on data that may be poisoned; the whole of ``antibackdoor train``.
 
     Args:
@@ -127,7 +126,7 @@ def scan(
     settings: Mapping[str, object] | None = None,
     progress: Progress = SILENT,
     track: Sequence[str] = (),
-) -> Run:
+) -> Result:
     """Score and flag without training a network for use; arguments as in :func:`train`."""
     sections = sections_of(
         settings, defence=defence, attack=attack, plan=plan, decisions=decisions, seed=seed, device=device
@@ -147,7 +146,7 @@ class _Call:
     track: Sequence[str]
     scan_only: bool
 
-    def run(self, data: Data, test: Data | None, model: Model, sections: dict[str, object]) -> Run:
+    def run(self, data: Data, test: Data | None, model: Model, sections: dict[str, object]) -> Result:
         loaded = self._loaded(data, test, sections)
         if isinstance(model, str) and model != "auto":
             sections["model"] = model

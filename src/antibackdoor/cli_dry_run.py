@@ -32,14 +32,14 @@ def tell(
     """
     from antibackdoor.claiming import refuse_other_run
     from antibackdoor.defences import DEFENCES
-    from antibackdoor.defences.given import check_given
+    from antibackdoor.defences.requirements import check_requirements
     from antibackdoor.estimating import duration_of, look_into
     from antibackdoor.pipeline import network_of, plan_of
     from antibackdoor.training import Runtime
 
     refuse_other_run(out, resume=resume, overwrite=overwrite)
     defence = DEFENCES.build(config.defence.name, config.defence.params)
-    check_given(defence, config, scan_only=scan_only)
+    check_requirements(defence, config, scan_only=scan_only)
     runtime = Runtime.create(config.device, config.train.precision)
     held = look_into(config.data, progress)
     for line in held.lines():

@@ -16,7 +16,7 @@ from antibackdoor.data.sources import Loaded
 from antibackdoor.deciding import spared
 from antibackdoor.defences import DEFENCES, Defence
 from antibackdoor.defences.against import AGAINST, Against, Statistics, against_from
-from antibackdoor.defences.given import check_given
+from antibackdoor.defences.requirements import check_requirements
 from antibackdoor.errors import NonFiniteLossError
 from antibackdoor.estimating import before_long
 from antibackdoor.evaluation import evaluate
@@ -105,7 +105,7 @@ def _run(
     clock = recording.Clock()
     defence = _check(call)
     ready = prepare(call, defence, clock, data, planted, model)
-    resolved = recording.resolve(call.config, ready.spec, ready.given.defence, ready.attack)
+    resolved = recording.resolve(call.config, ready.spec, ready.resolved.defence, ready.attack)
     checkpoints = _open(call, held, ready, resolved)
     tracking = _tracking(call, held, ready, resolved)
     trainer = Trainer(
@@ -132,7 +132,7 @@ def _check(call: Call) -> Defence:
         claiming.refuse_other_run(call.out, resume=call.resume, overwrite=call.overwrite)
     chosen = call.config.defence
     defence = against_from(chosen.params) if chosen.name == AGAINST else DEFENCES.build(chosen.name, chosen.params)
-    check_given(defence, call.config, scan_only=call.scan_only)
+    check_requirements(defence, call.config, scan_only=call.scan_only)
     if call.config.attack is not None:
         ATTACKS.get(call.config.attack.name)
     return defence
@@ -149,8 +149,8 @@ def _open(call: Call, held: contextlib.ExitStack, ready: Prepared, resolved: dic
         settings["weights content"] = sha256_of(Path(str(call.config.weights)).read_bytes())
     if ready.foreign:
         settings["plugins"] = dict(ready.foreign)
-    if ready.given.trusted is not None:
-        settings["trusted content"] = digest(ready.given.trusted)
+    if ready.resolved.trusted is not None:
+        settings["trusted content"] = digest(ready.resolved.trusted)
     finished = call.resume and (call.out / storage.RECORD).exists()
     checkpoints = _claim(call.out, held, settings, ready.runtime, resume=call.resume, overwrite=call.overwrite)
     if finished:
@@ -169,7 +169,7 @@ def _tracking(call: Call, held: contextlib.ExitStack, ready: Prepared, resolved:
 
 def _train(call: Call, ready: Prepared, trainer: Trainer) -> Outcome:
     """Say how long it may take, and let the defence work."""
-    defence = ready.given.defence
+    defence = ready.resolved.defence
     trains = not isinstance(defence, Against)
     if trains and call.progress is not SILENT and not call.resume and call.config.train.compile in {"auto", "off"}:
         told = before_long(
@@ -209,7 +209,7 @@ def _record(call: Call, ready: Prepared, outcome: Outcome, resolved: dict[str, J
         network = outcome.model if trained is None else trained
         writes = call.out is not None and ready.runtime.rank == 0
         seen = logits_of(network, observed, ready.runtime).argmax(1) if writes and network is not None else None
-    said = (*outcome.isolation.evidence, *ready.given.evidence, *recording.remarks(outcome, held_out, decided))
+    said = (*outcome.isolation.evidence, *ready.resolved.evidence, *recording.remarks(outcome, held_out, decided))
     described = recording.describe(observed, ready.test, held_out, decided)
     if ready.groups is not None:
         column = str(call.config.data.group_by)

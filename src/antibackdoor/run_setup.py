@@ -16,7 +16,7 @@ from antibackdoor.data.sources import Loaded
 from antibackdoor.deciding import Decided, decide
 from antibackdoor.defences import Defence
 from antibackdoor.defences.against import Against
-from antibackdoor.defences.given import Given, hand_over
+from antibackdoor.defences.requirements import Resolved, resolve_requirements
 from antibackdoor.models import BuildModel, ModelSpec
 from antibackdoor.preparing import Planted, anew, hold_out, limited, load_data, network_of, plan_of, plant
 from antibackdoor.progress import Progress
@@ -56,7 +56,7 @@ class Prepared:
         truth: What was planted into ``observed``, or None.
         decided: What a person had decided, or None.
         held_out: bool (N,), images that no training may see, or None.
-        given: The defence with what it needs.
+        resolved: The defence with what it needs.
         groups: By id, whose an image is, or None where flags are not counted by that.
     """
 
@@ -71,7 +71,7 @@ class Prepared:
     truth: PoisonedSet | None
     decided: Decided | None
     held_out: Tensor | None
-    given: Given
+    resolved: Resolved
     groups: dict[str, str] | None
 
     @property
@@ -82,7 +82,7 @@ class Prepared:
     @property
     def foreign(self) -> dict[str, str]:
         """The plugins that the methods are from, and the digest of each."""
-        return plugins.behind(self.given.defence, self.attack)
+        return plugins.behind(self.resolved.defence, self.attack)
 
 
 def prepare(
@@ -129,7 +129,7 @@ def prepare(
     # A scan needs no accuracy, so it looks at every image in the same way.
     held_out = hold_out(observed, 0 if call.scan_only or loaded.test is not None else config.data.holdout, seeds)
     defence = _told(defence, observed, groups, config.data.group_by)
-    given = hand_over(defence, config, clean, truth=truth, held_out=held_out, seeds=seeds, progress=progress)
+    given = resolve_requirements(defence, config, clean, truth=truth, held_out=held_out, seeds=seeds, progress=progress)
     return Prepared(
         runtime=runtime,
         seeds=seeds,
@@ -142,7 +142,7 @@ def prepare(
         truth=truth,
         decided=decided,
         held_out=held_out,
-        given=given,
+        resolved=given,
         groups=groups,
     )
 

@@ -104,14 +104,14 @@ def test_nothing_is_half_written(grid, tmp_path, monkeypatch):
 
 def test_what_a_kill_left_is_swept_when_it_is_old(grid, tmp_path):
     with claimed(tmp_path) as folder:
-        folder.shelf.put("kept", b"1")
+        folder.store.put("kept", b"1")
         for name in (".old.1.partial", ".young.1.partial"):
             (tmp_path / "shared" / name).write_bytes(b"half")
         os.utime(tmp_path / "shared" / ".old.1.partial", (0, 0))
         folder.begin(grid(), [])
         assert {path.name for path in (tmp_path / "shared").iterdir()} == {"kept", ".young.1.partial"}
-        assert folder.shelf.get("kept") == b"1"
-        assert folder.shelf.get("gone") is None
+        assert folder.store.get("kept") == b"1"
+        assert folder.store.get("gone") is None
 
 
 def test_a_second_process_is_refused_and_a_killed_one_is_forgotten(tmp_path):

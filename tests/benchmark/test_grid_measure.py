@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from antibackdoor.benchmark import measure
-from antibackdoor.benchmark.folder import FileShelf
+from antibackdoor.benchmark.folder import FileStore
 from antibackdoor.benchmark.measure import Task, curves_of, failed, forget_data, perform
 from antibackdoor.config import RunConfig
 from antibackdoor.errors import TrainingError
@@ -39,8 +39,8 @@ def _fresh():
 
 
 @pytest.fixture
-def shelf(tmp_path):
-    return FileShelf(tmp_path / "shared")
+def store(tmp_path):
+    return FileStore(tmp_path / "shared")
 
 
 def truth_of(poison, cover):
@@ -69,11 +69,11 @@ def test_curves_against_a_count_by_hand():
     }
 
 
-def test_the_record_of_a_cell_is_that_of_the_run(grid, shelf):
+def test_the_record_of_a_cell_is_that_of_the_run(grid, store):
     cells = {(cell.attack, cell.defence): cell for cell in grid().cells()}
-    control = perform(Task(cells["none", "none"], "measure"), shelf)
-    attacked = perform(Task(cells["badnets", "abl-modified"], "measure"), shelf)
-    clean = perform(Task(cells["none", "abl-modified"], "measure"), shelf)
+    control = perform(Task(cells["none", "none"], "measure"), store)
+    attacked = perform(Task(cells["badnets", "abl-modified"], "measure"), store)
+    clean = perform(Task(cells["none", "abl-modified"], "measure"), store)
     for record in (control, attacked, clean):
         assert record.keys() == FIELDS
         assert record["status"] == "done", record["error"]
@@ -97,9 +97,9 @@ def test_the_record_of_a_cell_is_that_of_the_run(grid, shelf):
     assert clean["control"] == control["control"]
 
 
-def test_the_control_is_measured_on_the_triggered_images_of_the_cell(grid, shelf):
+def test_the_control_is_measured_on_the_triggered_images_of_the_cell(grid, store):
     cell = next(c for c in grid().cells() if (c.attack, c.defence) == ("badnets", "none"))
-    record = perform(Task(cell, "measure"), shelf)
+    record = perform(Task(cell, "measure"), store)
     clean, attacked = run(cell.control.config), run(cell.config)
     loaded = load_data(cell.config.data, SILENT)
     build, _ = builder_from(cell.config.model, loaded.train)
@@ -110,62 +110,62 @@ def test_the_control_is_measured_on_the_triggered_images_of_the_cell(grid, shelf
     assert record["metrics"] == dataclasses.asdict(attacked.record.metrics)
 
 
-def test_it_does_not_matter_what_was_shared(grid, shelf, tmp_path):
+def test_it_does_not_matter_what_was_shared(grid, store, tmp_path):
     cell = next(c for c in grid().cells() if (c.attack, c.defence) == ("badnets", "abl-modified"))
     figures = ("metrics", "control", "verdict", "evidence", "curves", "config")
 
     def measured():
         forget_data()
-        record = perform(Task(cell, "measure"), shelf)
+        record = perform(Task(cell, "measure"), store)
         return {name: record[name] for name in figures}
 
     alone = measured()
-    assert {path.name for path in shelf.folder.iterdir()} == {cell.shared_poison, cell.shared_control}
-    made = {path: path.read_bytes() for path in shelf.folder.iterdir()}
+    assert {path.name for path in store.folder.iterdir()} == {cell.shared_poison, cell.shared_control}
+    made = {path: path.read_bytes() for path in store.folder.iterdir()}
     assert measured() == alone
     for path, content in made.items():
         path.write_bytes(content[: len(content) // 2])
     assert measured() == alone
-    assert {path: path.read_bytes() for path in shelf.folder.iterdir()} == made
-    shelf.put(cell.shared_poison, b"nonsense")
-    assert perform(Task(cell, "plant"), shelf) is None
-    assert shelf.get(cell.shared_poison) == made[shelf.folder / cell.shared_poison]
+    assert {path: path.read_bytes() for path in store.folder.iterdir()} == made
+    store.put(cell.shared_poison, b"nonsense")
+    assert perform(Task(cell, "plant"), store) is None
+    assert store.get(cell.shared_poison) == made[store.folder / cell.shared_poison]
 
 
-def test_a_shared_set_is_used_and_not_made_again(grid, shelf, monkeypatch):
+def test_a_shared_set_is_used_and_not_made_again(grid, store, monkeypatch):
     cell = next(c for c in grid().cells() if (c.attack, c.defence) == ("badnets", "none"))
-    perform(Task(cell, "plant"), shelf)
+    perform(Task(cell, "plant"), store)
 
     def nothing_new(config: object, *_: object, **__: object) -> None:
         assert config is None, "planted again"
 
     monkeypatch.setattr("antibackdoor.benchmark.measure.plant", nothing_new)
     monkeypatch.setattr("antibackdoor.run_setup.plant", nothing_new)
-    record = perform(Task(cell, "measure"), shelf)
+    record = perform(Task(cell, "measure"), store)
     assert record["status"] == "done", record["error"]
 
 
-def test_a_cell_that_cannot_be_measured_says_why(grid, pets, shelf):
+def test_a_cell_that_cannot_be_measured_says_why(grid, pets, store):
     too_many = next(c for c in grid(rates=[0.9]).cells() if c.attack == "badnets")
-    record = perform(Task(too_many, "measure"), shelf)
+    record = perform(Task(too_many, "measure"), store)
     assert record["status"] == "failed"
     assert record["error"]["type"] == "PoisonError"
     assert "0.9" in record["error"]["message"]
     assert record.keys() == FIELDS
     assert record["metrics"] is None
     untested = grid(data=[{"name": "pets", "source": pets["source"]}]).cells()[0]
-    assert "no test images" in perform(Task(untested, "measure"), shelf)["error"]["message"]
+    assert "no test images" in perform(Task(untested, "measure"), store)["error"]["message"]
     assert failed(too_many, "X", "two\n lines")["error"] == {"type": "X", "message": "two lines", "where": []}
     assert failed(too_many, "X", "", ("a.py:1 f",))["error"]["where"] == ["a.py:1 f"]
 
 
-def test_a_failure_says_where_without_a_folder_of_this_machine(grid, shelf, tmp_path, monkeypatch):
+def test_a_failure_says_where_without_a_folder_of_this_machine(grid, store, tmp_path, monkeypatch):
     plugin = tmp_path / "own_methods.py"
     plugin.write_text("def look(name):\n    return {}[name]\n", encoding="utf-8")
     parts: dict[str, object] = {}
     exec(compile(plugin.read_text(encoding="utf-8"), str(plugin), "exec"), parts)
     monkeypatch.setattr(measure, "run", lambda *_, **__: parts["look"]("gone"))
-    error = perform(Task(grid().cells()[0], "measure"), shelf)["error"]
+    error = perform(Task(grid().cells()[0], "measure"), store)["error"]
     assert (error["type"], error["message"]) == ("KeyError", "'gone'")
     ours, here, last = error["where"]
     assert re.fullmatch(r"benchmark/measure\.py:\d+ _measure", ours)
@@ -173,7 +173,7 @@ def test_a_failure_says_where_without_a_folder_of_this_machine(grid, shelf, tmp_
     assert last == "own_methods.py:2 look"
 
 
-def test_a_control_that_cannot_be_made_costs_no_training_of_the_cell(grid, shelf, monkeypatch):
+def test_a_control_that_cannot_be_made_costs_no_training_of_the_cell(grid, store, monkeypatch):
     cell = next(c for c in grid().cells() if (c.attack, c.defence) == ("badnets", "abl-modified"))
     tried = []
 
@@ -182,15 +182,15 @@ def test_a_control_that_cannot_be_made_costs_no_training_of_the_cell(grid, shelf
         raise TrainingError("no luck")
 
     monkeypatch.setattr(measure, "run", no_training)
-    assert perform(Task(cell, "measure"), shelf)["error"]["message"] == "no luck"
+    assert perform(Task(cell, "measure"), store)["error"]["message"] == "no luck"
     assert tried == [cell.control.config]
 
 
-def test_a_task_computes_with_its_threads_and_on_its_device(grid, shelf):
+def test_a_task_computes_with_its_threads_and_on_its_device(grid, store):
     cell = grid().cells()[0]
-    record = perform(Task(cell, "measure", threads=2), shelf)
+    record = perform(Task(cell, "measure", threads=2), store)
     assert record["device"]["threads"] == 2
     assert torch.get_num_threads() == 1
-    other = perform(Task(cell, "measure", device="cuda:99"), shelf)
+    other = perform(Task(cell, "measure", device="cuda:99"), store)
     assert other["error"]["type"] == "DeviceError"
     assert other["key"] == record["key"]

@@ -57,9 +57,9 @@ def same(one, other):
 @pytest.mark.parametrize("case", CASES)
 def test_a_poisoned_set_comes_back_bit_for_bit(case, loaded, runtime, tiny):
     name, planted = planted_of(case, loaded, runtime, tiny)
-    print_ = fingerprint(loaded)
-    blob = pack_planted(planted, loaded, print_)
-    again = unpack_planted(blob, name, loaded, print_)
+    of = fingerprint(loaded)
+    blob = pack_planted(planted, loaded, of)
+    again = unpack_planted(blob, name, loaded, of)
     same(planted.train, again.train)
     same(planted.triggered, again.triggered)
     assert parameters_of(again.attack) == parameters_of(planted.attack)
@@ -69,21 +69,21 @@ def test_a_poisoned_set_comes_back_bit_for_bit(case, loaded, runtime, tiny):
 
 def test_only_whole_bytes_of_the_same_data_are_used(loaded, runtime, tiny):
     name, planted = planted_of("badnets", loaded, runtime, tiny)
-    print_ = fingerprint(loaded)
-    blob = pack_planted(planted, loaded, print_)
+    of = fingerprint(loaded)
+    blob = pack_planted(planted, loaded, of)
     middle = len(blob) - 200
     flipped = blob[:middle] + bytes([blob[middle] ^ 1]) + blob[middle + 1 :]
     for damaged in (None, b"", b"nonsense", blob[:-10], blob[:100], flipped):
-        assert unpack_planted(damaged, name, loaded, print_) is None
+        assert unpack_planted(damaged, name, loaded, of) is None
         assert not intact(damaged)
     assert unpack_planted(blob, name, loaded, "of other data") is None
     changed = dataclasses.replace(loaded.train, images=loaded.train.images ^ 1)
-    assert fingerprint(Loaded(changed, loaded.test)) != print_
-    assert fingerprint(Loaded(loaded.train, None)) != print_
-    weights = pack_weights(tiny(loaded.train)(torch.Generator()), print_)
+    assert fingerprint(Loaded(changed, loaded.test)) != of
+    assert fingerprint(Loaded(loaded.train, None)) != of
+    weights = pack_weights(tiny(loaded.train)(torch.Generator()), of)
     assert intact(weights)
-    assert unpack_planted(weights, name, loaded, print_) is None
-    assert unpack_weights(blob, print_) is None
+    assert unpack_planted(weights, name, loaded, of) is None
+    assert unpack_weights(blob, of) is None
 
 
 def test_weights_come_back(loaded, runtime, tiny):

@@ -115,7 +115,7 @@ def _run(pending: Sequence[Cell], folder: GridFolder, pool: Pool, watcher: Watch
     """Make what cells share, then measure the rest; yields the record of every pending cell once."""
     wanted = {cell.file for cell in pending}
     broken: dict[str, Record] = {}  # by name of the poisoned set that could not be made
-    for task, record in pool.run(_shared_first(pending, folder), folder.shelf, watcher.started):
+    for task, record in pool.run(_shared_first(pending, folder), folder.store, watcher.started):
         watcher.ended(task, record)
         if task.kind == "plant" and record is not None:
             broken[str(task.cell.shared_poison)] = record
@@ -130,7 +130,7 @@ def _run(pending: Sequence[Cell], folder: GridFolder, pool: Pool, watcher: Watch
             yield cell, record
         elif cell.file in wanted:
             left.append(Task(cell, "measure"))
-    for task, record in pool.run(left, folder.shelf, watcher.started):
+    for task, record in pool.run(left, folder.store, watcher.started):
         watcher.ended(task, record)
         if record is not None:
             yield task.cell, record
@@ -143,7 +143,7 @@ def _shared_first(pending: Sequence[Cell], folder: GridFolder) -> list[Task]:
 
     def missing(name: str) -> bool:
         if name not in there:
-            there[name] = intact(folder.shelf.get(name))
+            there[name] = intact(folder.store.get(name))
         return not there[name]
 
     for cell in pending:

@@ -20,7 +20,7 @@ from antibackdoor.benchmark.charts import (
     style_of,
 )
 from antibackdoor.benchmark.figure_part import Drawing, Part, named
-from antibackdoor.benchmark.reading import Run, Setting, mapping
+from antibackdoor.benchmark.reading import MeasuredCell, Setting, mapping
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,7 +30,7 @@ __all__ = ["losses", "precision_by_epoch"]
 _SHARES = (("0.01", "1 %"), ("0.05", "5 %"), ("0.1", "10 %"), ("0.2", "20 %"))
 
 
-def _curve(cells: Sequence[Run], *path: str) -> NDArray[np.float64]:
+def _curve(cells: Sequence[MeasuredCell], *path: str) -> NDArray[np.float64]:
     """Return a curve of every cell that has it, (seeds, E), cut to the shortest; NaN where an epoch has no value."""
     curves = []
     for cell in cells:
@@ -45,7 +45,7 @@ def _curve(cells: Sequence[Run], *path: str) -> NDArray[np.float64]:
     return np.array([curve[:shortest] for curve in curves], dtype=np.float64)
 
 
-def _first_phases(part: Part) -> Iterator[tuple[str, str, dict[Setting, list[Run]]]]:
+def _first_phases(part: Part) -> Iterator[tuple[str, str, dict[Setting, list[MeasuredCell]]]]:
     """Yield each defence with curves, its first phase, and its cells by setting.
 
     Repairs start from undefended training; their curves are those of ``none`` and come once.
@@ -64,7 +64,7 @@ def _first_phases(part: Part) -> Iterator[tuple[str, str, dict[Setting, list[Run
         yield defence, kind[0], {setting: group for setting, group in groups.items() if group}
 
 
-def _curves_title(part: Part, groups: Mapping[Setting, Sequence[Run]]) -> str:
+def _curves_title(part: Part, groups: Mapping[Setting, Sequence[MeasuredCell]]) -> str:
     return part.title("bands", [cell for cells in groups.values() for cell in cells])
 
 

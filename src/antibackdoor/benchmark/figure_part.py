@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from antibackdoor.benchmark.reading import Run, Setting
+from antibackdoor.benchmark.reading import MeasuredCell, Setting
 from antibackdoor.benchmark.summary import Stat, Summary
 
 __all__ = ["METRICS", "Drawing", "Part", "named"]
@@ -30,10 +30,10 @@ class Part:
 
     names: str
     settings: tuple[Setting, ...]
-    cells: tuple[Run, ...]
+    cells: tuple[MeasuredCell, ...]
     summary: Summary
 
-    def title(self, spread: str | None = "bars", cells: Sequence[Run] | None = None) -> str:
+    def title(self, spread: str | None = "bars", cells: Sequence[MeasuredCell] | None = None) -> str:
         """Return the names with the number of seeds: "cifar10, wrn-16-1 (n = 1 to 3, bars: standard deviation)".
 
         Args:

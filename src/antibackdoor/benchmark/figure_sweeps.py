@@ -7,17 +7,17 @@ from typing import TypeAlias
 
 from antibackdoor.benchmark.charts import FAINT, add_legend, add_line, name_steps, panels, set_limits, style_of
 from antibackdoor.benchmark.figure_part import METRICS, Drawing, Part, named
-from antibackdoor.benchmark.reading import Run, Setting
+from antibackdoor.benchmark.reading import MeasuredCell, Setting
 from antibackdoor.benchmark.summary import stat_of
 
 __all__ = ["by_gamma", "by_rate", "by_share", "by_turning_epoch"]
 
 _FLAGGED = (("precision", "Poison among the flagged, %"), ("recall", "Flagged among the poison, %"))
 
-Value: TypeAlias = Callable[[Run], float | None]
+Value: TypeAlias = Callable[[MeasuredCell], float | None]
 
 
-def _sweeps(part: Part, value: Value, fields: Sequence[str]) -> list[tuple[str, list[Run]]]:
+def _sweeps(part: Part, value: Value, fields: Sequence[str]) -> list[tuple[str, list[MeasuredCell]]]:
     """Return the groups of cells that differ in some hyper-parameter of their defence alone, with their names.
 
     Args:
@@ -25,7 +25,7 @@ def _sweeps(part: Part, value: Value, fields: Sequence[str]) -> list[tuple[str, 
         value: The hyper-parameter of a cell, or None.
         fields: Its names in the configuration.
     """
-    groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    groups: dict[tuple[tuple[str, str], ...], list[MeasuredCell]] = {}
     for cell in part.cells:
         if value(cell) is not None and cell.setting.rate is not None:
             rest = tuple(sorted((k, str(v)) for k, v in cell.section("defence").items() if k not in fields))
@@ -41,14 +41,14 @@ def _sweeps(part: Part, value: Value, fields: Sequence[str]) -> list[tuple[str, 
 
 
 def _setting_of(field: str) -> Value:
-    def value(cell: Run) -> float | None:
+    def value(cell: MeasuredCell) -> float | None:
         given = cell.section("defence").get(field)
         return float(given) if isinstance(given, int | float) and not isinstance(given, bool) else None
 
     return value
 
 
-def _turning_epoch(cell: Run) -> float | None:
+def _turning_epoch(cell: MeasuredCell) -> float | None:
     """Return the number of epochs before the isolation."""
     epochs = _setting_of("isolation_epochs")(cell)
     return _setting_of("turning_epoch")(cell) if epochs is None else epochs

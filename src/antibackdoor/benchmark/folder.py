@@ -16,7 +16,7 @@ from antibackdoor.errors import RunExistsError, StorageError
 from antibackdoor.files import atomic_write_bytes, clear_partials, locked, sha256_of
 from antibackdoor.types import Json
 
-__all__ = ["CELL_FORMAT", "FileShelf", "GridFolder", "Record", "claimed", "read_records"]
+__all__ = ["CELL_FORMAT", "FileStore", "GridFolder", "Record", "claimed", "read_records"]
 
 CELL_FORMAT = "antibackdoor cell 1"
 _GRID_FORMAT = "antibackdoor grid 1"
@@ -28,7 +28,7 @@ Record: TypeAlias = dict[str, Json]
 
 
 @dataclass(frozen=True)
-class FileShelf:
+class FileStore:
     """What cells share, as files.
 
     Attributes:
@@ -62,7 +62,7 @@ class GridFolder:
 
     def __init__(self, out: Path) -> None:
         self.out = out
-        self.shelf = FileShelf(out / _SHARED)
+        self.store = FileStore(out / _SHARED)
 
     def begin(self, grid: GridConfig, cells: Iterable[Cell]) -> None:
         """Write which cells the grid has now; records of other cells stay, and are left out of what is read.

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from antibackdoor.benchmark.cells import Cell
 from antibackdoor.benchmark.folder import CELL_FORMAT, Record
 from antibackdoor.benchmark.shared import (
-    Shelf,
+    ArtifactStore,
     fingerprint,
     pack_planted,
     pack_weights,
@@ -70,12 +70,12 @@ class Task:
         return tuple(name for name in names if name is not None) if self.kind == "measure" else ()
 
 
-def perform(task: Task, shelf: Shelf) -> Record | None:
+def perform(task: Task, store: ArtifactStore) -> Record | None:
     """Do a task; what goes wrong becomes a record.
 
     Args:
         task: The work.
-        shelf: Where shared things are read from and kept.
+        store: Where shared things are read from and kept.
 
     Returns:
         The record of a measured cell, or of a failure; None for a poisoned set that was made.
@@ -88,9 +88,9 @@ def perform(task: Task, shelf: Shelf) -> Record | None:
             load_all(task.plugins)
             drawn = _drawn(cell.config.data, cell.seed)
             if task.kind == "plant":
-                _plant(cell, drawn, shelf)
+                _plant(cell, drawn, store)
                 return None
-            return _measure(cell, drawn, shelf)
+            return _measure(cell, drawn, store)
         except Exception as error:  # noqa: BLE001 - whatever goes wrong in a cell, the others go on
             return failed(task.cell, type(error).__name__, str(error), _where(error))
         finally:
@@ -140,7 +140,7 @@ def forget_data() -> None:
 @dataclass(frozen=True, eq=False)
 class _Drawn:
     loaded: Loaded
-    print: str
+    fingerprint: str
 
 
 @lru_cache(maxsize=2)
@@ -156,31 +156,31 @@ def _drawn(data: DataConfig, seed: int) -> _Drawn:
     return _Drawn(loaded, fingerprint(loaded))
 
 
-def _plant(cell: Cell, drawn: _Drawn, shelf: Shelf) -> Planted | None:
+def _plant(cell: Cell, drawn: _Drawn, store: ArtifactStore) -> Planted | None:
     """Return the poisoned set of a cell: the one that is kept, or a new one, which is kept then."""
     name, config = cell.shared_poison, cell.config
     if name is None or config.attack is None:
         return None
-    planted = unpack_planted(shelf.get(name), config.attack.name, drawn.loaded, drawn.print)
+    planted = unpack_planted(store.get(name), config.attack.name, drawn.loaded, drawn.fingerprint)
     if planted is None:
         runtime = Runtime.create(config.device, config.train.precision, config.train.compile)
         build_model, _ = network_of(config.model_copy(update={"weights": None}), drawn.loaded.train)
         planted = plant(config.attack, drawn.loaded, build_model, runtime, Seeds(cell.seed))
         if planted is not None:
-            shelf.put(name, pack_planted(planted, drawn.loaded, drawn.print))
+            store.put(name, pack_planted(planted, drawn.loaded, drawn.fingerprint))
     return planted
 
 
-def _measure(cell: Cell, drawn: _Drawn, shelf: Shelf) -> Record:
-    planted = _plant(cell, drawn, shelf)
+def _measure(cell: Cell, drawn: _Drawn, store: ArtifactStore) -> Record:
+    planted = _plant(cell, drawn, store)
     # Before the cell's own training, which would be lost with a control that cannot be made.
-    control = None if cell.is_control else _control(cell, drawn, planted, shelf)
+    control = None if cell.is_control else _control(cell, drawn, planted, store)
     result = run(cell.config, data=drawn.loaded, planted=planted)
     record = result.record
     if control is None:
         control = {"ca": record.metrics.ca, "asr": None, "ra": None}
         if result.model is not None:
-            shelf.put(cell.shared_control, pack_weights(result.model, drawn.print))
+            store.put(cell.shared_control, pack_weights(result.model, drawn.fingerprint))
     config = {**record.config, "data": cell.settings["data"]}
     return {
         **_head(cell),
@@ -197,7 +197,7 @@ def _measure(cell: Cell, drawn: _Drawn, shelf: Shelf) -> Record:
         "versions": dict(record.versions),
         "device": record.device,
         "curves": _curves(result),
-        "data": {"fingerprint": drawn.print},
+        "data": {"fingerprint": drawn.fingerprint},
     }
 
 
@@ -205,15 +205,15 @@ def _head(cell: Cell) -> Record:
     return {"format": CELL_FORMAT, "key": cell.key, "cell": cell.names, "config": cell.settings}
 
 
-def _control(cell: Cell, drawn: _Drawn, planted: Planted | None, shelf: Shelf) -> dict[str, Json]:
+def _control(cell: Cell, drawn: _Drawn, planted: Planted | None, store: ArtifactStore) -> dict[str, Json]:
     """Return the figures of the control on this cell's test images; trains it where it is not kept."""
     config, loaded = cell.control.config.model_copy(update={"device": cell.config.device}), drawn.loaded
-    weights = unpack_weights(shelf.get(cell.shared_control), drawn.print)
+    weights = unpack_weights(store.get(cell.shared_control), drawn.fingerprint)
     runtime = Runtime.create(config.device, config.train.precision, config.train.compile)
     if weights is None:
         model = run(config, data=loaded).model
         if model is not None:
-            shelf.put(cell.shared_control, pack_weights(model, drawn.print))
+            store.put(cell.shared_control, pack_weights(model, drawn.fingerprint))
     else:
         build_model, _ = network_of(config, loaded.train)
         model = build_model(Seeds(cell.seed).generator("init"))

@@ -18,7 +18,7 @@ from typing import Any, Protocol, Self, TypeAlias
 import torch
 
 from antibackdoor import plugins
-from antibackdoor.benchmark.folder import FileShelf, Record
+from antibackdoor.benchmark.folder import FileStore, Record
 from antibackdoor.benchmark.measure import Task, failed, forget_data, perform
 from antibackdoor.errors import ConfigError
 
@@ -46,12 +46,12 @@ class Pool(Protocol):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Stop its processes."""
 
-    def run(self, tasks: Sequence[Task], shelf: FileShelf, started: Started) -> Ended:
+    def run(self, tasks: Sequence[Task], store: FileStore, started: Started) -> Ended:
         """Do tasks.
 
         Args:
             tasks: In the order in which to begin them.
-            shelf: What cells share.
+            store: What cells share.
             started: Called with each task as it begins.
 
         Yields:
@@ -116,19 +116,19 @@ class LocalPool:
             # Asked for as it is: one of another size would first wait for the cells in flight.
             get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
 
-    def run(self, tasks: Sequence[Task], shelf: FileShelf, started: Started) -> Ended:
+    def run(self, tasks: Sequence[Task], store: FileStore, started: Started) -> Ended:
         """Do tasks; see :class:`Pool`. One that ran out of a card's memory beside others is done again last, alone."""
         waiting = deque(replace(task, threads=self.threads, plugins=plugins.loaded()) for task in tasks)
         if self.jobs == 1:
             for task in waiting:
                 started(task)
-                yield task, perform(task, shelf)
+                yield task, perform(task, store)
             return
         crowded: list[Task] = []
         while waiting:
             running: dict[Future[Record | None], Task] = {}
             try:
-                for task, record in self._together(waiting, running, shelf, started):
+                for task, record in self._together(waiting, running, store, started):
                     if _out_of_memory(record):
                         crowded.append(task)
                     else:
@@ -136,27 +136,27 @@ class LocalPool:
             except _lost_worker():
                 # Nobody knows which of them cost the process its life, so each is tried again on its own.
                 for task in running.values():
-                    yield task, self._alone(task, shelf)
+                    yield task, self._alone(task, store)
         for task in crowded:
-            yield task, self._alone(task, shelf)
+            yield task, self._alone(task, store)
 
     def _together(
-        self, waiting: deque[Task], running: dict[Future[Record | None], Task], shelf: FileShelf, started: Started
+        self, waiting: deque[Task], running: dict[Future[Record | None], Task], store: FileStore, started: Started
     ) -> Ended:
         workers = self._workers(self.jobs)
         while waiting or running:
             while waiting and len(running) < self.jobs:
                 task = self._on_a_card(waiting[0], list(running.values()))
-                running[workers.submit(_in_worker, task, shelf, os.getpid())] = task
+                running[workers.submit(_in_worker, task, store, os.getpid())] = task
                 waiting.popleft()
                 started(task)
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 record = future.result()
                 yield running.pop(future), record
 
-    def _alone(self, task: Task, shelf: FileShelf) -> Record | None:
+    def _alone(self, task: Task, store: FileStore) -> Record | None:
         try:
-            record: Record | None = self._workers(1).submit(_in_worker, task, shelf, os.getpid()).result()
+            record: Record | None = self._workers(1).submit(_in_worker, task, store, os.getpid()).result()
         except _lost_worker():
             message = "its process was killed, twice; with too little memory, --jobs 1 needs least"
             return failed(task.cell, "WorkerLost", message)
@@ -175,10 +175,10 @@ class LocalPool:
         return replace(task, device=min(self.cards, key=lambda card: busy[card]))
 
 
-def _in_worker(task: Task, shelf: FileShelf, first: int) -> Record | None:
+def _in_worker(task: Task, store: FileStore, first: int) -> Record | None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one stops the others.
     _end_with(first)
-    return perform(task, shelf)
+    return perform(task, store)
 
 
 @lru_cache(maxsize=1)
@@ -206,7 +206,7 @@ def _lost_worker() -> type[Exception]:
 
 
 @dataclass
-class _MemoryShelf:
+class _MemoryStore:
     """What cells share, on a machine that does not see the folder of the grid."""
 
     held: dict[str, bytes]
@@ -275,7 +275,7 @@ class RayPool:
         """Leave the cluster; it stops what this process still had running there."""
         _ray().shutdown()
 
-    def run(self, tasks: Sequence[Task], shelf: FileShelf, started: Started) -> Ended:
+    def run(self, tasks: Sequence[Task], store: FileStore, started: Started) -> Ended:
         """Do tasks; see :class:`Pool`."""
         ray = _ray()
         remote = ray.remote(num_cpus=self.cpus_per_cell, num_gpus=self._gpus(), max_retries=_TRIES)(_on_ray)
@@ -285,37 +285,37 @@ class RayPool:
         while waiting or running:
             while waiting and len(running) < self.slots:
                 task = waiting.popleft()
-                blobs = [self._stored(name, shelf, stored) for name in task.needs]
+                blobs = [self._stored(name, store, stored) for name in task.needs]
                 running[remote.remote(task, *blobs)] = task
                 started(task)
             for reference in ray.wait(list(running))[0]:
                 task = running.pop(reference)
-                yield task, _collected(ray, reference, task, shelf)
+                yield task, _collected(ray, reference, task, store)
 
     def _gpus(self) -> float:
         return self.gpus_per_cell if self.device != "cpu" and _ray().cluster_resources().get("GPU", 0.0) else 0.0
 
     @staticmethod
-    def _stored(name: str, shelf: FileShelf, stored: dict[str, Any]) -> Any:
+    def _stored(name: str, store: FileStore, stored: dict[str, Any]) -> Any:
         """Put something shared into the cluster's memory, once."""
         if name not in stored:
-            stored[name] = _ray().put(shelf.get(name))
+            stored[name] = _ray().put(store.get(name))
         return stored[name]
 
 
 def _on_ray(task: Task, *blobs: bytes | None) -> tuple[Record | None, dict[str, bytes]]:
     held = {name: blob for name, blob in zip(task.needs, blobs, strict=True) if blob is not None}
-    shelf = _MemoryShelf(held)
-    return perform(task, shelf), shelf.made
+    store = _MemoryStore(held)
+    return perform(task, store), store.made
 
 
-def _collected(ray: Any, reference: Any, task: Task, shelf: FileShelf) -> Record | None:
+def _collected(ray: Any, reference: Any, task: Task, store: FileStore) -> Record | None:
     try:
         record, made = ray.get(reference)
     except ray.exceptions.RayError as error:
         return failed(task.cell, "WorkerLost", f"its process was lost {_TRIES + 1} times: {type(error).__name__}")
     for name, blob in made.items():
-        shelf.put(name, blob)
+        store.put(name, blob)
     found: Record | None = record
     return found
 

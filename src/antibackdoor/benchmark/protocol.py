@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from antibackdoor.benchmark.reading import Run, Setting, mapping
+from antibackdoor.benchmark.reading import MeasuredCell, Setting, mapping
 
 __all__ = ["departures"]
 
@@ -12,7 +12,7 @@ _SEEDS = 3
 _LONGER = 1.1  # A training this much longer than the undefended one is not one of as many updates.
 
 
-def departures(cells: Sequence[Run]) -> list[str]:
+def departures(cells: Sequence[MeasuredCell]) -> list[str]:
     """Return one sentence for each rule that the cells of a grid do not keep.
 
     Args:
@@ -27,7 +27,7 @@ def departures(cells: Sequence[Run]) -> list[str]:
     return [f"Not by the protocol (docs/protocol.md): {sentence}" for sentence in found]
 
 
-def _seeds(cells: Sequence[Run]) -> Iterator[str]:
+def _seeds(cells: Sequence[MeasuredCell]) -> Iterator[str]:
     seeds: dict[tuple[Setting, str], set[int]] = {}
     for cell in cells:
         seeds.setdefault((cell.setting, cell.defence), set()).add(cell.seed)
@@ -36,7 +36,7 @@ def _seeds(cells: Sequence[Run]) -> Iterator[str]:
         yield f"{few} of {len(seeds)} entries have fewer than {_SEEDS} seeds."
 
 
-def _targets(cells: Sequence[Run]) -> Iterator[str]:
+def _targets(cells: Sequence[MeasuredCell]) -> Iterator[str]:
     targets: set[str] = set()
     for cell in cells:
         attack = mapping(mapping(cell.record.get("config")).get("attack"))
@@ -48,14 +48,14 @@ def _targets(cells: Sequence[Run]) -> Iterator[str]:
         yield f"all attacks aim at one class ({targets.pop()}), and what is found may be about that class."
 
 
-def _undefended(cells: Sequence[Run]) -> Iterator[str]:
+def _undefended(cells: Sequence[MeasuredCell]) -> Iterator[str]:
     rows = {cell.setting for cell in cells}
     missing = len(rows - {cell.setting for cell in cells if cell.undefended})
     if missing:
         yield f"{missing} of {len(rows)} rows have no undefended network, so no DER."
 
 
-def _longer(cells: Sequence[Run]) -> Iterator[str]:
+def _longer(cells: Sequence[MeasuredCell]) -> Iterator[str]:
     ordinary = {(cell.setting, cell.seed): cell.figures.get("updates", 0.0) for cell in cells if cell.undefended}
     longest: dict[str, float] = {}
     for cell in cells:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from antibackdoor.benchmark.reading import Run, mapping
+from antibackdoor.benchmark.reading import MeasuredCell, mapping
 
 __all__ = ["device_words", "how_made"]
 
 _CODE = ("antibackdoor", "antibackdoor code")
 
 
-def how_made(cells: Sequence[Run]) -> list[str]:
+def how_made(cells: Sequence[MeasuredCell]) -> list[str]:
     """Return sentences on the cells that are done.
 
     Args:
@@ -31,12 +31,12 @@ def device_words(device: object) -> list[str]:
     return list(dict.fromkeys(str(known[key]) for key in ("name", "type", "precision") if known.get(key)))
 
 
-def _mixed(cells: Iterable[Run]) -> Iterator[str]:
+def _mixed(cells: Iterable[MeasuredCell]) -> Iterator[str]:
     images: dict[tuple[str, int], set[str]] = {}
     code: dict[str, None] = {}
     for cell in cells:
-        if print_ := mapping(cell.record.get("data")).get("fingerprint"):
-            images.setdefault((cell.setting.data, cell.seed), set()).add(str(print_))
+        if fingerprint := mapping(cell.record.get("data")).get("fingerprint"):
+            images.setdefault((cell.setting.data, cell.seed), set()).add(str(fingerprint))
         versions = mapping(cell.record.get("versions"))
         if own := " ".join(str(versions[name]) for name in _CODE if name in versions):
             code[own] = None
@@ -50,7 +50,7 @@ def _mixed(cells: Iterable[Run]) -> Iterator[str]:
         yield f"Mixed: the cells were made by {len(code)} versions of this package's code: {', '.join(code)}."
 
 
-def _sizes(cells: Iterable[Run]) -> Iterator[str]:
+def _sizes(cells: Iterable[MeasuredCell]) -> Iterator[str]:
     sizes: dict[tuple[str, str], dict[str, None]] = {}
     for cell in cells:
         words = ", ".join((*_images(cell), *_training(cell)))
@@ -60,14 +60,14 @@ def _sizes(cells: Iterable[Run]) -> Iterator[str]:
         yield f"{data}, {model}: {'; or '.join(found)}."
 
 
-def _images(cell: Run) -> Iterator[str]:
+def _images(cell: MeasuredCell) -> Iterator[str]:
     metrics = mapping(cell.record.get("metrics"))
     for key, name in (("n_train", "training"), ("n_test", "test")):
         if isinstance(count := metrics.get(key), int):
             yield f"{count:,} {name} images"
 
 
-def _training(cell: Run) -> Iterator[str]:
+def _training(cell: MeasuredCell) -> Iterator[str]:
     train = cell.section("train")
     if train.get("epochs"):
         yield f"{train['epochs']} epochs"
@@ -78,7 +78,7 @@ def _training(cell: Run) -> Iterator[str]:
         yield f"augmentation {' and '.join(map(str, augment))}" if augment else "no augmentation"
 
 
-def _machines(cells: Iterable[Run]) -> Iterator[str]:
+def _machines(cells: Iterable[MeasuredCell]) -> Iterator[str]:
     found: dict[str, None] = {}
     for cell in cells:
         device = cell.record.get("device")
@@ -88,7 +88,7 @@ def _machines(cells: Iterable[Run]) -> Iterator[str]:
         yield f"Made on: {'; '.join(shown)}." + (" Results of several devices may differ." if len(shown) > 1 else "")
 
 
-def _versions(cells: Iterable[Run]) -> Iterator[str]:
+def _versions(cells: Iterable[MeasuredCell]) -> Iterator[str]:
     found: dict[str, dict[str, None]] = {}
     for cell in cells:
         for name, version in mapping(cell.record.get("versions")).items():

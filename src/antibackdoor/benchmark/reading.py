@@ -11,7 +11,7 @@ from antibackdoor.benchmark.folder import CELL_FORMAT
 from antibackdoor.errors import StorageError
 from antibackdoor.ops.metrics import defence_effectiveness
 
-__all__ = ["COUNTS", "MEASURED", "Run", "Setting", "mapping", "read"]
+__all__ = ["COUNTS", "MEASURED", "MeasuredCell", "Setting", "mapping", "read"]
 
 MEASURED = ("ca", "ca_target", "asr", "excess", "ra", "der", "precision", "recall", "fpr", "auroc", "auprc")
 # What figures are shares of, and how long the training was.
@@ -55,7 +55,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Run:
+class MeasuredCell:
     """One record, read.
 
     Attributes:
@@ -94,7 +94,7 @@ class Run:
         return mapping(mapping(self.record.get("config")).get(name))
 
 
-def read(records: Sequence[Mapping[str, object]]) -> list[Run]:
+def read(records: Sequence[Mapping[str, object]]) -> list[MeasuredCell]:
     """Return the cells of a grid, each one once.
 
     Two records of one setting, label and seed differ in hyper-parameters: those then stand in the labels. Where they do
@@ -119,7 +119,7 @@ def _number(value: object) -> float | None:
     return float(value)
 
 
-def _parse(record: Mapping[str, object]) -> Run:
+def _parse(record: Mapping[str, object]) -> MeasuredCell:
     cell = mapping(record.get("cell"))
     if record.get("format") != CELL_FORMAT or not {"data", "attack", "defence", "model", "seed"} <= cell.keys():
         found = record.get("format")
@@ -137,7 +137,7 @@ def _parse(record: Mapping[str, object]) -> Run:
     error = mapping(record.get("error"))
     done = record.get("status") == "done"
     attack = mapping(mapping(record.get("config")).get("attack"))
-    return Run(
+    return MeasuredCell(
         setting=Setting(
             data=str(cell["data"]),
             model=str(cell["model"]),
@@ -173,9 +173,9 @@ def _given(settings: Mapping[str, object], notes: Iterable[str]) -> tuple[str, .
     return tuple(marks) or (("more than the data",) if words else ())
 
 
-def _told_apart(cells: Sequence[Run]) -> list[Run]:
+def _told_apart(cells: Sequence[MeasuredCell]) -> list[MeasuredCell]:
     """Put the hyper-parameters into the labels under which different ones were run."""
-    groups: dict[tuple[Setting, str, int], list[Run]] = {}
+    groups: dict[tuple[Setting, str, int], list[MeasuredCell]] = {}
     for cell in cells:
         groups.setdefault(cell.identity, []).append(cell)
     differing: dict[tuple[str, str], dict[str, None]] = {}
@@ -186,7 +186,7 @@ def _told_apart(cells: Sequence[Run]) -> list[Run]:
                 if len({repr(section.get(key)) for section in sections}) > 1:
                     differing.setdefault((family, label), {})[key] = None
 
-    def named(cell: Run, family: str, label: str) -> str:
+    def named(cell: MeasuredCell, family: str, label: str) -> str:
         keys, section = differing.get((family, label), {}), cell.section(family)
         return f"{label} ({', '.join(f'{key}={section.get(key)}' for key in keys)})" if keys else label
 
@@ -200,7 +200,7 @@ def _told_apart(cells: Sequence[Run]) -> list[Run]:
     ]
 
 
-def _compared(cell: Run, undefended: Run | None) -> Run:
+def _compared(cell: MeasuredCell, undefended: MeasuredCell | None) -> MeasuredCell:
     """Add the figures that need the undefended run of the same setting and seed."""
     if undefended is None or cell.error is not None:
         return cell

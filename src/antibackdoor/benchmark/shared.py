@@ -23,13 +23,13 @@ from antibackdoor.pipeline import Planted, digest
 from antibackdoor.registry import parameters_of
 from antibackdoor.types import PoisonedSet
 
-__all__ = ["Shelf", "fingerprint", "intact", "pack_planted", "pack_weights", "unpack_planted", "unpack_weights"]
+__all__ = ["ArtifactStore", "fingerprint", "intact", "pack_planted", "pack_weights", "unpack_planted", "unpack_weights"]
 
 _ABOUT = "about"
 _PLANTED, _WEIGHTS = "antibackdoor planted 1", "antibackdoor control 1"
 
 
-class Shelf(Protocol):
+class ArtifactStore(Protocol):
     """Where shared things are kept under their names."""
 
     def get(self, name: str) -> bytes | None:
@@ -45,13 +45,13 @@ def fingerprint(loaded: Loaded) -> str:
     return "-".join(digest(part) for part in parts)
 
 
-def pack_planted(planted: Planted, loaded: Loaded, print_: str) -> bytes:
+def pack_planted(planted: Planted, loaded: Loaded, fingerprint: str) -> bytes:
     """Return a poisoned set as bytes.
 
     Args:
         planted: The attack on its data.
         loaded: The clean data it was planted in.
-        print_: Their fingerprint.
+        fingerprint: Their fingerprint.
     """
     train = planted.train
     rows = (train.poison | train.cover).nonzero().squeeze(1)
@@ -72,22 +72,22 @@ def pack_planted(planted: Planted, loaded: Loaded, print_: str) -> bytes:
             "test_images": triggered.images,
             "test_labels": triggered.labels,
         }
-    return _sealed(tensors, {"format": _PLANTED, "of": print_, "attack": parameters_of(planted.attack)})
+    return _sealed(tensors, {"format": _PLANTED, "of": fingerprint, "attack": parameters_of(planted.attack)})
 
 
-def unpack_planted(blob: bytes | None, name: str, loaded: Loaded, print_: str) -> Planted | None:
+def unpack_planted(blob: bytes | None, name: str, loaded: Loaded, fingerprint: str) -> Planted | None:
     """Return a poisoned set from its bytes, or None where they are damaged, of another format or of other data.
 
     Args:
         blob: From :func:`pack_planted`, or None.
         name: Of the attack.
         loaded: The clean data.
-        print_: Their fingerprint.
+        fingerprint: Their fingerprint.
 
     Returns:
         The set; its attack has its hyper-parameters, but is not prepared to stamp more.
     """
-    opened = _opened(blob, _PLANTED, print_)
+    opened = _opened(blob, _PLANTED, fingerprint)
     if opened is None:
         return None
     tensors, about = opened
@@ -109,20 +109,20 @@ def unpack_planted(blob: bytes | None, name: str, loaded: Loaded, print_: str) -
     return Planted(attack, train, triggered)
 
 
-def pack_weights(model: nn.Module, print_: str) -> bytes:
+def pack_weights(model: nn.Module, fingerprint: str) -> bytes:
     """Return the weights of a control as bytes.
 
     Args:
         model: The network.
-        print_: The fingerprint of the data it was trained on.
+        fingerprint: The fingerprint of the data it was trained on.
     """
     weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
-    return _sealed(weights, {"format": _WEIGHTS, "of": print_})
+    return _sealed(weights, {"format": _WEIGHTS, "of": fingerprint})
 
 
-def unpack_weights(blob: bytes | None, print_: str) -> dict[str, Tensor] | None:
+def unpack_weights(blob: bytes | None, fingerprint: str) -> dict[str, Tensor] | None:
     """Return weights by name, or None; see :func:`unpack_planted`."""
-    opened = _opened(blob, _WEIGHTS, print_)
+    opened = _opened(blob, _WEIGHTS, fingerprint)
     return None if opened is None else opened[0]
 
 
@@ -138,14 +138,14 @@ def _sealed(tensors: Mapping[str, Tensor], about: dict[str, object]) -> bytes:
 
 
 def _opened(
-    blob: bytes | None, format_: str | None = None, print_: str | None = None
+    blob: bytes | None, format_: str | None = None, fingerprint: str | None = None
 ) -> tuple[dict[str, Tensor], dict[str, object]] | None:
     if blob is None:
         return None
     try:
         tensors = load(blob)
         about = json.loads(tensors.pop(_ABOUT).numpy().tobytes())
-        expected = {"seal": _seal(tensors), "format": format_ or about["format"], "of": print_ or about["of"]}
+        expected = {"seal": _seal(tensors), "format": format_ or about["format"], "of": fingerprint or about["of"]}
     except (SafetensorError, KeyError, TypeError, ValueError):
         return None
     return (tensors, about) if all(about.get(key) == value for key, value in expected.items()) else None

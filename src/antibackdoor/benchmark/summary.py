@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from antibackdoor.benchmark.protocol import departures
 from antibackdoor.benchmark.provenance import how_made
-from antibackdoor.benchmark.reading import COUNTS, MEASURED, Run, Setting, read
+from antibackdoor.benchmark.reading import COUNTS, MEASURED, MeasuredCell, Setting, read
 
 __all__ = ["FIGURES", "RULES", "Entry", "Stat", "Summary", "stat_of", "summarise"]
 
@@ -53,7 +53,7 @@ class Entry:
         undefended: Whether that is no defence at all.
         seeds: Those that are done.
         failed: Number of seeds that failed; they are in no figure.
-        stats: Figures by name, as in :class:`Run`; those that were measured.
+        stats: Figures by name, as in :class:`MeasuredCell`; those that were measured.
         verdicts: How often each verdict was given.
         best: Whether it is the best of its setting; see ``RULES``.
     """
@@ -92,7 +92,7 @@ class Summary:
     seeds: Mapping[Setting, int]
     given: Mapping[str, tuple[str, ...]]
     notes: Mapping[str, tuple[str, ...]]
-    failures: tuple[Run, ...]
+    failures: tuple[MeasuredCell, ...]
     made: tuple[str, ...] = ()
     departures: tuple[str, ...] = ()
 
@@ -113,7 +113,7 @@ def summarise(records: Sequence[Mapping[str, object]]) -> Summary:
     defences = sorted(
         dict.fromkeys(c.defence for c in cells), key=lambda d: all(not c.undefended for c in cells if c.defence == d)
     )
-    by_entry: dict[tuple[Setting, str], list[Run]] = {(s, d): [] for s in settings for d in defences}
+    by_entry: dict[tuple[Setting, str], list[MeasuredCell]] = {(s, d): [] for s in settings for d in defences}
     for cell in cells:
         by_entry[cell.setting, cell.defence].append(cell)
     seeds = {s: len({cell.seed for d in defences for cell in by_entry[s, d]}) for s in settings}
@@ -148,7 +148,7 @@ def stat_of(values: Sequence[float]) -> Stat | None:
     return Stat(mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)), len(values))
 
 
-def _ordered(cells: Sequence[Run]) -> tuple[Setting, ...]:
+def _ordered(cells: Sequence[MeasuredCell]) -> tuple[Setting, ...]:
     """Return the settings: data, models and attacks as they come, no attack first, rates upwards."""
     data, models, attacks = (
         list(dict.fromkeys(getattr(cell.setting, name) for cell in cells)) for name in ("data", "model", "attack")
@@ -167,7 +167,7 @@ def _ordered(cells: Sequence[Run]) -> tuple[Setting, ...]:
     )
 
 
-def _entry(group: Sequence[Run]) -> Entry:
+def _entry(group: Sequence[MeasuredCell]) -> Entry:
     done = sorted((cell for cell in group if cell.error is None), key=lambda cell: cell.seed)
     stats = {name: stat_of([c.figures[name] for c in done if name in c.figures]) for name in (*FIGURES, *COUNTS)}
     return Entry(
@@ -196,7 +196,7 @@ def _best(defences: Sequence[Entry], seeds: int) -> list[Entry]:
     return [entry for entry, stat in rated if near(stat) and round(stat.mean, 3) > least]
 
 
-def _controls(cells: Iterable[Run]) -> dict[Setting, dict[str, Stat]]:
+def _controls(cells: Iterable[MeasuredCell]) -> dict[Setting, dict[str, Stat]]:
     by_seed: dict[Setting, dict[int, Mapping[str, float]]] = {}
     for cell in cells:
         if "control_ca" in cell.figures or "control_asr" in cell.figures:

@@ -6,7 +6,7 @@ import dataclasses
 import re
 
 from antibackdoor.benchmark.published import PUBLISHED, Published
-from antibackdoor.benchmark.reading import Run, Setting
+from antibackdoor.benchmark.reading import MeasuredCell, Setting
 from antibackdoor.benchmark.summary import RULES, Stat, Summary
 
 __all__ = [
@@ -113,7 +113,7 @@ def words_of(summary: Summary) -> list[str]:
     return words
 
 
-def failure_of(cell: Run) -> str:
+def failure_of(cell: MeasuredCell) -> str:
     """Return which cell failed and why, in one line."""
     place = (cell.setting.data, cell.setting.model, cell.setting.title, cell.defence, f"seed {cell.seed}")
     return f"{', '.join(place)}: {cell.error}"

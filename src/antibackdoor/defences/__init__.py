@@ -4,7 +4,7 @@ from antibackdoor.defences.abl_modified import AblModified
 from antibackdoor.defences.abl_published import AblBackdoorBench, AblCode, AblPaper
 from antibackdoor.defences.activation_clustering import ActivationClustering
 from antibackdoor.defences.agpd import Agpd
-from antibackdoor.defences.base import Defence, RatedDefence, RepairDefence, TrustedDefence
+from antibackdoor.defences.base import Defence, FilterDefence, RatedDefence, RepairDefence, TrustedDefence
 from antibackdoor.defences.cbd import Cbd
 from antibackdoor.defences.confident_learning import Cleanlab
 from antibackdoor.defences.dbr import Dbr
@@ -30,6 +30,7 @@ __all__ = [
     "Cleanlab",
     "Dbr",
     "Defence",
+    "FilterDefence",
     "FinePruning",
     "Mcr",
     "Nad",

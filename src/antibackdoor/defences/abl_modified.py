@@ -141,8 +141,8 @@ class AblModified(Defence):
     ) -> History:
         isolated = isolation.flagged
         # Most of the poison is not isolated; as an anchor it would teach again what the ascent unlearns.
-        calm = rank_within_classes(isolation.scores, data.labels) <= 0.5
-        rest = (calm & ~isolated).nonzero().squeeze(1)
+        unsuspected = rank_within_classes(isolation.scores, data.labels) <= 0.5
+        rest = (unsuspected & ~isolated).nonzero().squeeze(1)
         count = min(len(rest), self.anchors * int(isolated.sum()))
         subset = isolated.clone()
         subset[rest[torch.randperm(len(rest), generator=seeds.generator("anchors"))[:count]]] = True

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from antibackdoor.defences.base import RatedDefence
-from antibackdoor.defences.retrain import look
+from antibackdoor.defences.retrain import train_and_score
 from antibackdoor.errors import ConfigError
 from antibackdoor.isolation import ActivationClusters, flag_share
 from antibackdoor.models import BuildModel
@@ -57,7 +57,9 @@ class ActivationClustering(RatedDefence):
     def scan(self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds) -> Outcome:
         """Train by the plan, score and flag."""
         rate = self._told()
-        model, history, scores = look(self._signal(), data, build_model=build_model, fit=fit, plan=plan, seeds=seeds)
+        model, history, scores = train_and_score(
+            self._signal(), data, build_model=build_model, fit=fit, plan=plan, seeds=seeds
+        )
         flagged = self.flag(scores, rate)
         counts = torch.bincount(data.labels[flagged], minlength=data.num_classes)
         sentence = (

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
-from antibackdoor.defences.base import TrustedDefence
+from antibackdoor.defences.base import FilterDefence, TrustedDefence
 from antibackdoor.defences.outlying_classes import SMALLEST_CLASS, isolation_of
-from antibackdoor.defences.retrain import without_flagged
 from antibackdoor.errors import ConfigError
 from antibackdoor.isolation import Network
 from antibackdoor.isolation.gradients import activation_gradients, cosines, dispersion, peeled, settled_at
@@ -45,7 +44,7 @@ class Targets:
 
 
 @dataclass(frozen=True)
-class Agpd(TrustedDefence):
+class Agpd(FilterDefence, TrustedDefence):
     """Remove images whose activation gradients turn away from those of trusted images, given some; train anew.
 
     A network is trained by the plan, as if there were no poison. For every convolution, the gradient of the logit of an
@@ -115,11 +114,6 @@ class Agpd(TrustedDefence):
         known = activation_gradients(Network(model, trusted, fit.runtime), layers)
         isolation = self.judge(observed, [_means(part, trusted) for part in known], data)
         return Outcome(model, fit.runtime.first(isolation), (history,))  # All processes must leave out the same images.
-
-    def run(self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds) -> Outcome:
-        """Scan, and train a new network by the plan without what is flagged."""
-        found = self.scan(data, build_model=build_model, fit=fit, plan=plan, seeds=seeds)
-        return without_flagged(found, data, build_model=build_model, fit=fit, plan=plan, seeds=seeds)
 
     def judge(
         self, observed: list[NDArray[np.float32]], references: list[NDArray[np.float32]], data: ImageSet

@@ -1,10 +1,11 @@
 """What a defence is.
 
 To add a defence, write one file with a frozen dataclass that derives from :class:`Defence` and give it a line in the
-table of ``defences/__init__.py``; ``tests/contracts/test_defences.py`` then tests it by name. One that cannot do
+table of ``defences/__init__.py``; ``tests/contracts/test_defences.py`` then tests it by name. One that trains anew
+without what its scan flags derives from :class:`FilterDefence` and writes the scan alone. One that cannot do
 without trusted images derives from :class:`TrustedDefence`, or from :class:`RepairDefence` if it trains on them and
 names no image; one that must be told how much poison there is from :class:`RatedDefence`: what a run hands them is in
-``defences/given.py``, and its record says so.
+``defences/requirements.py``, and its record says so.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from antibackdoor.seeds import Seeds
 from antibackdoor.training import Fit, TrainPlan
 from antibackdoor.types import ImageSet, Outcome
 
-__all__ = ["Defence", "RatedDefence", "RepairDefence", "TrustedDefence"]
+__all__ = ["Defence", "FilterDefence", "RatedDefence", "RepairDefence", "TrustedDefence"]
 
 
 @dataclass(frozen=True)
@@ -131,10 +132,18 @@ class RepairDefence(TrustedDefence):
 
 
 @dataclass(frozen=True)
-class RatedDefence(Defence):
-    """A defence that must be told how much poison there is.
+class FilterDefence(Defence):
+    """A defence that removes what its scan flags and trains anew, unless it writes a ``run`` of its own."""
 
-    Unless it writes a ``run`` of its own, it removes what its scan flags and trains anew.
+    def run(self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds) -> Outcome:
+        """Scan, and train a new network by the plan without what is flagged."""
+        found = self.scan(data, build_model=build_model, fit=fit, plan=plan, seeds=seeds)
+        return without_flagged(found, data, build_model=build_model, fit=fit, plan=plan, seeds=seeds)
+
+
+@dataclass(frozen=True)
+class RatedDefence(FilterDefence):
+    """A filter that must be told how much poison there is.
 
     Attributes:
         rate: Share of the images that is poison, at least 0 and below 1. In an experiment None stands for the true one;
@@ -156,11 +165,6 @@ class RatedDefence(Defence):
             ConfigError: The rate is out of range.
         """
         return replace(self, rate=rate)
-
-    def run(self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds) -> Outcome:
-        """Scan, and train a new network by the plan without what is flagged."""
-        found = self.scan(data, build_model=build_model, fit=fit, plan=plan, seeds=seeds)
-        return without_flagged(found, data, build_model=build_model, fit=fit, plan=plan, seeds=seeds)
 
     def _told(self) -> float:
         if self.rate is None:

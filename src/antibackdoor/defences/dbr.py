@@ -180,9 +180,9 @@ class Dbr(Defence):
         usable = torch.ones_like(isolation.flagged)
         if history.held_out is not None:
             usable &= ~torch.from_numpy(history.held_out)
-        calm = rank_within_classes(isolation.scores, labels) <= self.clean_share
+        unsuspected = rank_within_classes(isolation.scores, labels) <= self.clean_share
         suspects = self._split(isolation.flagged & usable, seeds.generator("judging suspects"))
-        clean = self._split(calm & ~isolation.flagged & usable, seeds.generator("judging clean"))
+        clean = self._split(unsuspected & ~isolation.flagged & usable, seeds.generator("judging clean"))
         return _Parts(suspects[0], clean[0], suspects[1], clean[1])
 
     def _split(self, part: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

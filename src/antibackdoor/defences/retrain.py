@@ -1,4 +1,4 @@
-"""What filters by a rate share: look with one signal, and train anew without what was flagged."""
+"""What filters share: train and score by one signal, and train anew without what was flagged."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from antibackdoor.seeds import Seeds
 from antibackdoor.training import Fit, Phase, TrainPlan
 from antibackdoor.types import History, ImageSet, Outcome
 
-__all__ = ["look", "without_flagged"]
+__all__ = ["train_and_score", "without_flagged"]
 
 
-def look(
+def train_and_score(
     signal: Signal, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds
 ) -> tuple[nn.Module, History, Tensor]:
     """Train by the plan, as if there were no poison, and score.
@@ -42,7 +42,7 @@ def without_flagged(
     """Train a new network by the plan on what was not flagged; where nothing was, the first network is the one.
 
     Args:
-        found: What the look found.
+        found: What the scan found.
         data: The observed data.
         build_model: As in :meth:`Defence.run`.
         fit: Likewise.

@@ -10,10 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from antibackdoor.defences.base import TrustedDefence
+from antibackdoor.defences.base import FilterDefence, TrustedDefence
 from antibackdoor.defences.encoding import own_features
 from antibackdoor.defences.outlying_classes import SMALLEST_CLASS, isolation_of
-from antibackdoor.defences.retrain import without_flagged
 from antibackdoor.errors import ConfigError
 from antibackdoor.isolation.untangle import (
     Split,
@@ -95,7 +94,7 @@ def untangle_classes(
 
 
 @dataclass(frozen=True)
-class Scan(TrustedDefence):
+class Scan(FilterDefence, TrustedDefence):
     """Remove the group of images that is strange in classes that are two groups, given trusted images; train anew.
 
     A network is trained by the plan, as if there were no poison. A penultimate feature is taken to be the identity of
@@ -150,11 +149,6 @@ class Scan(TrustedDefence):
         found = fit.runtime.first(found)  # All processes must leave out the same images.
         scores, flagged = self.flag(found, data.labels)
         return Outcome(model, self._isolation(found, scores, flagged, data), (history,))
-
-    def run(self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds) -> Outcome:
-        """Scan, and train a new network by the plan without what is flagged."""
-        found = self.scan(data, build_model=build_model, fit=fit, plan=plan, seeds=seeds)
-        return without_flagged(found, data, build_model=build_model, fit=fit, plan=plan, seeds=seeds)
 
     def flag(self, found: Untangling, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the scores, float32 (N,) in -1..1, and who is flagged, bool (N,).

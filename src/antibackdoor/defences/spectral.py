@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from antibackdoor.defences.base import RatedDefence
-from antibackdoor.defences.retrain import look
+from antibackdoor.defences.retrain import train_and_score
 from antibackdoor.errors import ConfigError
 from antibackdoor.isolation import Spectral
 from antibackdoor.models import BuildModel
@@ -52,7 +52,9 @@ class SpectralFilter(RatedDefence):
     def scan(self, data: ImageSet, *, build_model: BuildModel, fit: Fit, plan: TrainPlan, seeds: Seeds) -> Outcome:
         """Train by the plan, score and flag."""
         rate = self._told()
-        model, history, scores = look(Spectral(), data, build_model=build_model, fit=fit, plan=plan, seeds=seeds)
+        model, history, scores = train_and_score(
+            Spectral(), data, build_model=build_model, fit=fit, plan=plan, seeds=seeds
+        )
         flagged = self.flag(scores, data.labels, rate)
         sentence = (
             f"{int(flagged.sum())} of {len(flagged)} images are flagged, from each class {self.factor:g} times the "

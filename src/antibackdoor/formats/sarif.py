@@ -98,8 +98,8 @@ def _of_images(findings: Findings) -> Iterator[dict[str, Json]]:
     seen: Counter[str] = Counter()
     for label, rows in groups:
         whole = [findings.fingerprint(row) for row in rows]
-        print_ = whole[0] if len(rows) == 1 else hashlib.sha256("\n".join(sorted(whole)).encode()).hexdigest()
-        seen[print_] += 1
+        fingerprint = whole[0] if len(rows) == 1 else hashlib.sha256("\n".join(sorted(whole)).encode()).hexdigest()
+        seen[fingerprint] += 1
         name = findings.run.classes[label]
         one, many = "is suspected to carry a backdoor", "are suspected to carry a backdoor"
         if findings.compared:
@@ -113,7 +113,7 @@ def _of_images(findings: Findings) -> Iterator[dict[str, Json]]:
         if math.isfinite(score):
             properties["score"] = score
         places: list[Json] = [_location(findings, row) for row in rows]
-        yield _result(_SUSPECT, text, places, print_, seen[print_], properties)
+        yield _result(_SUSPECT, text, places, fingerprint, seen[fingerprint], properties)
 
 
 def _grouped(findings: Findings) -> list[tuple[int, list[int]]]:

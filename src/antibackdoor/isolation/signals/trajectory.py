@@ -84,7 +84,7 @@ class Trajectory(Signal):
         points = axes.transform(standard)
         two, gain = two_gaussians(points[fitted])
         share = two.predict_proba(points)
-        votes = share[furthest & fitted].sum(0)
-        if np.isclose(votes[0], votes[1]):  # Mostly: none of the images that fell furthest is in this class.
-            votes = (share * drop[:, None])[fitted].sum(0) / np.maximum(share[fitted].sum(0), _FLOOR)
-        return share[:, int(votes.argmax())], gain
+        drop_share = share[furthest & fitted].sum(0)
+        if np.isclose(drop_share[0], drop_share[1]):  # Mostly: none of the images that fell furthest is in this class.
+            drop_share = (share * drop[:, None])[fitted].sum(0) / np.maximum(share[fitted].sum(0), _FLOOR)
+        return share[:, int(drop_share.argmax())], gain

@@ -21,11 +21,11 @@ from antibackdoor.progress import SILENT, Progress
 from antibackdoor.seeds import Seeds
 from antibackdoor.types import ImageSet, PoisonedSet
 
-__all__ = ["Given", "check_given", "hand_over"]
+__all__ = ["Resolved", "check_requirements", "resolve_requirements"]
 
 
 @dataclass(frozen=True, eq=False)
-class Given:
+class Resolved:
     """A defence with what it was given.
 
     Attributes:
@@ -39,7 +39,7 @@ class Given:
     evidence: tuple[str, ...] = ()
 
 
-def check_given(defence: Defence, config: RunConfig, *, scan_only: bool) -> None:
+def check_requirements(defence: Defence, config: RunConfig, *, scan_only: bool) -> None:
     """Refuse what cannot work, before any data are read.
 
     Args:
@@ -65,7 +65,7 @@ def check_given(defence: Defence, config: RunConfig, *, scan_only: bool) -> None
         )
 
 
-def hand_over(
+def resolve_requirements(
     defence: Defence,
     config: RunConfig,
     clean: ImageSet,
@@ -74,11 +74,11 @@ def hand_over(
     held_out: Tensor | None,
     seeds: Seeds,
     progress: Progress = SILENT,
-) -> Given:
+) -> Resolved:
     """Give a defence what it needs beside the observed data, and say so.
 
     Args:
-        defence: As built from the configuration, and checked by :func:`check_given`.
+        defence: As built from the configuration, and checked by :func:`check_requirements`.
         config: Of the run.
         clean: The training images before any attack.
         truth: What was planted, or None.
@@ -96,7 +96,7 @@ def hand_over(
         return _with_trusted(defence, config, clean, held_out, seeds, progress)
     if isinstance(defence, RatedDefence):
         return _with_rate(defence, truth)
-    return Given(defence)
+    return Resolved(defence)
 
 
 def _known_clean(config: RunConfig) -> bool:
@@ -111,7 +111,7 @@ def _with_trusted(
     held_out: Tensor | None,
     seeds: Seeds,
     progress: Progress,
-) -> Given:
+) -> Resolved:
     named = config.data.trusted
     if named is None or named == OWN_TRAIN:
         trusted = _drawn(clean, defence.trusted_share, held_out, seeds.generator("trusted"))
@@ -123,19 +123,19 @@ def _with_trusted(
     if not bool(counts.all()):
         missing = clean.classes[int(counts.argmin())]
         raise DataError(f"{trusted.name}: no trusted image of class {missing!r}; at least one of each class is needed")
-    return Given(
+    return Resolved(
         defence.with_trusted(trusted), trusted, (f"This defence was given {len(trusted):,} trusted images, {source}.",)
     )
 
 
-def _with_rate(defence: RatedDefence, truth: PoisonedSet | None) -> Given:
+def _with_rate(defence: RatedDefence, truth: PoisonedSet | None) -> Resolved:
     if defence.rate is not None:
-        return Given(
+        return Resolved(
             defence, evidence=(f"This defence was told that {100 * defence.rate:.3g} % of the images is poison.",)
         )
     rate = 0.0 if truth is None else float(truth.poison.double().mean())
     sentence = f"This defence was given the true rate of poison, {100 * rate:.3g} % of the images."
-    return Given(defence.with_rate(rate), evidence=(sentence,))
+    return Resolved(defence.with_rate(rate), evidence=(sentence,))
 
 
 def _drawn(clean: ImageSet, share: float, held_out: Tensor | None, generator: torch.Generator) -> ImageSet:

@@ -14,7 +14,7 @@ from antibackdoor.config import PoisonConfig, RunConfig
 from antibackdoor.data.sources import from_arrays
 from antibackdoor.decisions import Decision, write_decisions
 from antibackdoor.defences import DEFENCES, RepairDefence
-from antibackdoor.defences.given import check_given, hand_over
+from antibackdoor.defences.requirements import check_requirements, resolve_requirements
 from antibackdoor.errors import ConfigError, DataError
 from antibackdoor.pipeline import limited, load_data, plant, run
 from antibackdoor.progress import SILENT
@@ -71,7 +71,9 @@ def handed(configured, held_out=None, seed=0):
     runtime = Runtime.create("cpu")
     planted = plant(configured.attack, loaded, lambda _: None, runtime, seeds)
     truth = planted.train if planted else None
-    given = hand_over(defence_of(configured), configured, loaded.train, truth=truth, held_out=held_out, seeds=seeds)
+    given = resolve_requirements(
+        defence_of(configured), configured, loaded.train, truth=truth, held_out=held_out, seeds=seeds
+    )
     return given, loaded.train, truth
 
 
@@ -180,19 +182,19 @@ def test_what_is_missing_is_said_before_any_data_are_read():
         with pytest.raises(
             ConfigError, match=f"^defence.name: {name} needs trusted images; give --set data.trusted=DIR"
         ):
-            check_given(defence_of(own), own, scan_only=False)
+            check_requirements(defence_of(own), own, scan_only=False)
         for fine in (config(name), config(name, attack=False, trusted="own:train")):
-            check_given(defence_of(fine), fine, scan_only=False)
+            check_requirements(defence_of(fine), fine, scan_only=False)
             if name not in REPAIRS:
-                check_given(defence_of(fine), fine, scan_only=True)
+                check_requirements(defence_of(fine), fine, scan_only=True)
                 continue
             with pytest.raises(ConfigError, match=f"^defence.name: {name} repairs a network .* cannot scan"):
-                check_given(defence_of(fine), fine, scan_only=True)
+                check_requirements(defence_of(fine), fine, scan_only=True)
     for name in RATED:
         own = config(name, "/nope", attack=False)
         with pytest.raises(ConfigError, match="^defence.rate: .* give --set defence.rate=0.01"):
-            check_given(defence_of(own), own, scan_only=True)
-        check_given(defence_of(config(name)), config(name), scan_only=True)
+            check_requirements(defence_of(own), own, scan_only=True)
+        check_requirements(defence_of(config(name)), config(name), scan_only=True)
 
 
 def assert_one_line(done, *named):
