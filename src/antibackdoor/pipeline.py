@@ -17,7 +17,7 @@ from antibackdoor.deciding import spared
 from antibackdoor.defences import DEFENCES, Defence
 from antibackdoor.defences.against import AGAINST, Against, Statistics, against_from
 from antibackdoor.defences.requirements import check_requirements
-from antibackdoor.errors import NonFiniteLossError
+from antibackdoor.errors import ConfigError, NonFiniteLossError
 from antibackdoor.estimating import before_long
 from antibackdoor.evaluation import evaluate
 from antibackdoor.files import sha256_of
@@ -133,6 +133,8 @@ def _check(call: Call) -> Defence:
     chosen = call.config.defence
     defence = against_from(chosen.params) if chosen.name == AGAINST else DEFENCES.build(chosen.name, chosen.params)
     check_requirements(defence, call.config, scan_only=call.scan_only)
+    if isinstance(defence, Against) and not call.scan_only:
+        raise ConfigError("--against compares a batch and trains no network: use `antibackdoor scan`")
     if call.config.attack is not None:
         ATTACKS.get(call.config.attack.name)
     return defence

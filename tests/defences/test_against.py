@@ -14,6 +14,7 @@ import pytest
 import torch
 from end_to_end import FAST, assert_refused, invoke, pictures, reseal
 
+import antibackdoor
 from antibackdoor.defences.against import FILE, Against, read, statistics
 from antibackdoor.defences.against.crowd import crowd
 from antibackdoor.defences.against.groups import by_group
@@ -226,7 +227,9 @@ def test_a_batch_is_compared_with_what_a_run_kept(runs: Path, tmp_path: Path) ->
     # The formats, the page and the next comparison are as after every scan.
     log = json.loads(invoke("report", tmp_path / "bad", "--format", "sarif").out)
     assert "stands out from the earlier set" in log["runs"][0]["results"][1]["message"]["text"]
-    assert (tmp_path / "bad" / "report.html").stat().st_size > 1000
+    page = (tmp_path / "bad" / "report.html").read_text(encoding="utf-8")
+    assert "Beside the earlier set" in page
+    assert "another seed" not in page
     both = Against((str(runs / "run"), str(tmp_path / "bad"))).old
     assert int(both.counts.sum()) == 240 + 120 - len(found)
 
@@ -255,6 +258,8 @@ def test_what_cannot_be_compared_is_refused_in_one_line(runs: Path, finished_run
     assert_refused(invoke("scan", *new, *with_run, "--dry-run"), "exclude each other")
     assert_refused(invoke("scan", *new, *with_run, "--alpha", 2), "alpha", "below 1")
     assert_refused(invoke("scan", *new, *with_run, "--set", "defence.witness=efficientnet-lite0"), "own:squares")
+    own = ("--defence", "against", "--set", f"defence.runs=[{runs / 'run'}]")
+    assert_refused(invoke("train", *new, *own), "trains no network")
     assert not (tmp_path / "out").exists()
 
 
@@ -275,3 +280,12 @@ def test_another_order_of_classes_is_refused(runs: Path) -> None:
         against.given(replace(batch(30, 1), classes=("1", "0", "2")), None, "")
     few = replace(batch(30, 1), classes=("0", "2"), labels=torch.arange(30) % 2)
     assert against.given(few, None, "").runs == against.runs
+
+
+def test_from_python_it_is_a_defence_by_name(runs: Path) -> None:
+    settings = {"defence": {"runs": [str(runs / "run")], "alpha": 0.02}, "device": "cpu"}
+    run = antibackdoor.scan(batch(60, 11, stamped=12), defence="against", settings=settings)
+    assert run.model is None
+    assert run.isolation.flagged[-12:].all()
+    assert run.record.config["defence"]["alpha"] == 0.02
+    assert run.record.data["compared"][0]["corrected"] <= 0.02

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ClassRow",
+    "ComparedRow",
     "GroupRow",
     "MetricRow",
     "class_rows",
+    "compared_rows",
     "counts",
     "duration",
     "group_rows",
@@ -61,6 +63,35 @@ def group_rows(record: RunRecord) -> tuple[str, int, list[GroupRow]]:
         return str(found["column"]), int(found["count"]), rows
     except (KeyError, TypeError, ValueError, OverflowError):  # no groups, or a record that was changed by hand
         return "", 0, []
+
+
+@dataclass(frozen=True)
+class ComparedRow:
+    """One question about one class of a batch that was compared with an earlier set."""
+
+    label: str
+    question: str
+    p: float
+    corrected: float
+    named: int
+
+
+def compared_rows(record: RunRecord) -> list[ComparedRow]:
+    """Return what was asked of a batch beside an earlier set, the smallest p first; nothing where none was compared."""
+    found: Any = record.data.get("compared")
+    try:
+        return [
+            ComparedRow(
+                label=str(row["label"]),
+                question=str(row["question"]),
+                p=float(row["p"]),
+                corrected=float(row["corrected"]),
+                named=int(row["named"]),
+            )
+            for row in found or ()
+        ]
+    except (KeyError, TypeError, ValueError, OverflowError):  # a record that was changed by hand
+        return []
 
 
 @dataclass(frozen=True)
