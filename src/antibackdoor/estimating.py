@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import resource
+import importlib
 import shutil
 import sys
 import time
@@ -91,19 +91,21 @@ class Duration:
         least: Seconds, where nothing is found.
         usual: Seconds, where nothing is found and the look takes long.
         most: Seconds, where poison is found late; None where that is not known.
-        memory: Bytes of the process, without the images, which are mapped from the disk.
+        memory: Bytes of the process, without the images, which are mapped from the disk; None where the system does
+            not say.
         slower: How many times as long it takes at the pace of this moment, with what else the machine does.
     """
 
     least: float
     usual: float
     most: float | None
-    memory: int
+    memory: int | None
     slower: float = 1.0
 
     def lines(self) -> list[str]:
         """Return what to tell of it."""
-        return [self.training(), f"memory: about {self.memory / GIB:.1f} GiB, and the images as far as there is room"]
+        needs = "not known on this system" if self.memory is None else f"about {self.memory / GIB:.1f} GiB"
+        return [self.training(), f"memory: {needs}, and the images as far as there is room"]
 
     def training(self) -> str:
         """Return how long it trains, in words."""
@@ -300,7 +302,11 @@ def _timed(
     return train(REPEATS) if quick else once
 
 
-def _memory(images: int, epochs: int) -> int:
-    """Return the most that this process took so far, and the losses of all images in all epochs."""
+def _memory(images: int, epochs: int) -> int | None:
+    """Return the most that this process took so far, and the losses of all images in all epochs; None on Windows."""
+    try:
+        resource = importlib.import_module("resource")
+    except ImportError:
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit + 4 * images * epochs
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit + 4 * images * epochs

@@ -2,34 +2,32 @@
 
 A worker reads jobs from its standard input and writes answers to its standard output, in a form that carries nothing
 but numbers, text and pixels: an image that takes a worker over can do there what the user can, but what it answers is
-never executed. A worker has at most ``MEMORY`` bytes of memory, and ``SECONDS`` of a processor for an image. One that
-ends is replaced; idle ones wait for the next image, and end with the process.
+never executed. A worker has at most ``MEMORY`` bytes of memory, and ``SECONDS`` of a processor for an image; where the
+system limits neither (Windows), ``PATIENCE`` seconds by the clock. One that ends is replaced; idle ones wait for the
+next image, and end with the process.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import fcntl
 import json
 import os
-import resource
 import signal
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from antibackdoor.data import bounds
 from antibackdoor.data import decode as decoding
 from antibackdoor.data.decode import BadImageError, Header
 from antibackdoor.data.opening import LARGEST, Payload, Piece
@@ -38,6 +36,7 @@ from antibackdoor.errors import StorageError
 __all__ = ["MEMORY", "SECONDS", "brightest", "close", "decode", "inspect", "serve", "warm"]
 
 MEMORY, SECONDS = 4 << 30, 60  # bytes of a worker; seconds of a processor for one image
+PATIENCE = 600  # seconds by the clock, in which a large image may wait for its turn
 _PIXELS, _NUMBERS, _BAD = b"p", b"n", b"b"
 _JOB, _ANSWER = struct.Struct("<II"), struct.Struct("<cII")  # (kind,) bytes of text, bytes of content
 _START = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from antibackdoor.data.apart import serve; serve()"
@@ -113,19 +112,20 @@ class _Worker:
     """One process that decodes, and the pipes to it.
 
     Args:
-        turn: The file by which workers decode large images one at a time.
+        turn: By which workers decode large images one at a time.
 
     Raises:
         StorageError: It cannot be started.
     """
 
-    def __init__(self, turn: int) -> None:
+    def __init__(self, turn: bounds.Queue) -> None:
         self.owner = os.getpid()
+        self._late = False
         try:
-            command = [sys.executable, "-c", _START, json.dumps(sys.path), str(turn)]
+            command = [sys.executable, "-c", _START, json.dumps(sys.path), turn.name]
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-            self._process = subprocess.Popen(command, **pipes, env=environment, pass_fds=[turn])  # type: ignore[call-overload]
+            self._process = subprocess.Popen(command, **pipes, env=environment, pass_fds=turn.handles)  # type: ignore[call-overload]
             self._receive()  # that it is there
         except (OSError, _GoneError) as error:
             reason = getattr(error, "strerror", None) or f"it {error}"
@@ -144,7 +144,25 @@ class _Worker:
             self._process.stdin.flush()
         except OSError:
             raise self._gone() from None
-        return self._receive()
+        with self._watched():
+            return self._receive()
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """End the worker if the block takes too long, where the system does not."""
+        if bounds.limits_time():
+            yield
+            return
+        timer = threading.Timer(PATIENCE, self._be_late)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _be_late(self) -> None:
+        self._late = True
+        self._process.kill()
 
     def _receive(self) -> Any:
         kind, length, size = _ANSWER.unpack(self._read(_ANSWER.size))
@@ -166,7 +184,9 @@ class _Worker:
     def _gone(self) -> _GoneError:
         self.end(patience=10)  # for what it ends with
         code = self._process.returncode
-        if code == -signal.SIGXCPU:
+        if self._late:
+            return _GoneError(f"took more than {PATIENCE} seconds")
+        if code == -getattr(signal, "SIGXCPU", 0):
             return _GoneError(f"took more than {SECONDS} seconds")
         return _GoneError(f"crashed ({signal.Signals(-code).name})" if code < 0 else f"ended with exit code {code}")
 
@@ -184,7 +204,7 @@ class _Worker:
 
 _idle: list[_Worker] = []
 _lock = threading.Lock()
-_turn: list[IO[bytes]] = []  # one file, open as long as the process is
+_turn: list[bounds.Queue] = []  # one, there as long as the process is
 
 
 def _ask(name: str, payload: Payload, **given: int) -> Any:
@@ -222,10 +242,10 @@ def _taken() -> _Worker:
                 return worker
         try:
             if not _turn:
-                _turn.append(tempfile.TemporaryFile())  # noqa: SIM115 - open to the end
+                _turn.append(bounds.Queue())
         except OSError as error:
             raise StorageError(f"cannot write a temporary file: {error.strerror or error}") from None
-    return _Worker(_turn[0].fileno())
+    return _Worker(_turn[0])
 
 
 def _give_back(worker: _Worker) -> None:
@@ -239,19 +259,6 @@ atexit.register(close)
 # --- in the worker ---------------------------------------------------------------------------------------------------
 
 
-class _Turn:
-    """A lock between processes: a file, which the system unlocks when its holder ends."""
-
-    def __init__(self, handle: int) -> None:
-        self._handle = handle
-
-    def __enter__(self) -> None:
-        fcntl.lockf(self._handle, fcntl.LOCK_EX)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        fcntl.lockf(self._handle, fcntl.LOCK_UN)
-
-
 def serve() -> None:
     """Do jobs from standard input until it ends; what a process of this module runs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asks is interrupted, and closes the pipe
@@ -259,15 +266,15 @@ def serve() -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     for handle in (0, 1):  # a decoder that prints something must not answer
         os.dup2(nothing, handle)
-    decoding.take_turns(_Turn(int(sys.argv[2])))
+    decoding.take_turns(bounds.turn(sys.argv[2]))
     warnings.simplefilter("ignore")
-    _limit(resource.RLIMIT_AS, MEMORY)
-    _limit(resource.RLIMIT_CORE, 0)
+    bounds.limit("memory", MEMORY)
+    bounds.limit("core", 0)
     _answer(answers, _NUMBERS, b"[]")
     while len(head := jobs.read(_JOB.size)) == _JOB.size:
         length, size = _JOB.unpack(head)
         job, content = json.loads(jobs.read(length)), jobs.read(size)
-        _limit(resource.RLIMIT_CPU, int(time.process_time()) + 1 + job["seconds"])
+        bounds.limit("processor", int(time.process_time()) + 1 + job["seconds"])
         try:
             _answer(answers, *_done(job, content))
         except BadImageError as error:
@@ -291,11 +298,3 @@ def _done(job: dict[str, Any], content: bytes) -> tuple[bytes, bytes, bytes]:
 def _answer(answers: IO[bytes], kind: bytes, text: bytes, content: bytes = b"") -> None:
     answers.write(_ANSWER.pack(kind, len(text), len(content)) + text + content)
     answers.flush()
-
-
-def _limit(kind: int, most: int) -> None:
-    """Set a limit of this process, where the system has it; what the user allows at most stays."""
-    with contextlib.suppress(OSError, ValueError):
-        soft, hard = resource.getrlimit(kind)
-        held = (hard,) if kind == resource.RLIMIT_CPU else (soft, hard)  # the processor's is ours, and rises
-        resource.setrlimit(kind, (min([most, *(value for value in held if value != resource.RLIM_INFINITY)]), hard))
