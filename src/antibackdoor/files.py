@@ -116,11 +116,12 @@ def locked(path: Path, *, busy: str | None = None, leave: bool = True) -> Iterat
     from filelock import FileLock, Timeout
 
     lock = FileLock(path)
+    by = _holder(path)  # before: older versions of filelock empty the file of a lock that they do not get
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=-1 if busy is None else 0)
     except Timeout:
-        raise RunExistsError((busy or "").format(by=_holder(path))) from None
+        raise RunExistsError((busy or "").format(by=_holder(path) or by)) from None
     except (OSError, NotImplementedError) as error:
         raise StorageError(f"cannot lock {path}: {getattr(error, 'strerror', None) or error}") from None
     try:

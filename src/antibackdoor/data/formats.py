@@ -21,7 +21,7 @@ _BY_FORMAT = {
 _AVIF, _HEIF = {"AVIF": ("avif",)}, {"HEIF": ("heic", "heif")}
 _MISSING: dict[str, str] = {}
 
-if features.check("avif"):
+if "avif" in features.modules and features.check("avif"):
     _BY_FORMAT |= _AVIF
 else:
     _MISSING |= dict.fromkeys(_AVIF["AVIF"], "needs Pillow 11.3 or newer")

@@ -154,6 +154,9 @@ def unpack(arrays: Mapping[str, NDArray[Any]], stored: StoredRun) -> Album:
         StorageError: They are none of this run's.
     """
     try:
+        for name in ("groups", "images", "portraits", "sizes"):
+            if arrays[name].dtype != np.int64:
+                raise TypeError(f"{name} is of type {arrays[name].dtype}, expected int64")
         files = _files(arrays)
         images = {int(row): next(files) for row in arrays["images"]}
         portraits = {int(group): (next(files), next(files), next(files)) for group in arrays["portraits"]}
@@ -162,7 +165,7 @@ def unpack(arrays: Mapping[str, NDArray[Any]], stored: StoredRun) -> Album:
     except (KeyError, StopIteration, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise StorageError(f"the album of the run is damaged or of another version: {error}") from None
     count, rows = len(stored.ids), [*images, *(row for rows in beside.values() for row in rows)]
-    if album.groups.shape != (count,) or album.groups.dtype.kind != "i" or not all(0 <= row < count for row in rows):
+    if album.groups.shape != (count,) or not all(0 <= row < count for row in rows):
         raise StorageError("the album of the run is damaged or that of another run")
     return album
 
