@@ -15,6 +15,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,12 +77,14 @@ def stamped(data: ImageSet, attack: Attack) -> ImageSet:
 def versions_of(data: ImageSet, runtime: Runtime) -> dict[str, Version]:
     """Encode the images clean and with every trigger."""
     encoder = encoder_from(DEFAULT_ENCODER, runtime.device)
+    assert encoder is not None
     found = {}
     for name in ("clean", *dict.fromkeys(name for name, _ in CELLS)):
         own = data
         if name != "clean":
             attack = ATTACKS.build(name, {"target": TARGET})
-            own = stamped(data, attack.prepare(data, build_model=None, fit=None, seeds=Seeds(1).child("attack")))
+            given: Any = {"build_model": None, "fit": None, "seeds": Seeds(1).child("attack")}  # none trains anything
+            own = stamped(data, attack.prepare(data, **given))
         encoded = encoded_by(encoder, own, runtime)
         found[name] = Version(own, encoded, contents_of(encoded.features), pictures_of(own.images))
     return found
@@ -109,7 +112,7 @@ def split(versions: dict[str, Version], name: str | None, rate: float, count: in
     whose[poison] = 0
     judged = judge(kept, contents, pictures, labels, alpha)
     accused = {answer.label for answer in judged.answers if answer.corrected <= alpha}
-    groups = by_group("who", [str(one) for one in whose], labels, kept.labels, judged)["groups"]
+    groups: Any = by_group("who", [str(one) for one in whose], labels, kept.labels, judged)["groups"]
     stand_out = {group["name"] for group in groups if group["stands_out"]}
     flagged = judged.flagged
     return Found(
@@ -123,7 +126,7 @@ def split(versions: dict[str, Version], name: str | None, rate: float, count: in
     )
 
 
-def lines(versions: dict[str, Version], args: argparse.Namespace) -> Iterator[dict[str, object]]:
+def lines(versions: dict[str, Version], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield the figures of a row: clean batches first, then each attack."""
     clean = [split(versions, None, 0, args.new, seed, args.alpha) for seed in range(args.splits)]
     false = sum(found.alarm for found in clean)

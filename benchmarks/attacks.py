@@ -40,6 +40,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,7 +82,7 @@ def read_attack(text: str) -> PoisonConfig:
     """Return the attack named by ``name``, ``name@rate`` or ``name@rate:key=value,key=value``; values are YAML."""
     head, _, rest = text.partition(":")
     name, _, rate = head.partition("@")
-    params: dict[str, object] = {}
+    params: dict[str, Any] = {}
     for item in re.split(r",(?=\w+=)", rest) if rest else []:
         key, _, value = item.partition("=")
         params[key] = yaml.safe_load(value)
@@ -250,8 +251,9 @@ def measure(
     drawn: Loaded,
     control: nn.Module | None,
     arguments: argparse.Namespace,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Run one attack with one seed and return its figures."""
+    assert drawn.test is not None
     runtime, seeds = Runtime.create(arguments.device), Seeds(seed)
     build_model, _ = builder_from(arguments.model, drawn.train)
     attack, seconds_prepare = prepared(choice, drawn.train, build_model, runtime, seeds)
@@ -259,7 +261,7 @@ def measure(
     triggered = triggered_test(drawn.test, attack)
     chosen = planted.poison.nonzero().squeeze(1)
     tested = attack.test_candidates(drawn.test.labels).nonzero().squeeze(1)
-    cell: dict[str, object] = {
+    cell: dict[str, Any] = {
         "attack": text,
         "seed": seed,
         "commit": commit(),
@@ -313,12 +315,12 @@ def config_for(seed: int, arguments: argparse.Namespace) -> RunConfig:
     )
 
 
-def summarise(cells: list[dict[str, object]]) -> list[dict[str, object]]:
+def summarise(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return mean and spread (standard deviation) over seeds of every attack."""
     rows = []
     for attack in dict.fromkeys(cell["attack"] for cell in cells):
         group = [cell for cell in cells if cell["attack"] == attack]
-        row: dict[str, object] = {"attack": attack, "n": len(group), "rate": group[0]["rate"]}
+        row: dict[str, Any] = {"attack": attack, "n": len(group), "rate": group[0]["rate"]}
         rows.append(row | over_seeds(group, FIGURES))
     return rows
 
@@ -363,7 +365,7 @@ def main() -> None:
                 _write(arguments, cells)
 
 
-def _write(arguments: argparse.Namespace, cells: list[dict[str, object]]) -> None:
+def _write(arguments: argparse.Namespace, cells: list[dict[str, Any]]) -> None:
     source = "embedded" if arguments.data == "embedded" else Path(arguments.data).name
     config = config_for(arguments.seeds[0], arguments).dump() | {"data": source}
     if not arguments.epochs:

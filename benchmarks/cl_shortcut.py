@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from typing import Any
 
 import torch
 from attacks import config_for, prepared, read_attack, trained
@@ -38,7 +39,8 @@ def measure(drawn: Loaded, seed: int, arguments: argparse.Namespace) -> dict[str
     victim = trained(planted.observed, drawn, seed, arguments)
     fit = Trainer(runtime, seeds.child("surrogate"))
     surrogate = train_surrogate(drawn.train, build_model=build_model, fit=fit, seeds=seeds.child("attack"))
-    test, shares = drawn.test, {}
+    test, shares = drawn.test, dict[str, Any]()
+    assert test is not None
 
     def share(rows: Tensor, images: Tensor) -> float:
         shown = dataclasses.replace(test.select(rows), images=images)

@@ -29,6 +29,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from attacks import read_attack
@@ -63,7 +64,12 @@ SMALL, LARGE, TEST = 6000, 20_000, 2000
 IMAGENETTE, SIDE = 3000, 64
 EPOCHS = {"cifar10": 20, "embedded": 15, "gtsrb": 20, "imagenette": 20}
 # A sign in a mirror is another sign.
-AUGMENT = {"cifar10": ("crop", "flip"), "embedded": ("flip",), "gtsrb": ("crop",), "imagenette": ("crop", "flip")}
+AUGMENT: dict[str, tuple[Literal["crop", "flip"], ...]] = {
+    "cifar10": ("crop", "flip"),
+    "embedded": ("flip",),
+    "gtsrb": ("crop",),
+    "imagenette": ("crop", "flip"),
+}
 
 
 @dataclass(frozen=True)
@@ -125,7 +131,7 @@ class Bench:
             self._controls = {key: run(config, data=self._data, progress=ConsoleProgress(quiet=True))}
         return self._controls[key]
 
-    def measure(self, row: Row, defence: str, seed: int, base: dict[str, object] | None) -> dict[str, object]:
+    def measure(self, row: Row, defence: str, seed: int, base: dict[str, Any] | None) -> dict[str, Any]:
         """Run one cell.
 
         Args:
@@ -159,7 +165,7 @@ class Bench:
         cell["commit"] = self._commit
         return cell
 
-    def _of_control(self, row: Row, seed: int, config: RunConfig) -> tuple[float, float | None]:
+    def _of_control(self, row: Row, seed: int, config: RunConfig) -> tuple[float | None, float | None]:
         runtime, seeds = Runtime.create(config.device), Seeds(seed)
         drawn = limited(self._data, config.data, seeds)
         build_model, _ = builder_from(config.model, drawn.train)
@@ -175,12 +181,12 @@ FIGURES = (
 )
 
 
-def summarise(cells: list[dict[str, object]]) -> list[dict[str, object]]:
+def summarise(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return mean, spread (standard deviation) and worst over seeds of every row and defence."""
     rows = []
     for text, defence in dict.fromkeys((cell["row"], cell["defence"]) for cell in cells):
         group = [cell for cell in cells if (cell["row"], cell["defence"]) == (text, defence)]
-        row: dict[str, object] = {"row": text, "defence": defence, "n": len(group)}
+        row: dict[str, Any] = {"row": text, "defence": defence, "n": len(group)}
         row["verdicts"] = [cell["verdict"] for cell in group]
         rows.append(row | over_seeds(group, FIGURES, worst=True))
     return rows
@@ -228,7 +234,7 @@ def main() -> None:
                 _write(arguments, in_order(cells.values()), rows[0])
 
 
-def in_order(cells: Iterable[dict[str, object]]) -> list[dict[str, object]]:
+def in_order(cells: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Sort cells by row, in the order they came in, then by seed and defence, the undefended first."""
     found = list(cells)
     rows = list(dict.fromkeys(cell["row"] for cell in found))
@@ -237,8 +243,8 @@ def in_order(cells: Iterable[dict[str, object]]) -> list[dict[str, object]]:
     )
 
 
-def _write(arguments: argparse.Namespace, cells: list[dict[str, object]], row: Row) -> None:
-    config = config_for(row, "none", arguments.seeds[0], arguments).dump()
+def _write(arguments: argparse.Namespace, cells: list[dict[str, Any]], row: Row) -> None:
+    config: dict[str, Any] = config_for(row, "none", arguments.seeds[0], arguments).dump()
     content = {
         **made_by(arguments.device),
         # How many images a cell has is its own, n_train.

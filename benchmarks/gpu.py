@@ -31,13 +31,25 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = ("speed", "tests", "first", "attacks", "imagenette")
 SETS = {"first": "cifar10", "attacks": "cifar10", "imagenette": "imagenette"}
 # Of the whole time, at most: what hangs must not cost the rest.
 SHARES = {"speed": 0.35, "tests": 0.25}
-NEEDED = ("torch", "numpy", "scikit-learn", "pillow", "accelerate", "safetensors", "typer", "rich", "jinja2", "joblib")
+NEEDED: tuple[str, ...] = (
+    "torch",
+    "numpy",
+    "scikit-learn",
+    "pillow",
+    "accelerate",
+    "safetensors",
+    "typer",
+    "rich",
+    "jinja2",
+    "joblib",
+)
 NEEDED += ("matplotlib", "pydantic", "pyyaml", "filelock", "pytest", "pytest-timeout", "hypothesis")
 RESERVE, LEAST, PATIENCE = 5.0, 15.0, 3.0  # seconds: kept back at the end; a step is worth; between two signals
 
@@ -57,7 +69,7 @@ class Done:
     seconds: float = 0.0
 
 
-def look_at(device: str) -> dict[str, object]:
+def look_at(device: str) -> dict[str, Any]:
     """Return what machine this is.
 
     Raises:
@@ -110,7 +122,9 @@ def environment(work: Path) -> dict[str, str]:
     return {**os.environ, **cache, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
 
 
-def unpacking(carried: Path, work: Path, names: Sequence[str], env: dict[str, str]) -> dict[str, subprocess.Popen]:
+def unpacking(
+    carried: Path, work: Path, names: Sequence[str], env: dict[str, str]
+) -> dict[str, subprocess.Popen[bytes]]:
     """Begin to unpack and decode the image sets that were carried, beside the first steps; returns a process a set."""
     begun = {}
     for name in names:
@@ -124,7 +138,7 @@ def unpacking(carried: Path, work: Path, names: Sequence[str], env: dict[str, st
     return begun
 
 
-def stop(process: subprocess.Popen) -> None:
+def stop(process: subprocess.Popen[bytes]) -> None:
     """End a process and all that it started: first asked, then killed."""
     for number in (signal.SIGINT, signal.SIGKILL):
         if process.poll() is None:
@@ -225,7 +239,7 @@ def run_all(args: argparse.Namespace, until: float) -> list[Done]:
     return ended
 
 
-def wait_for(process: subprocess.Popen | None, until: float) -> str | None:
+def wait_for(process: subprocess.Popen[bytes] | None, until: float) -> str | None:
     """Wait for a set to be there; returns what went wrong, or None."""
     if process is None:
         return None

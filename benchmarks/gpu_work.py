@@ -15,6 +15,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import speed
 import torch
@@ -91,7 +92,8 @@ class Lines(Nobody):
 def _figures(record: Record) -> str:
     if record["status"] != "done":
         return f"failed: {record['error']}"
-    shares = {name: record["metrics"].get(name) for name in ("ca", "asr")}
+    metrics: Any = record["metrics"]
+    shares = {name: metrics.get(name) for name in ("ca", "asr")}
     return ", ".join(f"{name} {100 * value:.1f} %" for name, value in shares.items() if value is not None)
 
 
@@ -115,8 +117,8 @@ def run_cells(args: argparse.Namespace) -> int:
 def run_speed(args: argparse.Namespace) -> int:
     """Time ABL uncompiled, compiled and as graphs; then all its epochs in the fastest way; then profile the loop."""
     path = args.out / "speed.json"
-    content: dict[str, object] = {"trials": [], "commit": commit(), **made_by(args.device)}
-    trials: list[dict[str, object]] = []
+    content: dict[str, Any] = {"trials": [], "commit": commit(), **made_by(args.device)}
+    trials: list[dict[str, Any]] = []
     # Compiling for a CPU takes minutes and tells nothing of a GPU.
     for mode in MODES if args.device.startswith("cuda") else MODES[:1]:
         try:
@@ -199,9 +201,9 @@ def _lines(path: Path) -> Iterator[Record]:
             print(f"{path.name}: a line that was cut off is left out")
 
 
-def tests_of(path: Path) -> dict[str, object]:
+def tests_of(path: Path) -> dict[str, Any]:
     """Return what pytest's XML says: counts, and every test with its outcome and seconds."""
-    found: dict[str, dict[str, object]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for case in ElementTree.parse(path).getroot().iter("testcase"):
         outcome = next((child.tag for child in case if child.tag in {"failure", "error", "skipped"}), "passed")
         found[str(case.get("name"))] = {"outcome": outcome, "seconds": float(case.get("time", 0))}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from record import made_by, write
@@ -52,7 +53,8 @@ def main() -> None:
                     seed=seed,
                 )
                 result = run(config, data=data, scan_only=True, progress=ConsoleProgress(quiet=True))
-                cell: dict[str, object] = {"attack": attack, "seed": seed, "rule": rule}
+                assert result.truth is not None
+                cell: dict[str, Any] = {"attack": attack, "seed": seed, "rule": rule}
                 evidence = Evidence.of(result.outcome.histories[0], result.data.labels, result.data.num_classes)
                 for signal in (name for name in SIGNALS if not issubclass(SIGNALS.get(name), NetworkSignal)):
                     for scope in ("set", "class"):

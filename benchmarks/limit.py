@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from record import commit, made_by, write
@@ -125,7 +126,8 @@ def in_place() -> Iterator[None]:
     def forward(self: blocks.PreActBlock, x: Tensor) -> Tensor:
         active = functional.relu(self.norm1(x), inplace=True)
         kept = x if self.shortcut is None else self.shortcut(active)
-        return self.conv2(functional.relu(self.norm2(self.conv1(active)), inplace=True)).add_(kept)
+        inner: Tensor = self.conv2(functional.relu(self.norm2(self.conv1(active)), inplace=True))
+        return inner.add_(kept)
 
     blocks.PreActBlock.forward = forward  # type: ignore[method-assign]
     try:
@@ -193,7 +195,7 @@ def kind_of(operation: str) -> str:
     return next((kind for kind, words in KINDS.items() if any(word in operation for word in words)), "rest")
 
 
-def measured(args: argparse.Namespace) -> dict[str, object]:
+def measured(args: argparse.Namespace) -> dict[str, Any]:
     """Measure as the command line asks; returns what is written."""
     runtime = Runtime.create("cpu", args.precision, "off")
     loop = Loop(synthetic(args.batches * args.batch_size, 0), runtime, args.model, args.batch_size)

@@ -14,6 +14,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ __all__ = [
     "training_transforms",
 ]
 
-Transform = Callable[[object], object]
+Transform = Callable[[Any], Any]
 CUTOUT = 9
 
 
@@ -100,7 +101,7 @@ class Cutout:
         return image * torch.from_numpy(mask).expand_as(image)
 
 
-def chain(transforms: list[Transform], value: object) -> object:
+def chain(transforms: list[Transform], value: Any) -> Any:
     """Apply transforms one after the other."""
     for transform in transforms:
         value = transform(value)
@@ -138,7 +139,8 @@ class NaiveImages(Dataset[tuple[Tensor, int]]):
         return len(self.pictures)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return chain(self.transforms, self.pictures[index]), self.labels[index]
+        image: Tensor = chain(self.transforms, self.pictures[index])
+        return image, self.labels[index]
 
 
 class Meter:
@@ -158,7 +160,7 @@ class Meter:
         return self.total / max(1, self.count)
 
 
-def loader_of(dataset: NaiveImages, batch_size: int, *, shuffle: bool, workers: int) -> DataLoader:
+def loader_of(dataset: NaiveImages, batch_size: int, *, shuffle: bool, workers: int) -> DataLoader[tuple[Tensor, int]]:
     """Return a loader; its worker processes, if any, live on between epochs, which favours this side."""
     return DataLoader(
         dataset,
@@ -182,7 +184,11 @@ def top_k_hits(logits: Tensor, labels: Tensor, k: int) -> float:
 
 
 def train_epoch(
-    model: nn.Module, loader: DataLoader, optimizer: torch.optim.Optimizer, *, flood_level: float | None
+    model: nn.Module,
+    loader: DataLoader[tuple[Tensor, int]],
+    optimizer: torch.optim.Optimizer,
+    *,
+    flood_level: float | None,
 ) -> float:
     """Train for one epoch.
 
@@ -213,7 +219,7 @@ def train_epoch(
 
 
 def losses_at_batch_one(
-    model: nn.Module, loader: DataLoader, *, at_most: int | None = None
+    model: nn.Module, loader: DataLoader[tuple[Tensor, int]], *, at_most: int | None = None
 ) -> tuple[list[float], float]:
     """Collect the loss of each image, one image a forward pass, in eval mode.
 

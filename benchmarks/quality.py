@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 import time
 from pathlib import Path
+from typing import Any
 
 from record import made_by, over_seeds, write
 
@@ -68,11 +69,11 @@ class Bench:
         self._arguments, self._data = arguments, data
         self._controls: dict[int, Result] = {}
 
-    def measure(self, attack: str, defence: str, seed: int) -> dict[str, object]:
+    def measure(self, attack: str, defence: str, seed: int) -> dict[str, Any]:
         """Run one cell and return its figures."""
         config = config_for(self._arguments.row, attack, defence, seed, self._arguments)
         started = time.perf_counter()
-        cell: dict[str, object] = {"row": self._arguments.row, "attack": attack, "defence": defence, "seed": seed}
+        cell: dict[str, Any] = {"row": self._arguments.row, "attack": attack, "defence": defence, "seed": seed}
         if defence == "control":
             metrics = self._control(config, attack, seed)
         else:
@@ -91,6 +92,7 @@ class Bench:
         drawn = limited(self._data, config.data, seeds)
         build_model, _ = builder_from(config.model, drawn.train)
         planted = plant(poisoned.attack, drawn, build_model, runtime, seeds)
+        assert planted is not None
         target = planted.attack.single_target
         model = self._controls[seed].model
         return evaluate(model, runtime, test=drawn.test, triggered=planted.triggered, target=target)
@@ -98,6 +100,7 @@ class Bench:
 
 def by_signal(result: Result) -> dict[str, float | None]:
     """Return the precision that every signal of losses would have had in the first phase, at 1 % of the set."""
+    assert result.truth is not None
     evidence = Evidence.of(result.outcome.histories[0], result.data.labels, result.data.num_classes)
     precision = {}
     for signal in SIGNALS:
@@ -109,13 +112,13 @@ def by_signal(result: Result) -> dict[str, float | None]:
     return precision
 
 
-def summarise(cells: list[dict[str, object]]) -> list[dict[str, object]]:
+def summarise(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return mean and spread (standard deviation) over seeds of every attack and defence."""
     rows = []
     for attack in dict.fromkeys(cell["attack"] for cell in cells):
         for defence in dict.fromkeys(cell["defence"] for cell in cells):
             group = [cell for cell in cells if (cell["attack"], cell["defence"]) == (attack, defence)]
-            row: dict[str, object] = {"attack": attack, "defence": defence, "n": len(group)}
+            row: dict[str, Any] = {"attack": attack, "defence": defence, "n": len(group)}
             keys = ("ca", "ca_target", "asr", "ra", "precision", "recall", "auroc", "seconds")
             rows.append(row | over_seeds(group, keys))
     return rows
@@ -139,7 +142,7 @@ def main() -> None:
     attacks = arguments.attacks or (["badnets"] if arguments.row == "demo" else list(ATTACKS))
     data = load("embedded" if arguments.row == "demo" else str(arguments.data))
     bench = Bench(arguments, data)
-    cells: list[dict[str, object]] = []
+    cells: list[dict[str, Any]] = []
     for seed in arguments.seeds:
         for attack in attacks:
             for defence in arguments.defences:

@@ -9,13 +9,14 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 from antibackdoor.defences import FORMER_NAMES
 from antibackdoor.pipeline import versions
 from antibackdoor.training import Runtime
 
 
-def made_by(device: str) -> dict[str, object]:
+def made_by(device: str) -> dict[str, Any]:
     """Return the command, the device, the platform and the versions of this run."""
     return {
         "command": command(),
@@ -39,18 +40,18 @@ def commit() -> str | None:
         return None
 
 
-def kept_cells(path: Path) -> list[dict[str, object]]:
+def kept_cells(path: Path) -> list[dict[str, Any]]:
     """Return the cells that a JSON holds already, none where there is no such file."""
     return of_now(json.loads(path.read_text(encoding="utf-8"))["cells"]) if path.exists() else []
 
 
-def of_now(cells: Iterable[Mapping[str, object]]) -> list[dict[str, object]]:
+def of_now(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return cells in which a defence that was renamed since they were made has the name that it has now."""
     now = {former: name for name, former in FORMER_NAMES.items()}
     return [{**cell, "defence": now[cell["defence"]]} if cell.get("defence") in now else dict(cell) for cell in cells]
 
 
-def write(path: Path, content: Mapping[str, object]) -> None:
+def write(path: Path, content: Mapping[str, Any]) -> None:
     """Write the JSON of a benchmark, with its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -62,7 +63,7 @@ def relative(words: list[str]) -> list[str]:
 
 
 def over_seeds(
-    cells: Sequence[Mapping[str, object]], keys: Iterable[str], *, worst: bool = False
+    cells: Sequence[Mapping[str, Any]], keys: Iterable[str], *, worst: bool = False
 ) -> dict[str, float | None]:
     """Return mean (``key``), standard deviation (``key_sd``, None of one cell), on request the largest (``key_max``).
 

@@ -19,10 +19,11 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any, cast
 
 import naive
 import torch
@@ -30,7 +31,8 @@ from record import command, write
 
 from antibackdoor.data.sources import from_arrays, load, subsample
 from antibackdoor.defences import AblModified
-from antibackdoor.models import builder_from, channel_statistics
+from antibackdoor.models import Normalised, builder_from, channel_statistics
+from antibackdoor.ops.augment import AugmentName
 from antibackdoor.ops.objectives import ce, flood
 from antibackdoor.pipeline import versions
 from antibackdoor.seeds import Seeds
@@ -97,7 +99,7 @@ def contests_of(data: ImageSet, args: argparse.Namespace, runtime: Runtime) -> l
 
     def naive_epochs(transforms: list[naive.Transform], flood_level: float | None) -> dict[int, Callable[[], float]]:
         # The body of our network: normalisation is a transform on this side.
-        model = build(seeds.generator("init")).body
+        model = cast(Normalised, build(seeds.generator("init"))).body
         optimizer = naive.optimizer_of(model, RATE)
         dataset = naive.NaiveImages(pixels, labels, transforms)
 
@@ -108,7 +110,7 @@ def contests_of(data: ImageSet, args: argparse.Namespace, runtime: Runtime) -> l
         return {workers: epoch_with(workers) for workers in args.workers}
 
     def naive_scoring() -> dict[int, Callable[[], float]]:
-        model = build(seeds.generator("init")).body
+        model = cast(Normalised, build(seeds.generator("init"))).body
         dataset = naive.NaiveImages(pixels, labels, plain)
 
         def pass_with(workers: int) -> Callable[[], float]:
@@ -117,7 +119,7 @@ def contests_of(data: ImageSet, args: argparse.Namespace, runtime: Runtime) -> l
 
         return {workers: pass_with(workers) for workers in args.workers}
 
-    def our_epochs(name: str, augment: tuple, objective: Objective) -> Callable[[], float]:
+    def our_epochs(name: str, augment: tuple[AugmentName, ...], objective: Objective) -> Callable[[], float]:
         model = build(seeds.generator("init"))
         plan = TrainPlan(1, args.batch_size, RATE, weight_decay=1e-4, schedule="constant", augment=augment)
         return lambda: timed(lambda: trainer.fit(model, data, Phase(name, plan), objective=objective))
@@ -170,7 +172,7 @@ def run_contest(contest: Contest, rounds: int) -> dict[str, Json]:
     }
 
 
-def table_of(results: dict[str, dict[str, Json]]) -> str:
+def table_of(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the results as lines of text."""
     lines = [f"{'':16}{'naive s: median (min, max)':>32}{'ours s: median (min, max)':>32}{'ratio':>8}{'loaders':>9}"]
     for name, result in results.items():
@@ -213,7 +215,7 @@ def compare(args: argparse.Namespace) -> dict[str, Json]:
             "naive_scoring_images": few,
             "naive_scoring_scaled": few < len(data),
             "device": device,
-            "versions": versions(),
+            "versions": dict(versions()),
             "command": command(),
         },
     }
@@ -270,7 +272,7 @@ def abl_on_device(args: argparse.Namespace) -> dict[str, Json]:
             "lr": plan.lr,
             "model": NETWORK,
             "device": device,
-            "versions": versions(),
+            "versions": dict(versions()),
             "command": command(),
         },
     }

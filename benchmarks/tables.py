@@ -11,8 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 # Attack success under which an attack is left out of comparisons at the size it was measured at.
 WEAK = 0.7
@@ -25,7 +26,7 @@ QUALITY = {
 }
 
 
-def share(row: dict[str, object], key: str) -> str:
+def share(row: Mapping[str, Any], key: str) -> str:
     """Return "86.1 ± 0.4 %", or a dash."""
     value, spread = row.get(key), row.get(f"{key}_sd")
     if value is None:
@@ -38,7 +39,7 @@ def counted(verdicts: Sequence[str]) -> str:
     return ", ".join(f"{verdicts.count(name)} {name}" for name in dict.fromkeys(verdicts))
 
 
-def quality(content: dict[str, object]) -> list[str]:
+def quality(content: dict[str, Any]) -> list[str]:
     """Return the table of benchmarks/quality.py: one row an attack and defence."""
     lines = [
         f"| attack | defence | n | {' | '.join(QUALITY.values())} | seconds |",
@@ -52,7 +53,7 @@ def quality(content: dict[str, object]) -> list[str]:
     return lines
 
 
-def signals(content: dict[str, object]) -> list[str]:
+def signals(content: dict[str, Any]) -> list[str]:
     """Return precision of 1 % by signal, on the first stage of the defences that were run, mean over seeds."""
     cells = [cell for cell in content["cells"] if cell.get("precision_by_signal")]
     names = list(dict.fromkeys(name for cell in cells for name in cell["precision_by_signal"]))
@@ -66,7 +67,7 @@ def signals(content: dict[str, object]) -> list[str]:
     return lines if cells else []
 
 
-def isolation(content: dict[str, object]) -> list[str]:
+def isolation(content: dict[str, Any]) -> list[str]:
     """Return the table of benchmarks/isolation.py: precision by signal, a column an attack and rule."""
     columns = list(dict.fromkeys((row["attack"], row["rule"]) for row in content["summary"]))
     lines = [
@@ -82,7 +83,7 @@ def isolation(content: dict[str, object]) -> list[str]:
     return lines
 
 
-def strength(content: dict[str, object]) -> list[str]:
+def strength(content: dict[str, Any]) -> list[str]:
     """Return the tables of benchmarks/attacks.py: how strong, and how visible and fast; one row an attack."""
     rows = content["summary"]
     head = ["attack", "n", "poison (covers)", "clean accuracy", "control", "attack success", "control", "of covers", ""]
@@ -107,7 +108,7 @@ def strength(content: dict[str, object]) -> list[str]:
     return lines
 
 
-def protection(content: dict[str, object]) -> list[str]:
+def protection(content: dict[str, Any]) -> list[str]:
     """Return the table of benchmarks/defences.py: one row an attack and defence, the control above each attack."""
     names = [
         "attack",
@@ -140,18 +141,18 @@ def protection(content: dict[str, object]) -> list[str]:
     return lines
 
 
-def figure(row: dict[str, object], key: str, digits: int) -> str:
+def figure(row: dict[str, Any], key: str, digits: int) -> str:
     """Return a number, or a dash where there is none."""
     value = row.get(key)
     return "-" if value is None else f"{value:,.{digits}f}"
 
 
-def named(row: dict[str, object]) -> str:
+def named(row: dict[str, Any]) -> str:
     """Return the attack of a row by its name alone."""
     return re.split("[@:]", str(row.get("attack", row.get("row"))))[0]
 
 
-def kind_of(content: dict[str, object]) -> Callable[[dict[str, object]], list[str]]:
+def kind_of(content: dict[str, Any]) -> Callable[[dict[str, Any]], list[str]]:
     """Return the function that knows the file."""
     row = content["summary"][0]
     if "verdicts" in row:

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from attacks import read_attack
 from defences import summarise
@@ -25,7 +26,7 @@ from tables import counted, named, share
 from antibackdoor.attacks import ATTACKS
 from antibackdoor.config import DEFAULT_DEFENCE
 
-Row = Mapping[str, object]
+Row = Mapping[str, Any]
 
 RESULTS = Path(__file__).parent / "results"
 # Records of benchmarks/defences.py, and folders of cells of `antibackdoor bench`.
@@ -157,7 +158,7 @@ def group_of(name: str, text: str) -> str:
     return "common" if attack.rate > 0.01 else "rare"
 
 
-def missed(key: str, value: object, limits: Mapping[str, float]) -> bool:
+def missed(key: str, value: float | None, limits: Mapping[str, float]) -> bool:
     """Say whether a figure misses its target; one without a target, or that there is none of, does not."""
     if key not in limits or value is None:
         return False
@@ -222,7 +223,7 @@ def table(rows: Sequence[tuple[str, Row, Row, Row | None]], target: Target) -> l
     return lines
 
 
-def of_grid(folder: Path) -> list[dict[str, object]]:
+def of_grid(folder: Path) -> list[dict[str, Any]]:
     """Return the cells of a grid as benchmarks/defences.py writes them, of the default, of ABL and undefended ones."""
     cells = []
     for path in sorted(folder.glob("*.json")):
@@ -242,7 +243,7 @@ def of_grid(folder: Path) -> list[dict[str, object]]:
     return cells
 
 
-def rows_of(path: Path) -> dict[tuple[str, str], dict[str, object]]:
+def rows_of(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
     """Return means over seeds by row and defence, and the code that made them, of a record or of a grid's cells."""
     if path.is_dir():
         cells = of_grid(path)
