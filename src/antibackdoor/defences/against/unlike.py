@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import hypergeom
@@ -14,6 +16,7 @@ Floats = NDArray[np.float64]
 
 # Shrinkage of the within-class covariance towards a multiple of the identity.
 _SHRINKAGE, _FLOOR = 0.1, 1e-9
+_AT_A_TIME = 2048
 # Shares of old and new images of a class together that are looked at, the least like it first, and the fewest images.
 _SHARES, _FEWEST = (0.02, 0.1), 5
 
@@ -42,19 +45,33 @@ def scores(old: Statistics, contents: NDArray[np.int16], labels: NDArray[np.int6
     place = np.full(len(old.counts), -1)
     place[present] = np.arange(len(present))
 
-    own = place[old.labels]
-    values = old.contents.sample.astype(np.float64)
-    distances: Floats = _distances(values, means, precision)
-    rest = values - means[own]
-    turned = rest @ precision
-    gain = (1 - _SHRINKAGE) * counts[own] / (counts[own] - 1) / total
-    length = (turned * rest).sum(1)
-    gain /= np.maximum(1 - gain * length, _FLOOR)
-    distances += gain[:, None] * ((turned * values).sum(1)[:, None] - turned @ means.T) ** 2
-    further = counts[own] / (counts[own] - 1)
-    distances[np.arange(len(own)), own] = length * further**2 + gain * (length * further) ** 2
-    new = _distances(contents.astype(np.float64), means, precision)
-    return _odds(distances, own), _odds(new, place[labels])
+    def of_old(rows: slice) -> Floats:
+        own = place[old.labels[rows]]
+        values = old.contents.sample[rows].astype(np.float64)
+        distances = _distances(values, means, precision)
+        rest = values - means[own]
+        turned = rest @ precision
+        gain = (1 - _SHRINKAGE) * counts[own] / (counts[own] - 1) / total
+        length = (turned * rest).sum(1)
+        gain /= np.maximum(1 - gain * length, _FLOOR)
+        distances += gain[:, None] * ((turned * values).sum(1)[:, None] - turned @ means.T) ** 2
+        further = counts[own] / (counts[own] - 1)
+        distances[np.arange(len(own)), own] = length * further**2 + gain * (length * further) ** 2
+        return _odds(distances, own)
+
+    def of_new(rows: slice) -> Floats:
+        return _odds(_distances(contents[rows].astype(np.float64), means, precision), place[labels[rows]])
+
+    return _in_parts(len(old.labels), of_old), _in_parts(len(labels), of_new)
+
+
+def _in_parts(count: int, of: Callable[[slice], Floats]) -> Floats:
+    """Return what is found of all rows, float64 (count,), a few thousand at a time."""
+    found = np.empty(count)
+    for first in range(0, count, _AT_A_TIME):
+        rows = slice(first, first + _AT_A_TIME)
+        found[rows] = of(rows)
+    return found
 
 
 def ranks(old: Floats, new: Floats) -> Floats:

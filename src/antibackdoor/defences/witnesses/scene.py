@@ -61,10 +61,11 @@ class Scene:
         labels = self.seen.labels
         rows = np.flatnonzero((labels != self.label) & self.seen.trained)
         order = np.random.default_rng(0).permutation(rows)
-        rank = np.zeros(len(order), dtype=np.int64)
-        for other in np.unique(labels[order]):
-            own = labels[order] == other
-            rank[own] = np.arange(own.sum())
+        # The place of each within its class, in that order.
+        by_class = np.argsort(labels[order], kind="stable")
+        sizes = np.unique(labels[order], return_counts=True)[1]
+        rank = np.empty(len(order), dtype=np.int64)
+        rank[by_class] = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         return order[np.argsort(rank, kind="stable")][:_HOSTS]
 
     @cached_property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -97,9 +97,11 @@ class Features:
         fold = np.random.default_rng(0).integers(0, 5, len(self._labels))
         for number in range(5):
             aside = fold == number
-            scores, classes = self._scores(aside)
-            self.foreign[aside] = _against(scores, classes, self._labels[aside])
-            self.shown[aside] = classes[scores.argmax(1)]
+            scores_of, classes = self._without(aside)
+            for rows in _in_parts(np.flatnonzero(aside)):
+                scores = scores_of(rows)
+                self.foreign[rows] = _against(scores, classes, self._labels[rows])
+                self.shown[rows] = classes[scores.argmax(1)]
 
     def seen_without(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], Floats]:
         """Return what a classifier that was fitted without these rows sees in them, rows rising.
@@ -108,12 +110,13 @@ class Features:
         """
         aside = np.zeros(len(self._labels), dtype=bool)
         aside[rows] = True
-        scores, classes = self._scores(aside)
+        scores_of, classes = self._without(aside)
+        scores = scores_of(np.flatnonzero(aside))
         sure: Floats = 1 / np.exp(scores - scores.max(1, keepdims=True)).sum(1)
         return classes[scores.argmax(1)], sure
 
-    def _scores(self, aside: Bools) -> tuple[Floats, NDArray[np.int64]]:
-        """Return what is seen in images by all others: log posteriors (n, K) up to a constant, and the classes.
+    def _without(self, aside: Bools) -> tuple[Callable[[NDArray[np.int64]], Floats], NDArray[np.int64]]:
+        """Return what tells log posteriors (n, K) of rows, up to a constant, by all images but these; and the classes.
 
         All classes count as equally probable. Only classes that lose images are described anew.
         """
@@ -129,12 +132,12 @@ class Features:
             if found is not None:
                 described[label] = found
         if len(described) < 2:
-            return np.zeros((int(aside.sum()), 1)), self._labels[:1]
+            return lambda rows: np.zeros((len(rows), 1)), self._labels[:1]
         means = np.stack([mean for mean, _ in described.values()])
         covariance = sum(each for _, each in described.values()) / len(described)
         directions = np.linalg.lstsq(covariance, means.T, rcond=None)[0]
-        scores: Floats = self.values[aside] @ directions - 0.5 * (means.T * directions).sum(0)
-        return scores, np.array(list(described), dtype=np.int64)
+        offsets = 0.5 * (means.T * directions).sum(0)
+        return lambda rows: self.values[rows] @ directions - offsets, np.array(list(described), dtype=np.int64)
 
     def _describe(self, rows: NDArray[np.int64]) -> tuple[Floats, Floats] | None:
         """Return mean (D,) and shrunk covariance (D, D) of some images of a class, None of fewer than two."""
@@ -155,7 +158,7 @@ def views_of(seen: Seen, features: Features, *, only: int | None = None) -> Iter
         2021); here that of the other classes, so that a class cannot hide what it holds.
     """
     labels = seen.labels
-    basis = _Natural(seen)
+    basis, spread = _Natural(seen), _Spread(features.values, labels)
     for label in np.unique(labels) if only is None else (only,):
         rows = np.flatnonzero(labels == label)
         if len(rows) < SMALLEST_CLASS:
@@ -170,7 +173,7 @@ def views_of(seen: Seen, features: Features, *, only: int | None = None) -> Iter
         if fitted.sum() < SMALLEST_CLASS:
             continue
         losses = _standard(seen.trajectories[:, rows], fitted)
-        white, between = _whitened(features.values, labels, int(label), rows, fitted)
+        white, between = spread.whitened(int(label), rows, fitted)
         foreign = features.foreign[rows]
         strange = np.clip((foreign - np.median(foreign[fitted])) / max(foreign[fitted].std(), _FLOOR), -4, 4)
         points = np.column_stack(
@@ -239,6 +242,10 @@ class _Natural:
         return found
 
 
+def _in_parts(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    return [rows[first : first + _AT_A_TIME] for first in range(0, len(rows), _AT_A_TIME)]
+
+
 def evenly(count: int, most: int) -> NDArray[np.int64]:
     """Return at most so many indices, int64, evenly over ``count``."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
@@ -297,21 +304,34 @@ def _originals(pictures: NDArray[np.float32]) -> NDArray[np.int64]:
     return found
 
 
-def _whitened(
-    features: Floats, labels: NDArray[np.int64], label: int, rows: NDArray[np.int64], fitted: Bools
-) -> tuple[Floats, Floats]:
-    """Return a class's features whitened by what the other classes are spread by, and where those differ."""
-    others = [np.flatnonzero(labels == other) for other in np.unique(labels) if other != label]
-    means = np.stack([features[other].mean(0) for other in others])
-    residuals = np.concatenate([features[other] - mean for other, mean in zip(others, means, strict=True)])
-    covariance = residuals.T @ residuals / max(1, len(residuals))
-    scale = np.trace(covariance) / len(covariance)
-    covariance = (1 - _SHRINKAGE) * covariance + (_SHRINKAGE * scale + _FLOOR) * np.eye(len(covariance))
-    values, vectors = np.linalg.eigh(covariance)
-    whitening = vectors / np.sqrt(values)
-    own = features[rows]
-    white = (own - own[fitted].mean(0)) @ whitening
-    # Where there is one other class, what tells it from this one stands in.
-    apart = means - means.mean(0) if len(means) > 1 else means - own[fitted].mean(0)
-    between = np.linalg.svd(apart @ whitening, full_matrices=False)[2][: max(1, min(len(means) - 1, 8))]
-    return white, between.T
+class _Spread:
+    """Means and scatter of every class, (K, D) and (K, D, D), summed once: classes are then described in turn."""
+
+    def __init__(self, features: Floats, labels: NDArray[np.int64]) -> None:
+        self._features = features
+        self._present, self._counts = np.unique(labels, return_counts=True)
+        order, ends = np.argsort(labels, kind="stable"), np.cumsum(self._counts)
+        size = features.shape[1]
+        self._means, self._scatter = np.empty((len(ends), size)), np.empty((len(ends), size, size))
+        for place, rows in enumerate(np.split(order, ends[:-1])):
+            own = features[rows]
+            self._means[place] = own.mean(0)
+            own = own - self._means[place]
+            self._scatter[place] = own.T @ own
+        self._total = self._scatter.sum(0)
+
+    def whitened(self, label: int, rows: NDArray[np.int64], fitted: Bools) -> tuple[Floats, Floats]:
+        """Return a class's features whitened by what the other classes are spread by, and where those differ."""
+        others = self._present != label
+        means = self._means[others]
+        covariance = (self._total - self._scatter[~others].sum(0)) / max(1, int(self._counts[others].sum()))
+        scale = np.trace(covariance) / len(covariance)
+        covariance = (1 - _SHRINKAGE) * covariance + (_SHRINKAGE * scale + _FLOOR) * np.eye(len(covariance))
+        values, vectors = np.linalg.eigh(covariance)
+        whitening = vectors / np.sqrt(values)
+        own = self._features[rows]
+        white = (own - own[fitted].mean(0)) @ whitening
+        # Where there is one other class, what tells it from this one stands in.
+        apart = means - means.mean(0) if len(means) > 1 else means - own[fitted].mean(0)
+        between = np.linalg.svd(apart @ whitening, full_matrices=False)[2][: max(1, min(len(means) - 1, 8))]
+        return white, between.T
