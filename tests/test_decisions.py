@@ -143,3 +143,13 @@ def test_the_page_shows_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     exec(compile(next(text for language, text in blocks if language == "python"), "decisions.md", "exec"), {})
     assert read_decisions(tmp_path / "decisions.csv") == [Decision("cat/0017.png", "relabel", "dog")]
+
+
+def test_what_a_kill_left_half_written_goes_with_the_next_decision(tmp_path: Path) -> None:
+    path = tmp_path / "decisions.csv"
+    left, of_another = tmp_path / ".decisions.csv.1234.partial", tmp_path / ".run.json.1234.partial"
+    for write in (write_decisions, append_decisions):
+        left.write_text("half")
+        of_another.write_text("half")
+        write(path, [Decision("a.png", "drop", "", "x", "2026-01-01T00:00:00+00:00")])
+        assert sorted(file.name for file in tmp_path.iterdir()) == [of_another.name, path.name]

@@ -20,7 +20,7 @@ from typing import Literal, TypeAlias, get_args
 
 from antibackdoor.csvs import as_text, lines_of, read_back
 from antibackdoor.errors import DataError, StorageError, UnknownNameError
-from antibackdoor.files import atomic_write_bytes, locked
+from antibackdoor.files import atomic_write_bytes, clear_partials, locked
 
 __all__ = [
     "COLUMNS",
@@ -133,6 +133,7 @@ def write_decisions(path: Path, decisions: Iterable[Decision]) -> None:
     """
     content = encode_decisions(decisions)
     with locked(_lock(path), leave=False):
+        clear_partials(path.parent, older_than=0, of=path.name)  # of a kill
         atomic_write_bytes(path, content)
 
 
@@ -158,6 +159,7 @@ def append_decisions(path: Path, decisions: Sequence[Decision]) -> None:
     if not decisions:
         return
     with locked(_lock(path), leave=False):
+        clear_partials(path.parent, older_than=0, of=path.name)  # of a kill
         if not path.exists():
             atomic_write_bytes(path, encode_decisions(decisions))
             return

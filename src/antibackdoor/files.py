@@ -87,14 +87,18 @@ def atomic_write_bytes(path: Path, content: bytes, *, what: str = "") -> None:
     atomic_write(path, lambda stream: stream.write(content), what=what)
 
 
-def clear_partials(folder: Path, *, older_than: float = STALE_SECONDS) -> None:
+def clear_partials(folder: Path, *, older_than: float = STALE_SECONDS, of: str = "") -> None:
     """Remove the half-written files that killed processes left in a folder.
 
     Args:
         folder: The folder; need not be there.
         older_than: Age in seconds from which a file is taken as left behind; 0 where this process holds the folder.
+        of: Name of the one file that they were to become; "" for any.
     """
+    begins = f".{of[:_LONGEST_STEM]}." if of else "."
     for path in folder.glob(".*.partial"):
+        if not path.name.startswith(begins):
+            continue
         with contextlib.suppress(OSError):
             if path.is_file() and time.time() - path.stat().st_mtime >= older_than:
                 path.unlink()
