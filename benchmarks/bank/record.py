@@ -45,6 +45,7 @@ from antibackdoor.training import Runtime, Trainer, TrainPlan, logits_of
 from antibackdoor.types import ImageSet, PoisonedSet
 
 HERE = Path(__file__).parent
+PLUGINS = (HERE / "attacks.py", HERE / "validation_attacks.py", HERE.parent / "unseen.py")
 SIDES = {"imagenette": 32, "gtsrb": 32}
 TEST_IMAGES = 1000
 # Epochs of the two trainings, and after which of the ordinary one a forward pass is made.
@@ -53,9 +54,12 @@ PARTS = ("detector", "ordinary")
 PASSES = (1, 2, 3, 4, 6, 8, 10, 13, 16, 20)
 
 
-def source(name: str, root: Path) -> Loaded:
-    """Load a source, its images at the side that the bank has them at."""
-    return load(root / name, image_size=SIDES.get(name))
+def source(run: dict, root: Path, known: dict[tuple[str, int | None], Loaded]) -> Loaded:
+    """Load a run's source, its images at the side that the run or the bank has them at; ``known`` keeps it."""
+    name, side = run["data"], run.get("side", SIDES.get(run["data"]))
+    if (name, side) not in known:
+        known[name, side] = load(root / name, image_size=side)
+    return known[name, side]
 
 
 def drawn(run: dict, loaded: Loaded) -> tuple[Loaded, Tensor]:
@@ -277,21 +281,19 @@ def main() -> None:
     parser.add_argument("--again", action="store_true")
     arguments = parser.parse_args()
     arguments.bank.mkdir(parents=True, exist_ok=True)
-    for plugin in (HERE / "attacks.py", HERE.parent / "unseen.py"):
+    for plugin in PLUGINS:
         load_plugin(plugin)
-    sources: dict[str, Loaded] = {}
+    sources: dict[tuple[str, int | None], Loaded] = {}
     runs = yaml.safe_load((HERE / "runs.yaml").read_text(encoding="utf-8"))
     chosen = [run for run in runs if any(fnmatch(run["name"], pattern) for pattern in arguments.only)]
     for kind, run in ((kind, run) for kind in arguments.parts for run in chosen):
         path = arguments.bank / f"{run['name']}.{kind}.npz"
         if path.exists() and not arguments.again:
             continue
-        if run["data"] not in sources:
-            sources[run["data"]] = source(run["data"], arguments.data)
         try:
             older = arguments.features / path.name if arguments.features else None
             features = np.load(older)["encoder"] if older and older.exists() else None
-            arrays = record(run, sources[run["data"]], kind, features)
+            arrays = record(run, source(run, arguments.data, sources), kind, features)
         except Exception as error:  # one run that cannot be made costs no other
             print(f"{run['name']} {kind}: FAILED {type(error).__name__}: {error}", flush=True)
             continue

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from record import HERE, Loaded, prepared, source
+from record import PLUGINS, Loaded, prepared, source
 from sklearn.metrics import roc_auc_score
 
 from antibackdoor.api import load_plugin
@@ -60,14 +60,12 @@ def _is_text(node: ast.AST) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
-def seen_of(path: Path, sources: dict[str, Loaded], root: Path) -> tuple[dict, Seen, np.ndarray]:
+def seen_of(path: Path, sources: dict[tuple[str, int | None], Loaded], root: Path) -> tuple[dict, Seen, np.ndarray]:
     """Return a run's facts, what was seen in it, and which rows are poison, bool (N,)."""
     kept = np.load(path)
     facts = json.loads(str(kept["facts"]))
     run, runtime = facts["run"], Runtime.create("cpu")
-    if run["data"] not in sources:
-        sources[run["data"]] = source(run["data"], root)
-    data = prepared(run, sources[run["data"]])[2].observed
+    data = prepared(run, source(run, root, sources))[2].observed
     if not (data.labels.numpy() == kept["labels"]).all():
         raise SystemExit(f"{path.name}: the images cannot be drawn again as they were recorded")
     build_model, _ = builder_from(run.get("model", "wrn-10-1"), data)
@@ -82,7 +80,7 @@ def seen_of(path: Path, sources: dict[str, Loaded], root: Path) -> tuple[dict, S
     return facts, seen, kept["poison"]
 
 
-def measured(path: Path, sources: dict[str, Loaded], root: Path) -> dict:
+def measured(path: Path, sources: dict[tuple[str, int | None], Loaded], root: Path) -> dict:
     """Return the evidence on every part of every class of a run, and what the part truly is."""
     facts, seen, poison = seen_of(path, sources, root)
     classes = []
@@ -184,7 +182,7 @@ def judge(name: str, run: dict, alpha: float) -> dict:
 
 def limits(paths: list[Path], root: Path, alpha: float) -> None:
     """Print what would have been found in clean runs, and how long that takes the processor."""
-    sources: dict[str, Loaded] = {}
+    sources: dict[tuple[str, int | None], Loaded] = {}
     for path in paths:
         facts, seen, poison = seen_of(path, sources, root)
         if poison.any():
@@ -213,13 +211,13 @@ def main() -> None:
     parser.add_argument("--pack", type=Path, help="file for the figures of these runs, which the tests decide on")
     parser.add_argument("--limits", action="store_true", help="print the detection limits of clean runs alone")
     arguments = parser.parse_args()
-    for plugin in (HERE / "attacks.py", HERE.parent / "unseen.py"):
+    for plugin in PLUGINS:
         load_plugin(plugin)
     paths = sorted({path for only in arguments.only for path in arguments.bank.glob(f"{only}.detector.npz")})
     if arguments.limits:
         limits(paths, arguments.data, arguments.alpha)
         return
-    sources: dict[str, Loaded] = {}
+    sources: dict[tuple[str, int | None], Loaded] = {}
     folder = arguments.bank / f"evidence-{digest()}"
     folder.mkdir(exist_ok=True)
     runs: dict[str, dict] = {}
