@@ -29,7 +29,7 @@ from sklearn.metrics import roc_auc_score
 from antibackdoor.api import load_plugin
 from antibackdoor.defences.encoding import features_by
 from antibackdoor.defences.witnesses import decide as deciding
-from antibackdoor.defences.witnesses.decide import DOUBT, combined, p_values, refined, weigh
+from antibackdoor.defences.witnesses.decide import DOUBT, combined, of_origin_alone, p_values, refined, weigh
 from antibackdoor.defences.witnesses.evidence import STATISTICS
 from antibackdoor.defences.witnesses.limit import detection_limit
 from antibackdoor.defences.witnesses.observe import Seen
@@ -40,7 +40,7 @@ from antibackdoor.models.encoders import DEFAULT_ENCODER, encoder_from
 from antibackdoor.training import Runtime
 
 # What the evidence depends on; the calibration and the rule are applied anew each time.
-_EVIDENCE = ("evidence.py", "observe.py", "parts.py", "scene.py", "views.py")
+_EVIDENCE = ("evidence.py", "observe.py", "origin.py", "parts.py", "scene.py", "views.py")
 
 
 def digest() -> str:
@@ -85,28 +85,33 @@ def measured(path: Path, sources: dict[tuple[str, int | None], Loaded], root: Pa
     facts, seen, poison = seen_of(path, sources, root)
     classes = []
     for weighed in weigh(seen, Features(seen)):
-        views = weighed[0][0].views
+        views = weighed.strongest[0].views
         # Near-duplicates are not looked at, and share the fate of what they are copies of.
         rows, every = views.with_copies
         truth, foreign = poison[rows], views.foreign[every]
         parts = []
-        for part, figures, _ in weighed:
-            one = {"figures": figures, "source": part.source, "size": int(part.members.sum())}
-            posterior = refined(part)[every]
-            one |= {"flagged": int((posterior > 0.5).sum()), "false": int(((posterior > 0.5) & ~truth).sum())}
-            if truth.any():
-                one |= {
-                    "purity": float(truth[part.members[every]].mean()),
-                    "recall": float((posterior[truth] > 0.5).mean()),
-                }
-                if not truth.all():
-                    one["auroc"] = float(roc_auc_score(truth, posterior))
-            parts.append(one)
+        for part, figures, _ in weighed.parts:
+            one = {"figures": figures, "source": part.source}
+            parts.append(one | against(truth, part.members[every], refined(part)[every]))
         found = {"label": views.label, "images": len(rows), "poison": int(truth.sum()), "parts": parts}
+        if (origin := weighed.origin) is not None:
+            one = {"figures": {"origin": origin.statistic}, "source": f"from class {origin.source}"}
+            found["origin"] = one | against(truth, origin.members[every], origin.posterior[every])
         if truth.any() and not truth.all():
             found["auroc of foreign"] = float(roc_auc_score(truth, foreign))
         classes.append(found)
     return {"facts": facts, "images": len(poison), "classes": classes, "poison": int(poison.sum())}
+
+
+def against(truth: np.ndarray, members: np.ndarray, posterior: np.ndarray) -> dict:
+    """Return how a part and its posterior meet what is poison in a class."""
+    flagged = posterior > 0.5
+    one = {"size": int(members.sum()), "flagged": int(flagged.sum()), "false": int((flagged & ~truth).sum())}
+    if truth.any():
+        one |= {"purity": float(truth[members].mean()), "recall": float(flagged[truth].mean())}
+        if not truth.all():
+            one["auroc"] = float(roc_auc_score(truth, posterior))
+    return one
 
 
 def gumbel(values: list[float]) -> str:
@@ -120,18 +125,32 @@ def gumbel(values: list[float]) -> str:
 
 def null(runs: dict[str, dict]) -> None:
     """Print the distribution of the largest value of a class, over classes of clean runs."""
-    clean = [one["parts"] for run in runs.values() if not run["poison"] for one in run["classes"]]
+    classes = [one for run in runs.values() if not run["poison"] for one in run["classes"]]
+    clean = [one["parts"] for one in classes]
     print(f"clean runs {sum(not run['poison'] for run in runs.values())}, classes {len(clean)}")
     for name in STATISTICS:
         print(f"{name}: {gumbel([max(part['figures'][name] for part in parts) for parts in clean])}")
     print(f"combined: {gumbel([max(combined(part['figures']) for part in parts) for parts in clean])}")
+    print(f"origin: {gumbel([one['origin']['figures']['origin'] for one in classes if 'origin' in one])}")
 
 
-def decided(run: dict) -> tuple[dict[int, dict], dict[int, float]]:
-    """Return the strongest part of every class, and the class's adjusted p-value."""
-    best = {one["label"]: max(one["parts"], key=lambda part: combined(part["figures"])) for one in run["classes"]}
-    _, adjusted = p_values([combined(part["figures"]) for part in best.values()])
-    return best, dict(zip(best, adjusted, strict=True))
+def statistics(one: dict) -> tuple[float, float]:
+    """Return the two statistics of a class."""
+    largest = max(combined(part["figures"]) for part in one["parts"])
+    return largest, one["origin"]["figures"]["origin"] if "origin" in one else 0.0
+
+
+def decided(run: dict, alpha: float) -> tuple[dict[int, dict], dict[int, float]]:
+    """Return what speaks of every class, and the class's adjusted p-value."""
+    pairs = {one["label"]: statistics(one) for one in run["classes"]}
+    _, adjusted = p_values(list(pairs.values()))
+    best = {}
+    for one in run["classes"]:
+        largest, of_origin = pairs[one["label"]]
+        part = max(one["parts"], key=lambda part: combined(part["figures"]))
+        speaks = of_origin_alone(largest, of_origin, alpha / len(pairs))
+        best[one["label"]] = one["origin"] if speaks else part
+    return best, dict(zip(pairs, adjusted, strict=True))
 
 
 def packed(runs: dict[str, dict]) -> dict[str, dict]:
@@ -144,13 +163,15 @@ def packed(runs: dict[str, dict]) -> dict[str, dict]:
                 {"figures": {key: round(value, 3) for key, value in part["figures"].items()}} for part in one["parts"]
             ]
             classes.append({"label": one["label"], "poison": one["poison"], "parts": parts})
+            if "origin" in one:
+                classes[-1]["origin"] = round(one["origin"]["figures"]["origin"], 3)
         kept[name] = {"poison": run["poison"], "success": run["facts"]["success"], "classes": classes}
     return kept
 
 
 def judge(name: str, run: dict, alpha: float) -> dict:
     """Print what is decided on a run and what was seen of poisoned classes; return the figures."""
-    best, adjusted = decided(run)
+    best, adjusted = decided(run, alpha)
     accused = [label for label, p in adjusted.items() if p <= alpha]
     truth = [one["label"] for one in run["classes"] if one["poison"]]
     flagged = sum(best[label]["flagged"] for label in accused)
@@ -170,9 +191,10 @@ def judge(name: str, run: dict, alpha: float) -> dict:
         if one["poison"]:
             part = best[one["label"]]
             figures = ", ".join(f"{key} {value:.2f}" for key, value in part["figures"].items())
+            largest, of_origin = statistics(one)
             print(
                 f"    class {one['label']}, {one['poison']} of {one['images']}: statistic "
-                f"{combined(part['figures']):.1f} ({part['source']} of {part['size']}: {figures}), purity "
+                f"{largest:.1f}, origin {of_origin:.1f} ({part['source']} of {part['size']}: {figures}), purity "
                 f"{part.get('purity', math.nan):.2f}, refined: AUROC {part.get('auroc', math.nan):.3f}, recall "
                 f"{part.get('recall', math.nan):.3f}, false {part['false']}; foreign AUROC "
                 f"{one.get('auroc of foreign', math.nan):.2f}"

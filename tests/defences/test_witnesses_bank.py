@@ -18,7 +18,7 @@ def accused(run: dict) -> set[int]:
     """Return the classes that are accused at 1 %."""
     labels = [one["label"] for one in run["classes"]]
     sums = [max(combined(part["figures"]) for part in one["parts"]) for one in run["classes"]]
-    _, adjusted = p_values(sums)
+    _, adjusted = p_values([(most, one.get("origin", 0.0)) for most, one in zip(sums, run["classes"], strict=True)])
     return {label for label, p_value in zip(labels, adjusted, strict=True) if p_value <= 0.01}
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-__all__ = ["COMBINED", "NULLS", "Null"]
+__all__ = ["COMBINED", "NULLS", "ORIGIN", "Null"]
 
 
 @dataclass(frozen=True)
@@ -49,3 +49,5 @@ NULLS = {
     "picture": Null(2.372, 0.536),
 }
 COMBINED = Null(4.009, 2.034)
+# Of what came from one class (``origin``).
+ORIGIN = Null(1.0, 0.7)

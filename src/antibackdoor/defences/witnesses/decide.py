@@ -10,16 +10,28 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from antibackdoor.defences.witnesses.calibration import COMBINED, NULLS
+from antibackdoor.defences.witnesses.calibration import COMBINED, NULLS, ORIGIN
 from antibackdoor.defences.witnesses.evidence import AT_A_LOOK, QUESTIONS, STATISTICS
 from antibackdoor.defences.witnesses.observe import Seen
+from antibackdoor.defences.witnesses.origin import Origin, origin_of
 from antibackdoor.defences.witnesses.parts import Part, alike, parts_of, shared_picture
 from antibackdoor.defences.witnesses.scene import Scene
-from antibackdoor.defences.witnesses.views import Features, views_of
+from antibackdoor.defences.witnesses.views import Features, Natural, views_of
 from antibackdoor.isolation.holm import holm
 from antibackdoor.isolation.mixture import fit_mixture
 
-__all__ = ["DOUBT", "Accusation", "Decision", "combined", "decide", "p_values", "refined", "weigh"]
+__all__ = [
+    "DOUBT",
+    "Accusation",
+    "Decision",
+    "Weighed",
+    "combined",
+    "decide",
+    "of_origin_alone",
+    "p_values",
+    "refined",
+    "weigh",
+]
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -31,6 +43,8 @@ _ON_OTHERS = 3
 _REFINES = 0.9
 # Times the error up to which a class is in doubt, and up to which a training without its suspects tries them.
 DOUBT, _TRIED = 5, 10
+# Shares of a class's error that go to poison from everywhere and to poison from one class.
+_EVERYWHERE, _ONE_CLASS = 0.9, 0.1
 # An image is left out of training, though not flagged, from this posterior on: a little poison teaches the backdoor.
 _NEAR = 0.1
 
@@ -41,32 +55,21 @@ class Accusation:
 
     Attributes:
         part: The part of the class that it speaks of.
-        figures: Statistics by name.
-        statistic: Sum of -log p over them.
+        figures: Statistics by name; "origin" alone where poison from one class is what it speaks of.
         p_value: Of the class, before classes are counted.
         adjusted: The same after Holm's correction over the classes that were looked at.
         posterior: float64 (n,), probability of every image of the class to be of the part.
+        source: The class that the images come from, where they come from one.
         strange: bool (n,), in which the encoder's classifier sees another class; it was not fitted to what is accused.
     """
 
     part: Part
     figures: dict[str, float]
-    statistic: float
     p_value: float
     adjusted: float
     posterior: Floats
     strange: Bools
-
-    @property
-    def kind(self) -> str:
-        """What was found, in words."""
-        return _NAMES[self.part.source]
-
-
-_NAMES = {
-    "mixture": "a group of images by how they were learned and what is seen in them",
-    "picture": "a group of images by how they were learned, what is seen in them and a picture that they share",
-}
+    source: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,8 +102,11 @@ class Decision:
 
     @property
     def tried(self) -> tuple[Accusation, ...]:
-        """Those that are not, but would be at ``_TRIED`` times the error: a training without their parts tells."""
-        return self._between(self.alpha, _TRIED * self.alpha)
+        """Those that are not, but would be at ``_TRIED`` times the error: a training without their parts tells.
+
+        Images of one other class are rejected by it whether they are poison or wrongly labelled, so these stay out.
+        """
+        return tuple(one for one in self._between(self.alpha, _TRIED * self.alpha) if one.source is None)
 
     def _between(self, above: float, most: float) -> tuple[Accusation, ...]:
         found = (one for one in self.accusations if above < one.adjusted <= most)
@@ -119,22 +125,20 @@ def decide(seen: Seen, alpha: float) -> Decision:
         null of its own. Over classes by Holm, 1979.
     """
     count, features = len(seen.labels), Features(seen)
-    strongest = []
-    for weighed in weigh(seen, features):
-        part, figures, statistic = max(weighed, key=lambda one: one[2])
-        # What is large is not kept: it is of one class at a time.
-        strongest.append((dataclasses.replace(part, views=part.views.light), figures, statistic, refined(part)))
-    raw, corrected = p_values([statistic for _, _, statistic, _ in strongest])
+    # What is large is not kept: it is of one class at a time.
+    looked = [_Looked.at(weighed) for weighed in weigh(seen, features)]
+    raw, corrected = p_values([one.statistics for one in looked])
     accusations = []
     suspects, near, scores = np.zeros(count, dtype=bool), np.zeros(count, dtype=bool), np.zeros(count)
-    for (part, figures, statistic, posterior), p_value, adjusted in zip(strongest, raw, corrected, strict=True):
+    for of_class, p_value, adjusted in zip(looked, raw, corrected, strict=True):
+        part, figures, posterior, source = of_class.speaks(alpha / len(looked))
         if seen.data.vouched is not None:  # a person has looked at these
             posterior[seen.data.vouched.numpy()[part.views.rows]] = 0
         strange = part.views.foreign > 0
         accused = posterior > 0.5
         if adjusted <= _TRIED * alpha and accused.any():
             strange[accused] = features.seen_without(part.views.rows[accused])[0] != part.views.label
-        accusations.append(Accusation(part, figures, statistic, p_value, adjusted, posterior, strange))
+        accusations.append(Accusation(part, figures, p_value, adjusted, posterior, strange, source))
         rows, of = part.views.with_copies
         scores[rows] = posterior[of] * -math.log(p_value)
         if adjusted <= alpha:
@@ -149,12 +153,36 @@ def decide(seen: Seen, alpha: float) -> Decision:
     return decision
 
 
-def weigh(seen: Seen, features: Features) -> Iterator[list[tuple[Part, dict[str, float], float]]]:
-    """Yield, of every class that has parts, the likeliest with their statistics by name and the sum of -log p.
+@dataclass(frozen=True, eq=False)
+class Weighed:
+    """What was measured of a class.
+
+    Attributes:
+        parts: The likeliest, each with its statistics by name and the sum of -log p; at least one.
+        origin: What came from one class.
+    """
+
+    parts: tuple[tuple[Part, dict[str, float], float], ...]
+    origin: Origin | None
+
+    @property
+    def strongest(self) -> tuple[Part, dict[str, float], float]:
+        """The part with the largest sum."""
+        return max(self.parts, key=lambda one: one[2])
+
+    @property
+    def statistics(self) -> tuple[float, float]:
+        """The largest sum, and the statistic of ``origin``."""
+        return self.strongest[2], 0.0 if self.origin is None else self.origin.statistic
+
+
+def weigh(seen: Seen, features: Features) -> Iterator[Weighed]:
+    """Yield what was measured of every class that has parts.
 
     What needs no network is measured of all parts of a class; the three that come off worst are tried on others.
     """
-    for views in views_of(seen, features):
+    natural = Natural(seen)
+    for views in views_of(seen, features, natural):
         scene = Scene(seen, features, views.label)
         looked = [(part, {name: STATISTICS[name](scene, part) for name in AT_A_LOOK}) for part in parts_of(views)]
         looked.sort(key=lambda one: -combined(one[1]))
@@ -163,7 +191,31 @@ def weigh(seen: Seen, features: Features) -> Iterator[list[tuple[Part, dict[str,
             figures |= {name: measure(scene, part) for name, measure in STATISTICS.items() if name not in figures}
             weighed.append((part, figures, combined(figures)))
         if weighed:
-            yield weighed
+            yield Weighed(tuple(weighed), origin_of(scene, views, natural))
+
+
+@dataclass(frozen=True, eq=False)
+class _Looked:
+    """What is kept of a class once it was measured: nothing large."""
+
+    statistics: tuple[float, float]
+    part: Part
+    figures: dict[str, float]
+    posterior: Floats
+    origin: Origin | None
+
+    @classmethod
+    def at(cls, weighed: Weighed) -> _Looked:
+        part, figures, _ = weighed.strongest
+        kept = dataclasses.replace(part, views=part.views.light)
+        return cls(weighed.statistics, kept, figures, refined(part), weighed.origin)
+
+    def speaks(self, most: float) -> tuple[Part, dict[str, float], Floats, int | None]:
+        """Return part, figures, posterior and source of the evidence that accuses the class, if any does."""
+        if self.origin is None or not of_origin_alone(*self.statistics, most):
+            return self.part, self.figures, self.posterior, None
+        part = Part(self.part.views, self.origin.members, "origin")
+        return part, {"origin": self.origin.statistic}, self.origin.posterior.copy(), self.origin.source
 
 
 def combined(figures: Mapping[str, float]) -> float:
@@ -181,10 +233,36 @@ def _weight(name: str, figure: float) -> float:
     return -math.log(NULLS[name].p_value(figure))
 
 
-def p_values(statistics: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Return the p-values of classes by the sums of their strongest parts, and the same adjusted by Holm's method."""
-    raw = [COMBINED.p_value(statistic) for statistic in statistics]
+def p_values(statistics: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """Return p-values of classes, and the same adjusted by Holm's method.
+
+    A class can be poisoned from everywhere or from one class: of the two p-values, each over its share of the error,
+    the less counts.
+
+    Args:
+        statistics: Of each class the sum of its strongest part, and that of ``origin``, 0 where there is none.
+    """
+    raw = [min(1.0, *_shares(*pair)) for pair in statistics]
     return raw, holm(raw)
+
+
+def of_origin_alone(everywhere: float, one_class: float, most: float) -> bool:
+    """Return whether a class is judged by what came from one class.
+
+    Poison from everywhere has a picture that it shares as well, and is told better by its parts: they speak where they
+    suffice.
+
+    Args:
+        everywhere: Sum of the strongest part.
+        one_class: Statistic of ``origin``.
+        most: p-value up to which the part suffices.
+    """
+    of_part, of_origin = _shares(everywhere, one_class)
+    return of_part > most and of_origin < min(1.0, of_part)
+
+
+def _shares(everywhere: float, one_class: float) -> tuple[float, float]:
+    return COMBINED.p_value(everywhere) / _EVERYWHERE, ORIGIN.p_value(one_class) / _ONE_CLASS
 
 
 def refined(part: Part) -> Floats:
@@ -196,7 +274,7 @@ def refined(part: Part) -> Floats:
     from sklearn.mixture import GaussianMixture
 
     views, inside = part.views, part.members
-    picture = shared_picture(part)
+    picture = shared_picture(views.pictures, inside)
     spread = max(float(picture[views.fitted].std()), 1e-9)
     points = np.column_stack([views.points, (picture - picture[views.fitted].mean()) / spread])
     start = np.stack([points[inside].mean(0), points[~inside].mean(0)])

@@ -52,7 +52,8 @@ def turning(scene: Scene, part: Part) -> float:
     Source:
         Ours. The question is that of trigger inversion (Neural Cleanse, S&P 2019), answered without optimising.
     """
-    return (scene.turned(part, None) + scene.turned(part, scene.convolutions[0])) / 2
+    rows, inside = part.views.rows, part.members
+    return (scene.turned(rows, inside, None) + scene.turned(rows, inside, scene.convolutions[0])) / 2
 
 
 def activation(scene: Scene, part: Part) -> float:
@@ -64,7 +65,8 @@ def activation(scene: Scene, part: Part) -> float:
     Source:
         Ours.
     """
-    return (scene.turned(part, scene.convolutions[1]) + scene.turned(part, scene.convolutions[2])) / 2
+    rows, inside = part.views.rows, part.members
+    return sum(scene.turned(rows, inside, place) for place in scene.convolutions[1:]) / 2
 
 
 def mixing(scene: Scene, part: Part) -> float:
@@ -188,7 +190,7 @@ def picture(scene: Scene, part: Part) -> float:
     Source:
         Ours: the discriminability d' of a matched filter (Green and Swets, 1966).
     """
-    likeness = shared_picture(part)
+    likeness = shared_picture(part.views.pictures, part.members)
     inside, outside = likeness[part.members], likeness[~part.members]
     spread = np.sqrt((inside.var() + outside.var()) / 2)
     return float((inside.mean() - outside.mean()) / max(spread, 1e-9))

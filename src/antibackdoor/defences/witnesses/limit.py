@@ -15,7 +15,7 @@ from antibackdoor.defences.witnesses.evidence import AT_A_LOOK, STATISTICS
 from antibackdoor.defences.witnesses.observe import Seen
 from antibackdoor.defences.witnesses.parts import parts_of
 from antibackdoor.defences.witnesses.scene import Scene
-from antibackdoor.defences.witnesses.views import SMALLEST_CLASS, Features, views_of
+from antibackdoor.defences.witnesses.views import SMALLEST_CLASS, Features, Natural, views_of
 from antibackdoor.ops.triggers import smooth_noise
 from antibackdoor.types import ImageSet
 
@@ -98,7 +98,7 @@ def _least(seen: Seen, encode: Encode, alpha: float, label: int, kind: str) -> f
         if not _FEWEST <= count <= len(order) // 2:
             continue
         planted = _planted(seen, encode, label, np.sort(order[:count]), KINDS[kind])
-        if p_values([_strongest(planted, label) + _ANSWERS[kind]])[0][0] > alpha:
+        if p_values([(_strongest(planted, label) + _ANSWERS[kind], 0.0)])[0][0] > alpha:
             break
         least = share
     return least
@@ -124,7 +124,7 @@ def _strongest(seen: Seen, label: int) -> float:
     scene = Scene(seen, features, label)
     sums = [
         combined({name: STATISTICS[name](scene, part) for name in AT_A_LOOK})
-        for views in views_of(seen, features, only=label)
+        for views in views_of(seen, features, Natural(seen), only=label)
         for part in parts_of(views)
     ]
     return max(sums, default=0.0)

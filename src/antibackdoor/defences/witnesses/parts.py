@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from antibackdoor.defences.witnesses.views import Views
 from antibackdoor.isolation.mixture import fit_mixture
 
-__all__ = ["Part", "alike", "parts_of", "shared_picture"]
+__all__ = ["Part", "alike", "parts_of", "purified", "shared_picture"]
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
-Source: TypeAlias = Literal["mixture", "picture"]
+Source: TypeAlias = Literal["mixture", "picture", "origin"]
 
 _SMALLEST_PART = 10  # a part of fewer images is no group
 # Gaussians that a class is described by: two cut it in halves where it has no poison, six leave little poison in
@@ -32,7 +32,8 @@ class Part:
     Attributes:
         views: Of the class.
         members: bool (n,), images of the class that lie in it.
-        source: "mixture", where they were learned and look alike; "picture", where they share a picture besides.
+        source: "mixture", where they were learned and look alike; "picture", where they share a picture besides;
+            "origin", where they show one other class and share a picture (``origin``).
     """
 
     views: Views
@@ -53,7 +54,7 @@ def parts_of(views: Views) -> list[Part]:
         for number in range(count):
             _add(found, Part(views, nearest == number, "mixture"))
     for place, part in enumerate(tuple(found)):
-        members = _purified(part)
+        members = purified(views.pictures, part.members, views.fitted)
         if members is None:
             continue
         pure = Part(views, members, "picture")
@@ -64,13 +65,16 @@ def parts_of(views: Views) -> list[Part]:
     return found
 
 
-def shared_picture(part: Part) -> Floats:
-    """Return how much each image of the class has of what the part shares and the rest has not, float64 (n,).
+def shared_picture(pictures: NDArray[np.float32], inside: Bools) -> Floats:
+    """Return how much each image has of what those inside share and the rest has not, float64 (n,).
 
     The difference of the mean pictures is the template of a matched filter in whitened pixels; an image takes no part
     in the mean that it is compared with.
+
+    Args:
+        pictures: float32 (n, P), whitened pixels.
+        inside: bool (n,).
     """
-    pictures, inside = part.views.pictures, part.members
     own = (pictures.astype(np.float64) ** 2).sum(1)
     sides = []
     for side in (inside, ~inside):
@@ -85,17 +89,23 @@ def alike(one: Bools, other: Bools) -> float:
     return float((one & other).sum() / max(1, (one | other).sum()))
 
 
-def _purified(part: Part) -> Bools | None:
-    """Return the images that share the part's picture, bool (n,), or None where that leads elsewhere."""
+def purified(pictures: NDArray[np.float32], inside: Bools, fitted: Bools) -> Bools | None:
+    """Return the images that share the picture of those inside, bool (n,), or None where that leads elsewhere.
+
+    Args:
+        pictures: float32 (n, P), whitened pixels.
+        inside: bool (n,), a part.
+        fitted: bool (n,), those that mixtures are fitted to.
+    """
     from sklearn.mixture import GaussianMixture
 
-    members = part.members
+    members = inside
     for _ in range(_STEPS):
-        scores = shared_picture(Part(part.views, members, "picture"))
+        scores = shared_picture(pictures, members)
         start = [[scores[side].mean()] for side in (members, ~members)]
-        mixture = fit_mixture(GaussianMixture(2, means_init=start, random_state=0), scores[part.views.fitted, None])
+        mixture = fit_mixture(GaussianMixture(2, means_init=start, random_state=0), scores[fitted, None])
         new = mixture.predict(scores[:, None]) == mixture.means_[:, 0].argmax()
-        if alike(new, part.members) < _KEPT or not _large_enough(new):
+        if alike(new, inside) < _KEPT or not _large_enough(new):
             return None
         if (new == members).all():
             break

@@ -45,11 +45,13 @@ class Scene:
         seen: What was observed.
         features: Of all images, with classifiers.
         label: The class.
+        source: A class that alone is tried on; None for all others.
     """
 
     seen: Seen
     features: Features
     label: int
+    source: int | None = None
 
     @cached_property
     def _described(self) -> dict[nn.Module | None, Tensor]:
@@ -59,7 +61,8 @@ class Scene:
     def hosts(self) -> NDArray[np.int64]:
         """Rows of other classes, int64 (M,), as evenly over them as their sizes allow, always the same ones."""
         labels = self.seen.labels
-        rows = np.flatnonzero((labels != self.label) & self.seen.trained)
+        others = labels != self.label if self.source is None else labels == self.source
+        rows = np.flatnonzero(others & self.seen.trained)
         order = np.random.default_rng(0).permutation(rows)
         # The place of each within its class, in that order.
         by_class = np.argsort(labels[order], kind="stable")
@@ -127,18 +130,19 @@ class Scene:
         found: Floats = torch.cat(parts).double().numpy()
         return found
 
-    def turned(self, part: Part, place: nn.Module | None) -> float:
-        """Return the share of hosts that are turned where they are changed as a part differs from its class.
+    def turned(self, rows: NDArray[np.int64], inside: NDArray[np.bool_], place: nn.Module | None) -> float:
+        """Return the share of hosts that are turned where they are changed as some images differ from others.
 
-        At every place of an image, mean and spread are changed as they change from the rest of the class to the part.
+        At every place of an image, mean and spread are changed as they change from those outside to those inside.
         The share is that which is taken for the class, less that which is anyway, over the half of the source classes
         in which it is least: a trigger turns images of any class, what is typical of a class those that are like it.
 
         Args:
-            part: Of the class.
+            rows: int64 (n,), the same at every call.
+            inside: bool (n,).
             place: A layer whose output is changed, or None for pixels.
         """
-        moments = self._moments(part, place)
+        moments = self._moments(rows, inside, place)
         if moments is None:
             return 0.0
         change = _change(*moments)
@@ -169,18 +173,20 @@ class Scene:
             where.append(found >= least[:, None, None, None])
         return torch.cat(where)
 
-    def _moments(self, part: Part, place: nn.Module | None) -> tuple[_Moments, _Moments] | None:
-        """Return what an image is like at every place, in a part and in the rest; None where too few are described."""
-        described = evenly(len(part.views.rows), _DESCRIBED)
+    def _moments(
+        self, rows: NDArray[np.int64], inside: NDArray[np.bool_], place: nn.Module | None
+    ) -> tuple[_Moments, _Moments] | None:
+        """Return what an image is like at every place, inside and outside; None where too few are described."""
+        described = evenly(len(rows), _DESCRIBED)
         if place not in self._described:
-            rows = part.views.rows[described]
-            pixels = (self._pixels(chunk) for chunk in np.array_split(rows, -(-len(rows) // _CHUNK)))
+            chosen = rows[described]
+            pixels = (self._pixels(chunk) for chunk in np.array_split(chosen, -(-len(chosen) // _CHUNK)))
             made = pixels if place is None else (self._activations(one, place) for one in pixels)
             self._described[place] = torch.cat([one.clamp(-_LARGEST, _LARGEST).half() for one in made])
-        values, inside = self._described[place], torch.from_numpy(part.members[described])
-        if min(int(inside.sum()), int((~inside).sum())) < 2:
+        values, sides = self._described[place], torch.from_numpy(inside[described])
+        if min(int(sides.sum()), int((~sides).sum())) < 2:
             return None
-        return _Moments.of(values[inside]), _Moments.of(values[~inside])
+        return _Moments.of(values[sides]), _Moments.of(values[~sides])
 
     def _pixels(self, rows: NDArray[np.int64]) -> Tensor:
         """Return images as the network sees them, float (n, C, H, W) in [0, 1]."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from antibackdoor.defences.witnesses.observe import Seen
 from antibackdoor.models import size_within
 
-__all__ = ["SMALLEST_CLASS", "Features", "Views", "evenly", "views_of"]
+__all__ = ["SMALLEST_CLASS", "Features", "Natural", "Views", "evenly", "views_of"]
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -149,7 +149,7 @@ class Features:
         return values.mean(0), shrunk_covariance(empirical_covariance(values), shrinkage=_SHRINKAGE)
 
 
-def views_of(seen: Seen, features: Features, *, only: int | None = None) -> Iterator[Views]:
+def views_of(seen: Seen, features: Features, natural: Natural, *, only: int | None = None) -> Iterator[Views]:
     """Yield the views of every class that has 40 images to fit to, or of one.
 
     Source:
@@ -158,12 +158,12 @@ def views_of(seen: Seen, features: Features, *, only: int | None = None) -> Iter
         2021); here that of the other classes, so that a class cannot hide what it holds.
     """
     labels = seen.labels
-    basis, spread = _Natural(seen), _Spread(features.values, labels)
+    spread = _Spread(features.values, labels)
     for label in np.unique(labels) if only is None else (only,):
         rows = np.flatnonzero(labels == label)
         if len(rows) < SMALLEST_CLASS:
             continue
-        pictures = basis.of(int(label), rows)
+        pictures = natural.of(int(label), rows)
         original = _originals(pictures)
         own = original == np.arange(len(rows))
         place = np.cumsum(own) - 1
@@ -186,11 +186,14 @@ def views_of(seen: Seen, features: Features, *, only: int | None = None) -> Iter
         yield Views(int(label), rows, copies, fitted, points, foreign, white, between, pictures)
 
 
-class _Natural:
+class Natural:
     """What images vary in by nature: taken out, a picture that some of a class share stands out.
 
     It is taken from other classes, so that a class cannot hide what it holds: classes are dealt into ten groups, and
     each group has it from the classes outside.
+
+    Args:
+        seen: What was observed.
     """
 
     def __init__(self, seen: Seen) -> None:
@@ -214,22 +217,24 @@ class _Natural:
         pixels /= np.sqrt(rest)
         return pixels
 
+    def against(self, own: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return images less the mean of others, float32 (n, P), whitened by what these, at least two, vary in."""
+        pixels = self._pixels(own)
+        mean = pixels.mean(0)
+        directions, shrink, rest = _varying(pixels - mean, min(_NATURAL, len(own) // 4))
+        pixels = self._pixels(rows) - mean
+        pixels -= (pixels @ directions.T * shrink) @ directions
+        found: NDArray[np.float32] = pixels / np.sqrt(rest)
+        return found
+
     def _outside(self, group: int) -> tuple[NDArray[np.float32], NDArray[np.float32], np.float32]:
         """Return directions (c, P), how much of each is taken out (c,), and the variance of all others."""
-        from sklearn.decomposition import PCA
-
         rows = np.flatnonzero((self._group[self._labels] != group) & self._trained)
         rows = np.random.default_rng(0).permutation(rows)[:_PICTURES]
         pixels, labels = self._pixels(rows), self._labels[rows]
         for label in np.unique(labels):
             pixels[labels == label] -= pixels[labels == label].mean(0)
-        count = min(_NATURAL, len(rows) - 1, pixels.shape[1])
-        if len(rows) < 2 or not np.ptp(pixels, axis=0).any():
-            return np.zeros((1, pixels.shape[1]), dtype=np.float32), np.zeros(1, dtype=np.float32), np.float32(_FLOOR)
-        found = PCA(count, svd_solver="randomized", random_state=0).fit(pixels)
-        rest = max(float(found.noise_variance_), _FLOOR)
-        shrink = 1 - np.sqrt(rest / np.maximum(found.explained_variance_, rest))
-        return found.components_.astype(np.float32), shrink.astype(np.float32), np.float32(rest)
+        return _varying(pixels, _NATURAL)
 
     def _pixels(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         parts: list[Tensor] = []
@@ -244,6 +249,19 @@ class _Natural:
 
 def _in_parts(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     return [rows[first : first + _AT_A_TIME] for first in range(0, len(rows), _AT_A_TIME)]
+
+
+def _varying(pixels: NDArray[np.float32], most: int) -> tuple[NDArray[np.float32], NDArray[np.float32], np.float32]:
+    """Return directions (c, P) of images (n, P), c at most so many, how much of each to take out, and what remains."""
+    from sklearn.decomposition import PCA
+
+    count = min(most, len(pixels) - 1, pixels.shape[1])
+    if count < 1 or not np.ptp(pixels, axis=0).any():
+        return np.zeros((1, pixels.shape[1]), dtype=np.float32), np.zeros(1, dtype=np.float32), np.float32(_FLOOR)
+    found = PCA(count, svd_solver="randomized", random_state=0).fit(pixels)
+    rest = max(float(found.noise_variance_), _FLOOR)
+    shrink = 1 - np.sqrt(rest / np.maximum(found.explained_variance_, rest))
+    return found.components_.astype(np.float32), shrink.astype(np.float32), np.float32(rest)
 
 
 def evenly(count: int, most: int) -> NDArray[np.int64]:

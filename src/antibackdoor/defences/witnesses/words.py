@@ -17,6 +17,11 @@ from antibackdoor.types import Isolation, Verdict
 __all__ = ["isolation_of"]
 
 _NAMED = 5  # classes that a sentence names
+_KINDS = {
+    "mixture": "a group of images by how they were learned and what is seen in them",
+    "picture": "a group of images by how they were learned, what is seen in them and a picture that they share",
+    "origin": "images that look like {!r} but share a picture that other images of it lack",
+}
 
 
 def isolation_of(
@@ -47,10 +52,10 @@ def isolation_of(
     sentences = []
     for label in sorted(poisoned):
         count = int((suspects & (seen.labels == label)).sum())
-        shown = f": {_described(surest[label])}" if label in surest else ""
+        shown = f": {_described(surest[label], seen)}" if label in surest else ""
         sentences.append(f"Class {seen.data.classes[label]!r} is poisoned, about {count} images{shown}.")
     for label in sorted(doubtful):
-        sentences.append(f"Class {seen.data.classes[label]!r} is in doubt: {_described(surest[label])}.")
+        sentences.append(f"Class {seen.data.classes[label]!r} is in doubt: {_described(surest[label], seen)}.")
     unseen = [label for label in np.flatnonzero(sizes).tolist() if label not in surest]
     # Most images are in classes that were not looked at, or no class could have shown anything.
     in_no_class = limit is not None and limit.blind
@@ -60,7 +65,7 @@ def isolation_of(
     elif not sentences:
         nearest = min(surest.values(), key=lambda one: one.p_value)
         name = seen.data.classes[nearest.part.views.label]
-        sentences.append(f"No class shows what poison shows; nearest is {name!r}: {_described(nearest)}.")
+        sentences.append(f"No class shows what poison shows; nearest is {name!r}: {_described(nearest, seen)}.")
     if surest and unseen:
         names = ", ".join(repr(seen.data.classes[label]) for label in unseen[:_NAMED])
         more = f" and {len(unseen) - _NAMED} more" if len(unseen) > _NAMED else ""
@@ -78,9 +83,12 @@ def isolation_of(
     return Isolation(torch.from_numpy(scores).float(), flags, verdict, (*sentences, *notes), unsure)
 
 
-def _described(one: Accusation) -> str:
+def _described(one: Accusation, seen: Seen) -> str:
     figures = ", ".join(f"{name} {value:.2f}" for name, value in one.figures.items())
-    return f"{one.kind}, {int((one.posterior > 0.5).sum())} in all ({figures}; adjusted p {one.adjusted:.2g})"
+    kind = _KINDS[one.part.source]
+    if one.source is not None:
+        kind = kind.format(seen.data.classes[one.source])
+    return f"{kind}, {int((one.posterior > 0.5).sum())} in all ({figures}; adjusted p {one.adjusted:.2g})"
 
 
 def _limit_of(limit: Limit, seen: Seen) -> str:
