@@ -145,11 +145,10 @@ def decided(run: dict, alpha: float) -> tuple[dict[int, dict], dict[int, float]]
     pairs = {one["label"]: statistics(one) for one in run["classes"]}
     _, adjusted = p_values(list(pairs.values()))
     best = {}
-    for one in run["classes"]:
-        largest, of_origin = pairs[one["label"]]
+    for one, p_value in zip(run["classes"], adjusted, strict=True):
         part = max(one["parts"], key=lambda part: combined(part["figures"]))
-        speaks = of_origin_alone(largest, of_origin, alpha / len(pairs))
-        best[one["label"]] = one["origin"] if speaks else part
+        alone = p_value <= alpha and of_origin_alone(*pairs[one["label"]], alpha / len(pairs))
+        best[one["label"]] = one["origin"] if alone else part
     return best, dict(zip(pairs, adjusted, strict=True))
 
 

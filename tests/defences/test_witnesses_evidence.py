@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from antibackdoor.defences.witnesses import decide as decide_module
 from antibackdoor.defences.witnesses import limit as limit_module
 from antibackdoor.defences.witnesses import views as views_module
 from antibackdoor.defences.witnesses.crosscheck import Adjudication, Judged, adjudicate
@@ -17,9 +18,10 @@ from antibackdoor.defences.witnesses.decide import Decision, decide, weigh
 from antibackdoor.defences.witnesses.evidence import STATISTICS, misplaced, mixing, picture, turning
 from antibackdoor.defences.witnesses.limit import KINDS, SHARES, Limit, detection_limit
 from antibackdoor.defences.witnesses.observe import Seen
+from antibackdoor.defences.witnesses.origin import Origin, origin_of
 from antibackdoor.defences.witnesses.parts import Part, alike, parts_of, shared_picture
 from antibackdoor.defences.witnesses.scene import Scene, high_pass
-from antibackdoor.defences.witnesses.views import Features, views_of
+from antibackdoor.defences.witnesses.views import Features, Natural, views_of
 from antibackdoor.defences.witnesses.words import isolation_of
 from antibackdoor.models import Resized
 from antibackdoor.training import Runtime
@@ -87,8 +89,31 @@ def clean(blobs) -> Seen:
 def part_of(seen: Seen, members: np.ndarray) -> tuple[Scene, Part]:
     """Return the target class's scene, and these images as a part of it; members is bool (N,)."""
     features = Features(seen)
-    views = next(one for one in views_of(seen, features) if one.label == TARGET)
+    views = next(one for one in views_of(seen, features, Natural(seen)) if one.label == TARGET)
     return Scene(seen, features, TARGET), Part(views, members[views.rows], "mixture")
+
+
+SOURCE = 0
+
+
+@pytest.fixture
+def from_one_class(blobs) -> tuple[Seen, np.ndarray]:
+    """As ``made``, but the poison is of one class, and as many images of others have the corner and their own label."""
+    seen, _ = made(blobs, 0)
+    labels, images = seen.data.labels.clone(), seen.data.images.clone()
+    truth = np.zeros(600, dtype=bool)
+    truth[np.flatnonzero(seen.labels == SOURCE)[:50]] = True
+    covers = np.flatnonzero(seen.labels > TARGET)[::4]
+    labels[truth] = TARGET
+    images[truth, :, -4:, -4:] = images[covers, :, -4:, -4:] = 255
+    return dataclasses.replace(seen, data=dataclasses.replace(seen.data, labels=labels, images=images)), truth
+
+
+def origin(seen: Seen) -> tuple[Origin | None, np.ndarray]:
+    """Return what came from one class into the target, and the target's rows."""
+    features, natural = Features(seen), Natural(seen)
+    views = next(views_of(seen, features, natural, only=TARGET))
+    return origin_of(Scene(seen, features, TARGET), views, natural), views.rows
 
 
 def test_features_tell_an_image_of_another_class_without_having_seen_it(poisoned):
@@ -122,6 +147,38 @@ def test_of_a_large_set_a_small_class_is_fitted_to_whole(clean, monkeypatch):
     assert (features.shown[rare.labels == 0] == 0).mean() > 0.5
 
 
+def test_poison_from_one_class_stands_off_the_images_of_that_class(from_one_class):
+    seen, truth = from_one_class
+    found, rows = origin(seen)
+    assert found.source == SOURCE
+    assert found.statistic > 10
+    assert truth[rows[found.members]].all()
+    assert (found.posterior > 0.5).tolist() == truth[rows].tolist()
+
+
+def test_wrong_labels_of_one_class_share_no_picture(clean):
+    labels = clean.data.labels.clone()
+    labels[np.flatnonzero(clean.labels == SOURCE)[:50]] = TARGET
+    found, _ = origin(dataclasses.replace(clean, data=dataclasses.replace(clean.data, labels=labels)))
+    assert found.source == SOURCE
+    assert found.statistic < 1
+
+
+def test_from_one_class_nothing_comes_into_a_clean_class(clean):
+    assert origin(clean)[0] is None
+
+
+def test_a_class_with_poison_from_one_class_is_named_with_that_class(from_one_class, monkeypatch):
+    seen, truth = from_one_class
+    monkeypatch.setattr(decide_module, "QUESTIONS", {})  # the parts have nothing to say
+    decision = decide(seen, 0.01)
+    assert [one.part.views.label for one in decision.poisoned] == [TARGET]
+    assert decision.poisoned[0].source == SOURCE
+    assert decision.suspects.tolist() == truth.tolist()
+    found = isolation_of(seen, decision, decision.suspects, (), scanned=True)
+    assert f"images that look like {seen.data.classes[SOURCE]!r}" in found.evidence[0]
+
+
 def test_two_classes_are_told_by_one_discriminant(clean):
     two = clean.at(np.flatnonzero(clean.labels < 2))
     features = Features(two)
@@ -134,7 +191,7 @@ def test_two_classes_are_told_by_one_discriminant(clean):
 
 def test_some_part_is_the_poison(poisoned):
     seen, truth = poisoned
-    parts = parts_of(next(one for one in views_of(seen, Features(seen)) if one.label == TARGET))
+    parts = parts_of(next(one for one in views_of(seen, Features(seen), Natural(seen)) if one.label == TARGET))
     assert max(alike(part.members, truth[part.views.rows]) for part in parts) > 0.95
 
 
@@ -142,7 +199,7 @@ def test_an_image_takes_no_part_in_the_picture_that_it_is_compared_with(clean):
     members = np.zeros(600, dtype=bool)
     members[np.flatnonzero(clean.labels == TARGET)[::3]] = True
     _, part = part_of(clean, members)
-    likeness = shared_picture(part)
+    likeness = shared_picture(part.views.pictures, part.members)
     spread = likeness.std()
     # Otherwise every member would stand off by its own energy, many times the spread.
     assert abs(likeness[part.members].mean() - likeness[~part.members].mean()) < spread
@@ -153,7 +210,7 @@ def test_a_part_with_half_of_a_picture_is_purified(poisoned):
     half = truth.copy()
     half[np.flatnonzero(truth)[::2]] = False
     scene, part = part_of(seen, half)
-    likeness = shared_picture(part)
+    likeness = shared_picture(part.views.pictures, part.members)
     own = truth[part.views.rows]
     assert likeness[own].min() > likeness[~own].max()
     assert picture(scene, part) > 1
@@ -268,7 +325,7 @@ def test_of_near_duplicates_one_is_looked_at_and_all_are_flagged_like_it(poisone
     images[own[1:11]] = (images[int(own[0])].int() + noise).clamp(0, 255).to(torch.uint8)
     images[poison[1:4]] = images[int(poison[0])].clone()
     copied = dataclasses.replace(seen, data=dataclasses.replace(seen.data, images=images))
-    views = next(one for one in views_of(copied, Features(copied)) if one.label == TARGET)
+    views = next(one for one in views_of(copied, Features(copied), Natural(copied)) if one.label == TARGET)
     assert set(views.copies[:, 0].tolist()) == {*own[1:11].tolist(), *poison[1:4].tolist()}
     assert set(views.rows[views.copies[:, 1]].tolist()) == {int(own[0]), int(poison[0])}
     assert not set(views.rows.tolist()) & set(views.copies[:, 0].tolist())

@@ -102,11 +102,8 @@ class Decision:
 
     @property
     def tried(self) -> tuple[Accusation, ...]:
-        """Those that are not, but would be at ``_TRIED`` times the error: a training without their parts tells.
-
-        Images of one other class are rejected by it whether they are poison or wrongly labelled, so these stay out.
-        """
-        return tuple(one for one in self._between(self.alpha, _TRIED * self.alpha) if one.source is None)
+        """Those that are not, but would be at ``_TRIED`` times the error: a training without their parts tells."""
+        return self._between(self.alpha, _TRIED * self.alpha)
 
     def _between(self, above: float, most: float) -> tuple[Accusation, ...]:
         found = (one for one in self.accusations if above < one.adjusted <= most)
@@ -131,7 +128,7 @@ def decide(seen: Seen, alpha: float) -> Decision:
     accusations = []
     suspects, near, scores = np.zeros(count, dtype=bool), np.zeros(count, dtype=bool), np.zeros(count)
     for of_class, p_value, adjusted in zip(looked, raw, corrected, strict=True):
-        part, figures, posterior, source = of_class.speaks(alpha / len(looked))
+        part, figures, posterior, source = of_class.speaks(adjusted <= alpha, alpha / len(looked))
         if seen.data.vouched is not None:  # a person has looked at these
             posterior[seen.data.vouched.numpy()[part.views.rows]] = 0
         strange = part.views.foreign > 0
@@ -210,9 +207,9 @@ class _Looked:
         kept = dataclasses.replace(part, views=part.views.light)
         return cls(weighed.statistics, kept, figures, refined(part), weighed.origin)
 
-    def speaks(self, most: float) -> tuple[Part, dict[str, float], Floats, int | None]:
+    def speaks(self, accused: bool, most: float) -> tuple[Part, dict[str, float], Floats, int | None]:
         """Return part, figures, posterior and source of the evidence that accuses the class, if any does."""
-        if self.origin is None or not of_origin_alone(*self.statistics, most):
+        if self.origin is None or not accused or not of_origin_alone(*self.statistics, most):
             return self.part, self.figures, self.posterior, None
         part = Part(self.part.views, self.origin.members, "origin")
         return part, {"origin": self.origin.statistic}, self.origin.posterior.copy(), self.origin.source
@@ -247,7 +244,7 @@ def p_values(statistics: Sequence[tuple[float, float]]) -> tuple[list[float], li
 
 
 def of_origin_alone(everywhere: float, one_class: float, most: float) -> bool:
-    """Return whether a class is judged by what came from one class.
+    """Return whether an accused class is judged by what came from one class.
 
     Poison from everywhere has a picture that it shares as well, and is told better by its parts: they speak where they
     suffice.

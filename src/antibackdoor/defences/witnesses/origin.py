@@ -94,18 +94,23 @@ def _compared(scene: Scene, views: Views, natural: Natural, source: int, strange
     if cut is not None and (cut & inside).sum() >= _FEWEST:
         inside = cut & inside
     likeness = shared_picture(pictures, inside)
-    apart = (likeness[inside].mean() - likeness[~inside].mean()) / _spread(likeness, inside)
     there = Scene(scene.seen, scene.features, scene.label, source)
     rows = np.concatenate([views.rows, own])[compared]
     turned = [there.turned(rows, inside, place) for place in (None, there.convolutions[0])]
     members = np.isin(views.rows, rows[inside])
     template = pictures[inside].mean(0) - pictures[~inside].mean(0)
-    posterior = _posterior(every[of_class] @ template, members)
-    return Origin(source, max(0.0, float(apart * np.mean(turned))), members, posterior)
+    of_all = every[of_class] @ template
+    # Images of this class in which the encoder errs stand off the other one as well, but so does the rest of the class.
+    rest = of_all[~np.isin(views.rows, strangers)] - (pictures[~inside] @ template).mean() + likeness[~inside].mean()
+    apart = min(_apart(likeness[inside], likeness[~inside]), _apart(likeness[inside], rest))
+    return Origin(source, max(0.0, float(apart * np.mean(turned))), members, _posterior(of_all, members))
 
 
-def _spread(likeness: Floats, inside: Bools) -> float:
-    return max(float(np.sqrt((likeness[inside].var() + likeness[~inside].var()) / 2)), 1e-9)
+def _apart(one: Floats, other: Floats) -> float:
+    """Return how far the one lies above the other in deviations of both (d'); 0 where there is no other."""
+    if not len(other):
+        return 0.0
+    return float((one.mean() - other.mean()) / max(np.sqrt((one.var() + other.var()) / 2), 1e-9))
 
 
 def _posterior(likeness: NDArray[np.float32], members: Bools) -> Floats:
