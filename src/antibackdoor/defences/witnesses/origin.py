@@ -107,10 +107,15 @@ def _compared(scene: Scene, views: Views, natural: Natural, source: int, strange
 
 
 def _apart(one: Floats, other: Floats) -> float:
-    """Return how far the one lies above the other in deviations of both (d'); 0 where there is no other."""
+    """Return how far the one lies above most of the other in deviations of both (d'); 0 where there is no other.
+
+    Some of the other may be poison too, in which the encoder sees a third class.
+    """
     if not len(other):
         return 0.0
-    return float((one.mean() - other.mean()) / max(np.sqrt((one.var() + other.var()) / 2), 1e-9))
+    middle = np.median(other)
+    deviation = 1.4826 * np.median(np.abs(other - middle))
+    return float((one.mean() - middle) / max(np.sqrt((one.var() + deviation**2) / 2), 1e-9))
 
 
 def _posterior(likeness: NDArray[np.float32], members: Bools) -> Floats:
