@@ -15,7 +15,7 @@ from antibackdoor.defences.witnesses import observe
 from antibackdoor.defences.witnesses import views as views_module
 from antibackdoor.defences.witnesses.observe import Seen
 from antibackdoor.defences.witnesses.scene import Scene
-from antibackdoor.defences.witnesses.views import Features, views_of
+from antibackdoor.defences.witnesses.views import Features, Natural, views_of
 from antibackdoor.training import Runtime
 from antibackdoor.types import Encoded, ImageSet
 
@@ -56,7 +56,7 @@ def test_hosts_are_spread_over_the_other_classes(seen: Seen) -> None:
 
 def test_a_class_is_whitened_by_all_others(seen: Seen) -> None:
     features = Features(seen)
-    views = next(views_of(seen, features, only=7))
+    views = next(views_of(seen, features, Natural(seen), only=7))
     values, labels = features.values, seen.labels
     others = labels != 7
     means = np.stack([values[labels == label].mean(0) for label in range(12)])

@@ -23,7 +23,7 @@ class Witnesses(Defence):
     1. A small network learns the set without augmentation; a forward pass after every epoch gives every image a
        trajectory of losses. A frozen public encoder gives it features.
     2. Every class is cut into parts by both together, and every part is asked what poison would answer otherwise than a
-       clean part: ``evidence.QUESTIONS``.
+       clean part: ``evidence.QUESTIONS``. Images in which another class is seen are set against that class: ``origin``.
     3. The answers have p-values from clean trainings; combined, and corrected for the number of classes, they accuse a
        class at an error of ``alpha``.
     4. The network that is asked for is trained without the suspects, and judges those that it was not shown.

@@ -152,6 +152,12 @@ class Features:
 def views_of(seen: Seen, features: Features, natural: Natural, *, only: int | None = None) -> Iterator[Views]:
     """Yield the views of every class that has 40 images to fit to, or of one.
 
+    Args:
+        seen: What was observed.
+        features: Of it.
+        natural: Whitens pixels.
+        only: The one class.
+
     Source:
         Log-losses standardised in class and epoch, and their mixture: ours; trajectories were clustered before by
         TellTale (NDSS 2025). Whitening by the within-class covariance: SPECTRE (ICML 2021), SCAn (USENIX Security
