@@ -40,7 +40,7 @@ from antibackdoor.models.encoders import DEFAULT_ENCODER, encoder_from
 from antibackdoor.training import Runtime
 
 # What the evidence depends on; the calibration and the rule are applied anew each time.
-_EVIDENCE = ("evidence.py", "observe.py", "origin.py", "parts.py", "scene.py", "views.py")
+_EVIDENCE = ("evidence.py", "natural.py", "observe.py", "origin.py", "parts.py", "scene.py", "views.py")
 
 
 def digest() -> str:

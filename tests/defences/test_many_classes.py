@@ -13,9 +13,10 @@ from antibackdoor.defences.against.projection import contents_of, pictures_of
 from antibackdoor.defences.against.statistics import Statistics
 from antibackdoor.defences.witnesses import observe
 from antibackdoor.defences.witnesses import views as views_module
+from antibackdoor.defences.witnesses.natural import Natural
 from antibackdoor.defences.witnesses.observe import Seen
 from antibackdoor.defences.witnesses.scene import Scene
-from antibackdoor.defences.witnesses.views import Features, Natural, views_of
+from antibackdoor.defences.witnesses.views import Features, views_of
 from antibackdoor.training import Runtime
 from antibackdoor.types import Encoded, ImageSet
 

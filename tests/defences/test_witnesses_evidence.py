@@ -17,11 +17,12 @@ from antibackdoor.defences.witnesses.crosscheck import Adjudication, Judged, adj
 from antibackdoor.defences.witnesses.decide import Decision, decide, weigh
 from antibackdoor.defences.witnesses.evidence import STATISTICS, misplaced, mixing, picture, turning
 from antibackdoor.defences.witnesses.limit import KINDS, SHARES, Limit, detection_limit
+from antibackdoor.defences.witnesses.natural import Natural
 from antibackdoor.defences.witnesses.observe import Seen
 from antibackdoor.defences.witnesses.origin import Origin, origin_of
 from antibackdoor.defences.witnesses.parts import Part, alike, parts_of, shared_picture
 from antibackdoor.defences.witnesses.scene import Scene, high_pass
-from antibackdoor.defences.witnesses.views import Features, Natural, views_of
+from antibackdoor.defences.witnesses.views import Features, views_of
 from antibackdoor.defences.witnesses.words import isolation_of
 from antibackdoor.models import Resized
 from antibackdoor.training import Runtime

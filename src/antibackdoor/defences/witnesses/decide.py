@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from antibackdoor.defences.witnesses.calibration import COMBINED, NULLS, ORIGIN
 from antibackdoor.defences.witnesses.evidence import AT_A_LOOK, QUESTIONS, STATISTICS
+from antibackdoor.defences.witnesses.natural import Natural
 from antibackdoor.defences.witnesses.observe import Seen
 from antibackdoor.defences.witnesses.origin import Origin, origin_of
 from antibackdoor.defences.witnesses.parts import Part, alike, parts_of, shared_picture
 from antibackdoor.defences.witnesses.scene import Scene
-from antibackdoor.defences.witnesses.views import Features, Natural, views_of
+from antibackdoor.defences.witnesses.views import Features, views_of
 from antibackdoor.isolation.holm import holm
 from antibackdoor.isolation.mixture import fit_mixture
 

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from antibackdoor.defences.witnesses.decide import combined, p_values
 from antibackdoor.defences.witnesses.evidence import AT_A_LOOK, STATISTICS
+from antibackdoor.defences.witnesses.natural import Natural
 from antibackdoor.defences.witnesses.observe import Seen
 from antibackdoor.defences.witnesses.parts import parts_of
 from antibackdoor.defences.witnesses.scene import Scene
-from antibackdoor.defences.witnesses.views import SMALLEST_CLASS, Features, Natural, views_of
+from antibackdoor.defences.witnesses.views import SMALLEST_CLASS, Features, views_of
 from antibackdoor.ops.triggers import smooth_noise
 from antibackdoor.types import ImageSet
 

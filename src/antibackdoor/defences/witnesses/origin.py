@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from antibackdoor.defences.witnesses.natural import Natural
 from antibackdoor.defences.witnesses.parts import purified, shared_picture
 from antibackdoor.defences.witnesses.scene import Scene
-from antibackdoor.defences.witnesses.views import SMALLEST_CLASS, Natural, Views, evenly
+from antibackdoor.defences.witnesses.views import SMALLEST_CLASS, Views, evenly
 from antibackdoor.isolation.mixture import fit_mixture
 
 __all__ = ["Origin", "origin_of"]
