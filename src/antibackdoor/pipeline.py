@@ -216,6 +216,8 @@ def _record(call: Call, ready: Prepared, outcome: Outcome, resolved: dict[str, J
     if ready.groups is not None:
         column = str(call.config.data.group_by)
         described["groups"] = recording.by_group(column, ready.groups, observed, outcome.isolation)
+    if outcome.isolation.findings:
+        described["findings"] = [one.to_json(observed.classes) for one in outcome.isolation.findings]
     described |= outcome.described
     record = RunRecord(
         config=resolved,

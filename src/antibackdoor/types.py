@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Encoded",
+    "Finding",
     "History",
     "ImageSet",
     "Isolation",
@@ -29,6 +30,41 @@ __all__ = [
 
 Json: TypeAlias = "str | int | float | bool | None | list[Json] | dict[str, Json]"
 Verdict: TypeAlias = Literal["no sign of poison", "poisoned", "undecided"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found in one class, in figures; ``Isolation.evidence`` says it in words.
+
+    Attributes:
+        label: The class.
+        status: "poisoned", "in doubt", or "nearest": it is not suspected, and no class comes nearer.
+        kind: How the group of images was found, by the names of the defence.
+        images: How many are in the group.
+        p: Probability of as much in any class of a clean set, 0..1.
+        statistics: By the names of the defence.
+        source: The class that the images come from, where they come from one.
+    """
+
+    label: int
+    status: Literal["poisoned", "in doubt", "nearest"]
+    kind: str
+    images: int
+    p: float
+    statistics: Mapping[str, float]
+    source: int | None = None
+
+    def to_json(self, classes: Sequence[str]) -> dict[str, Json]:
+        """Return it with the names of the classes for their labels."""
+        return {
+            "label": classes[self.label],
+            "status": self.status,
+            "kind": self.kind,
+            "images": self.images,
+            "p": self.p,
+            "statistics": dict(self.statistics),
+            "source": None if self.source is None else classes[self.source],
+        }
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -170,6 +206,7 @@ class Isolation:
         verdict: What the defence says about the whole set.
         evidence: The reasons in words, one sentence each.
         doubtful: Labels of the classes that are not above suspicion, though no image of them is flagged.
+        findings: The reasons in figures, one a class, of the defences that have them.
     """
 
     scores: Tensor
@@ -177,6 +214,7 @@ class Isolation:
     verdict: Verdict
     evidence: tuple[str, ...] = ()
     doubtful: tuple[int, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
     def __repr__(self) -> str:
         return f"Isolation({self.verdict!r}, {int(self.flagged.sum()):,} of {len(self.flagged):,} images flagged)"

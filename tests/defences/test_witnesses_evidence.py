@@ -178,6 +178,11 @@ def test_a_class_with_poison_from_one_class_is_named_with_that_class(from_one_cl
     assert decision.suspects.tolist() == truth.tolist()
     found = isolation_of(seen, decision, decision.suspects, (), scanned=True)
     assert f"images that look like {seen.data.classes[SOURCE]!r}" in found.evidence[0]
+    (finding,) = found.findings
+    assert (finding.label, finding.status, finding.kind, finding.source) == (TARGET, "poisoned", "origin", SOURCE)
+    assert finding.images == truth.sum()
+    assert finding.p <= 0.01
+    assert finding.statistics["origin"] > 10
 
 
 def test_two_classes_are_told_by_one_discriminant(clean):

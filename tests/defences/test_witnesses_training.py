@@ -49,6 +49,8 @@ def test_a_backdoor_is_there_before_and_gone_after(images):
     flagged = after.isolation.flagged
     assert flagged[poisoned.poison].float().mean() > 0.95
     assert flagged[~poisoned.poison].float().mean() < 0.01
+    (finding,) = after.isolation.findings
+    assert (finding.label, finding.status, finding.source) == (3, "poisoned", None)
 
 
 def test_of_clean_images_nothing_is_flagged(images):

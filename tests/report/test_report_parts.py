@@ -11,7 +11,7 @@ from antibackdoor.errors import StorageError
 from antibackdoor.report import StoredRun, render
 from antibackdoor.report.charts import flag_groups, loss_band, phase_spans, phases_fit, truth_groups
 from antibackdoor.report.tables import class_rows, duration, grouped, metric_rows, number, percent
-from antibackdoor.types import Metrics
+from antibackdoor.types import Finding, Metrics
 
 Make = Callable[..., StoredRun]
 N, K = 200, 4
@@ -46,6 +46,20 @@ def test_classes_in_doubt_are_marked_and_stand_before_the_others(make: Make) -> 
     assert page.count("class in doubt</span>") == shown.count(3)
     # Where all are, a mark would tell nothing.
     assert "in doubt</span>" not in render(make(doubtful=(0, 1, 2, 3)))
+
+
+def test_what_was_found_is_shown_in_figures(make: Make) -> None:
+    found = Finding(2, "in doubt", "origin", 31, 0.034, {"origin": 7.125, "picture": 2.0}, source=1)
+    plain = make()
+    assert plain.record.data is not None
+    assert 'id="found"' not in render(plain)
+    data = {**plain.record.data, "findings": [found.to_json(plain.classes)]}
+    page = render(make(record={"data": data}))
+    assert "<td>in doubt</td>" in page
+    assert "origin 7.12, picture 2.00" in page
+    assert '<td class="number">0.034</td>' in page
+    # Of a record that was changed by hand nothing is shown.
+    assert 'id="found"' not in render(make(record={"data": {**data, "findings": [{"label": "c2"}]}}))
 
 
 def test_threshold_is_named_only_where_one_explains_the_flags(make: Make) -> None:

@@ -25,6 +25,7 @@ def render(findings: Findings) -> str:
         "verdict": record.verdict,
         "next": findings.advice.next,
         "evidence": list(record.evidence),
+        "findings": record.data.get("findings", []),
         "looked": findings.advice.looked,
         "surer": list(findings.advice.surer),
         "images": len(run.ids),

@@ -74,7 +74,7 @@ class _Chart:
 
 
 # What a record says of its data and the page shows elsewhere.
-_APART = ("compared", "groups", "skipped")
+_APART = ("compared", "findings", "groups", "skipped")
 
 
 def render(view: StoredRun, album: Album | None = None, folder: Path | None = None) -> str:
@@ -111,6 +111,7 @@ def render(view: StoredRun, album: Album | None = None, folder: Path | None = No
         class_rows=tables.class_rows(view),
         groups=tables.group_rows(record),
         compared=tables.compared_rows(record),
+        found=tables.finding_rows(record),
         phase_rows=[(phase, seconds, tables.duration(seconds)) for phase, seconds in record.seconds.items()],
         total=tables.duration(sum(record.seconds.values())),
         settings=list(_flat(record.config)),

@@ -95,6 +95,35 @@ def compared_rows(record: RunRecord) -> list[ComparedRow]:
 
 
 @dataclass(frozen=True)
+class FindingRow:
+    """What was found in one class, in figures."""
+
+    label: str
+    status: str
+    images: int
+    p: float
+    statistics: str
+
+
+def finding_rows(record: RunRecord) -> list[FindingRow]:
+    """Return what was found by class, as the record has it; nothing where it has none."""
+    found: Any = record.data.get("findings")
+    try:
+        return [
+            FindingRow(
+                label=str(row["label"]),
+                status=str(row["status"]),
+                images=int(row["images"]),
+                p=float(row["p"]),
+                statistics=", ".join(f"{name} {float(value):.2f}" for name, value in row["statistics"].items()),
+            )
+            for row in found or ()
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):  # a record that was changed by hand
+        return []
+
+
+@dataclass(frozen=True)
 class MetricRow:
     """One line of the table of figures."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from antibackdoor.defences.witnesses.decide import Accusation, Decision
 from antibackdoor.defences.witnesses.limit import SHARES, Limit
 from antibackdoor.defences.witnesses.observe import Seen
 from antibackdoor.defences.witnesses.views import SMALLEST_CLASS
-from antibackdoor.types import Isolation, Verdict
+from antibackdoor.types import Finding, Isolation, Verdict
 
 __all__ = ["isolation_of"]
 
@@ -49,7 +50,8 @@ def isolation_of(
     surest = {one.part.views.label: one for one in decision.accusations}
     # Without a training to try them, classes are in doubt that it would have cleared.
     doubtful = {one.part.views.label for one in (decision.tried if scanned else decision.doubtful)} - poisoned
-    sentences = []
+    sentences, findings = [], [_finding(surest[label], "poisoned") for label in sorted(poisoned & set(surest))]
+    findings += [_finding(surest[label], "in doubt") for label in sorted(doubtful)]
     for label in sorted(poisoned):
         count = int((suspects & (seen.labels == label)).sum())
         shown = f": {_described(surest[label], seen)}" if label in surest else ""
@@ -65,6 +67,7 @@ def isolation_of(
     elif not sentences:
         nearest = min(surest.values(), key=lambda one: one.p_value)
         name = seen.data.classes[nearest.part.views.label]
+        findings.append(_finding(nearest, "nearest"))
         sentences.append(f"No class shows what poison shows; nearest is {name!r}: {_described(nearest, seen)}.")
     if surest and unseen:
         names = ", ".join(repr(seen.data.classes[label]) for label in unseen[:_NAMED])
@@ -80,7 +83,12 @@ def isolation_of(
     verdict: Verdict = "poisoned" if poisoned else "undecided" if doubtful or blind else "no sign of poison"
     flags = torch.from_numpy(suspects.copy())
     unsure = tuple(sorted(doubtful | set(np.flatnonzero(sizes).tolist() if in_no_class else unseen if blind else ())))
-    return Isolation(torch.from_numpy(scores).float(), flags, verdict, (*sentences, *notes), unsure)
+    return Isolation(torch.from_numpy(scores).float(), flags, verdict, (*sentences, *notes), unsure, tuple(findings))
+
+
+def _finding(one: Accusation, status: Literal["poisoned", "in doubt", "nearest"]) -> Finding:
+    label, images = one.part.views.label, int((one.posterior > 0.5).sum())
+    return Finding(label, status, one.part.source, images, one.adjusted, one.figures, one.source)
 
 
 def _described(one: Accusation, seen: Seen) -> str:
