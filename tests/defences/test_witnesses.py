@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from antibackdoor.defences.witnesses import Witnesses
-from antibackdoor.defences.witnesses.calibration import Null
+from antibackdoor.defences.witnesses.calibration import COMBINED, ORIGIN, Null
+from antibackdoor.defences.witnesses.decide import p_values
 from antibackdoor.defences.witnesses.observe import EPOCHS, UPDATES, detector_plan
 from antibackdoor.errors import ConfigError, UnknownNameError
 from antibackdoor.isolation.holm import holm
@@ -26,6 +27,22 @@ def test_holm_multiplies_by_what_is_left_and_never_falls():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+def test_of_two_p_values_of_a_class_the_less_counts_for_its_share_of_the_error():
+    generator = np.random.default_rng(0)
+    # Statistics of clean classes, independent: the less p-value is uniform.
+    clean = [
+        (generator.gumbel(COMBINED.place, COMBINED.scale), generator.gumbel(ORIGIN.place, ORIGIN.scale))
+        for _ in range(20_000)
+    ]
+    raw, adjusted = p_values(clean)
+    for level in (0.02, 0.1, 0.5):
+        assert np.mean(np.array(raw) <= level) == pytest.approx(level, rel=0.1)
+    assert len(set(raw)) > 19_000, "no ties: images of unlike classes are ranked by them"
+    assert min(adjusted) >= min(raw)
+    assert p_values([(-1e9, -1e9)]) == ([1.0], [1.0])
+    assert p_values([(1e9, 0.0)])[0][0] < 1e-200
 
 
 def test_two_groups_are_told_and_one_is_not():

@@ -234,13 +234,13 @@ def _weight(name: str, figure: float) -> float:
 def p_values(statistics: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
     """Return p-values of classes, and the same adjusted by Holm's method.
 
-    A class can be poisoned from everywhere or from one class: of the two p-values, each over its share of the error,
-    the less counts.
+    A class can be poisoned from everywhere or from one class: of the two p-values, each for its share of the error
+    (Šidák, 1967, with weights), the less counts.
 
     Args:
         statistics: Of each class the sum of its strongest part, and that of ``origin``, 0 where there is none.
     """
-    raw = [min(1.0, *_shares(*pair)) for pair in statistics]
+    raw = [min(_shares(*pair)) for pair in statistics]
     return raw, holm(raw)
 
 
@@ -256,11 +256,13 @@ def of_origin_alone(everywhere: float, one_class: float, most: float) -> bool:
         most: p-value up to which the part suffices.
     """
     of_part, of_origin = _shares(everywhere, one_class)
-    return of_part > most and of_origin < min(1.0, of_part)
+    return of_part > most and of_origin < of_part
 
 
 def _shares(everywhere: float, one_class: float) -> tuple[float, float]:
-    return COMBINED.p_value(everywhere) / _EVERYWHERE, ORIGIN.p_value(one_class) / _ONE_CLASS
+    pairs = ((COMBINED.p_value(everywhere), _EVERYWHERE), (ORIGIN.p_value(one_class), _ONE_CLASS))
+    of_part, of_origin = (1.0 if p >= 1 else -math.expm1(math.log1p(-p) / share) for p, share in pairs)
+    return of_part, of_origin
 
 
 def refined(part: Part) -> Floats:
