@@ -33,6 +33,7 @@ from typing import Any
 REMOVALS = {"os.remove": 1, "os.rmdir": 1, "os.mkdir": 2}  # where the folder's handle stands, if there is one
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _fsync = os.fsync
+_LONGEST = 300.0  # seconds that a fork may take
 
 
 class Events:
@@ -174,11 +175,23 @@ def start(job: dict[str, Any]) -> tuple[dict[str, Any], int, int, float]:
     return job, child, reader, started
 
 
+def _ended(child: int) -> tuple[int, int]:
+    """Wait for a child, but not for ever: one that hangs is killed, and counts as killed."""
+    until = time.monotonic() + _LONGEST
+    while time.monotonic() < until:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return pid, status
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    return os.waitpid(child, 0)
+
+
 def finish(job: dict[str, Any], child: int, reader: int, started: float) -> dict[str, Any]:
     if job.get("after") is not None:
         select.select([reader], [], [], job["after"])
         os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
+    _, status = _ended(child)
     count = int(os.read(reader, 20) or 0)
     os.close(reader)
     with contextlib.suppress(OSError, ValueError):
