@@ -24,7 +24,7 @@ def test_killed_at_some_writes_and_moments(name: str, killable: tuple[Mortal, di
 @pytest.mark.parametrize("name", LONG)
 def test_killed_once(name: str, killable: tuple[Mortal, dict[str, Command], Path]) -> None:
     run, commands, folder = killable
-    torture(run, commands[name], folder, writes=1, moments=0, twice=False)
+    torture(run, commands[name], folder, writes=1, moments=0)
     assert commands[name].faults == []
     assert commands[name].survived == commands[name].kills > 0
 
