@@ -18,7 +18,7 @@ MAX_THREADS = 16
 
 
 def map_chunks(function: Callable[[T], R], items: Iterable[T], *, chunk: int = 32) -> Iterator[list[R]]:
-    """Apply ``function`` to every item in a pool of threads.
+    """Apply ``function`` to every item in a pool of threads; a single chunk needs none.
 
     Args:
         function: Called once an item; what it raises ends the whole and cancels what has not begun.
@@ -32,12 +32,16 @@ def map_chunks(function: Callable[[T], R], items: Iterable[T], *, chunk: int = 3
     def run(part: Sequence[T]) -> list[R]:
         return [function(item) for item in part]
 
+    source = iter(items)
+    ahead = [part for _ in range(2) if (part := list(islice(source, chunk)))]
+    if len(ahead) < 2:
+        yield from map(run, ahead)
+        return
     threads = min(MAX_THREADS, os.cpu_count() or 1)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="antibackdoor-read")
     waiting: deque[Future[list[R]]] = deque()
     try:
-        source = iter(items)
-        while part := list(islice(source, chunk)):
+        while part := ahead.pop(0) if ahead else list(islice(source, chunk)):
             waiting.append(pool.submit(run, part))
             if len(waiting) >= 2 * threads:
                 yield waiting.popleft().result()
