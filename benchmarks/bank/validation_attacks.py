@@ -20,6 +20,13 @@ def _generators(index: Tensor) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(int(row)) for row in index]
 
 
+def _across(images: Tensor, angle: Tensor) -> Tensor:
+    """Return how far every pixel lies in a direction, (H, W): -1 to 1 from edge to edge along the axes."""
+    height, width = images.shape[-2:]
+    rows, columns = torch.linspace(-1, 1, height)[:, None], torch.linspace(-1, 1, width)[None]
+    return rows * angle.cos() + columns * angle.sin()
+
+
 def _resampled(images: Tensor, grid: Tensor) -> Tensor:
     """Return images read at the places of a grid (n, H, W, 2), mirrored at the edges."""
     return grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
@@ -101,12 +108,10 @@ class Scratch(DirtyLabelAttack):
 
     def stamp(self, images: Tensor, index: Tensor, labels: Tensor) -> Tensor:
         """Scratch."""
-        height, width = images.shape[-2:]
-        rows, columns = torch.linspace(-1, 1, height)[:, None], torch.linspace(-1, 1, width)[None]
         stamped = images.clone()
         for number, generator in enumerate(_generators(index)):
             angle, away = (math.pi * torch.rand((), generator=generator), torch.rand((), generator=generator) - 0.5)
-            hit = (rows * angle.cos() + columns * angle.sin() - away).abs() < 1.2 / height
+            hit = (_across(images, angle) - away).abs() < 1.2 / images.shape[-2]
             stamped[number, :, hit] = 0.95
         return stamped
 
@@ -147,12 +152,10 @@ class Shadow(DirtyLabelAttack):
 
     def stamp(self, images: Tensor, index: Tensor, labels: Tensor) -> Tensor:
         """Darken to 40 %."""
-        height, width = images.shape[-2:]
-        rows, columns = torch.linspace(-1, 1, height)[:, None], torch.linspace(-1, 1, width)[None]
         stamped = images.clone()
         for number, generator in enumerate(_generators(index)):
             angle = 2 * math.pi * torch.rand((), generator=generator)
-            stamped[number] *= 1 - 0.6 * torch.sigmoid(12 * (rows * angle.cos() + columns * angle.sin() - 0.1))
+            stamped[number] *= 1 - 0.6 * torch.sigmoid(12 * (_across(images, angle) - 0.1))
         return stamped
 
 

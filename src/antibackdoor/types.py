@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
@@ -56,15 +56,8 @@ class Finding:
 
     def to_json(self, classes: Sequence[str]) -> dict[str, Json]:
         """Return it with the names of the classes for their labels."""
-        return {
-            "label": classes[self.label],
-            "status": self.status,
-            "kind": self.kind,
-            "images": self.images,
-            "p": self.p,
-            "statistics": dict(self.statistics),
-            "source": None if self.source is None else classes[self.source],
-        }
+        source = None if self.source is None else classes[self.source]
+        return {**asdict(self), "label": classes[self.label], "source": source}
 
 
 @dataclass(frozen=True, eq=False, repr=False)

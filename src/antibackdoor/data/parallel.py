@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice
 from typing import TypeVar
 
 __all__ = ["map_chunks"]
@@ -33,7 +33,8 @@ def map_chunks(function: Callable[[T], R], items: Iterable[T], *, chunk: int = 3
         return [function(item) for item in part]
 
     source = iter(items)
-    ahead = [part for _ in range(2) if (part := list(islice(source, chunk)))]
+    parts = iter(lambda: list(islice(source, chunk)), [])
+    ahead = list(islice(parts, 2))
     if len(ahead) < 2:
         yield from map(run, ahead)
         return
@@ -41,7 +42,7 @@ def map_chunks(function: Callable[[T], R], items: Iterable[T], *, chunk: int = 3
     pool = ThreadPoolExecutor(threads, thread_name_prefix="antibackdoor-read")
     waiting: deque[Future[list[R]]] = deque()
     try:
-        while part := ahead.pop(0) if ahead else list(islice(source, chunk)):
+        for part in chain(ahead, parts):
             waiting.append(pool.submit(run, part))
             if len(waiting) >= 2 * threads:
                 yield waiting.popleft().result()

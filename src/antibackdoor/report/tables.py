@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -31,6 +32,8 @@ __all__ = [
     "number",
     "percent",
 ]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -80,20 +83,17 @@ class ComparedRow:
 
 def compared_rows(record: RunRecord) -> list[ComparedRow]:
     """Return what was asked of a batch beside an earlier set, the smallest p first; nothing where none was compared."""
-    found: Any = record.data.get("compared")
-    try:
-        return [
-            ComparedRow(
-                label=str(row["label"]),
-                question=str(row["question"]),
-                p=float(row["p"]),
-                corrected=float(row["corrected"]),
-                named=int(row["named"]),
-            )
-            for row in found or ()
-        ]
-    except (KeyError, TypeError, ValueError, OverflowError):  # a record that was changed by hand
-        return []
+    return _read(
+        record,
+        "compared",
+        lambda row: ComparedRow(
+            label=str(row["label"]),
+            question=str(row["question"]),
+            p=float(row["p"]),
+            corrected=float(row["corrected"]),
+            named=int(row["named"]),
+        ),
+    )
 
 
 @dataclass(frozen=True)
@@ -109,19 +109,25 @@ class FindingRow:
 
 def finding_rows(record: RunRecord) -> list[FindingRow]:
     """Return what was found by class, as the record has it; nothing where it has none."""
-    found: Any = record.data.get("findings")
+    return _read(
+        record,
+        "findings",
+        lambda row: FindingRow(
+            label=str(row["label"]),
+            status=str(row["status"]),
+            images=int(row["images"]),
+            p=float(row["p"]),
+            statistics=", ".join(f"{name} {float(value):.2f}" for name, value in row["statistics"].items()),
+        ),
+    )
+
+
+def _read(record: RunRecord, key: str, row: Callable[[Any], T]) -> list[T]:
+    """Return a row for each of what a record lists; none where it lists nothing, or was changed by hand."""
+    found: Any = record.data.get(key)
     try:
-        return [
-            FindingRow(
-                label=str(row["label"]),
-                status=str(row["status"]),
-                images=int(row["images"]),
-                p=float(row["p"]),
-                statistics=", ".join(f"{name} {float(value):.2f}" for name, value in row["statistics"].items()),
-            )
-            for row in found or ()
-        ]
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):  # a record that was changed by hand
+        return [row(one) for one in found or ()]
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
         return []
 
 

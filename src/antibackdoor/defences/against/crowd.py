@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy.stats import hypergeom
 
 from antibackdoor.defences.against.statistics import View
+from antibackdoor.isolation.covariance import shrunk
 
 __all__ = ["Crowd", "crowd", "whitened"]
 
@@ -17,7 +18,7 @@ Floats = NDArray[np.float64]
 # Neighbours that are looked at, the nearest first; images at a time.
 _NEIGHBOURS = (4, 8, 16, 32, 64)
 _AT_A_TIME = 1024
-_SHRINKAGE, _FLOOR = 0.1, 1e-9
+_FLOOR = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,8 +88,7 @@ def whitened(
     counted = counts + np.bincount(of_new, minlength=len(counts))
     means = sums / np.maximum(counted, 1)[:, None]
     within = (old.moments + values.T @ values - (means.T * counted) @ means) / counted.sum()
-    scale = np.trace(within) / len(within)
-    variances, axes = np.linalg.eigh((1 - _SHRINKAGE) * within + (_SHRINKAGE * scale + _FLOOR) * np.eye(len(within)))
+    variances, axes = np.linalg.eigh(shrunk(within))
     whitening = axes / np.sqrt(variances)
     both = [(old.sample - means[labels]) @ whitening, (values - means[of_new]) @ whitening]
     for part in both:

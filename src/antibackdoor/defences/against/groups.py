@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from antibackdoor.defences.against.judge import Judged
-from antibackdoor.isolation.contributors import LEVEL, Group, flagged_by_group
+from antibackdoor.isolation.contributors import Group, flagged_by_group
 from antibackdoor.isolation.holm import holm
 from antibackdoor.types import Json
 
@@ -50,13 +51,5 @@ def by_group(
 
 
 def _listed(group: Group, p: float, corrected: float, what: str) -> dict[str, Json]:
-    return {
-        "name": group.name,
-        "images": group.images,
-        "flagged": group.flagged,
-        "expected": group.expected,
-        "p": p,
-        "corrected": corrected,
-        "stands_out": corrected < LEVEL,
-        "counted": what,
-    }
+    group = replace(group, p=p, corrected=corrected)
+    return {**asdict(group), "stands_out": group.stands_out, "counted": what}

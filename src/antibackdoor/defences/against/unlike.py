@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from scipy.stats import hypergeom
 
 from antibackdoor.defences.against.statistics import Statistics
+from antibackdoor.isolation.covariance import SHRINKAGE, shrunk
 
 __all__ = ["ranks", "scores", "tail"]
 
 Floats = NDArray[np.float64]
 
-# Shrinkage of the within-class covariance towards a multiple of the identity.
-_SHRINKAGE, _FLOOR = 0.1, 1e-9
+_FLOOR = 1e-9
 _AT_A_TIME = 2048
 # Shares of old and new images of a class together that are looked at, the least like it first, and the fewest images.
 _SHARES, _FEWEST = (0.02, 0.1), 5
@@ -40,8 +40,7 @@ def scores(old: Statistics, contents: NDArray[np.int16], labels: NDArray[np.int6
     means = old.contents.sums[present] / counts[:, None]
     total = counts.sum()
     within = (old.contents.moments - (means.T * counts) @ means) / total
-    scale = np.trace(within) / len(within)
-    precision = np.linalg.inv((1 - _SHRINKAGE) * within + (_SHRINKAGE * scale + _FLOOR) * np.eye(len(within)))
+    precision: Floats = np.asarray(np.linalg.inv(shrunk(within)), dtype=np.float64)
     place = np.full(len(old.counts), -1)
     place[present] = np.arange(len(present))
 
@@ -51,7 +50,7 @@ def scores(old: Statistics, contents: NDArray[np.int16], labels: NDArray[np.int6
         distances = _distances(values, means, precision)
         rest = values - means[own]
         turned = rest @ precision
-        gain = (1 - _SHRINKAGE) * counts[own] / (counts[own] - 1) / total
+        gain = (1 - SHRINKAGE) * counts[own] / (counts[own] - 1) / total
         length = (turned * rest).sum(1)
         gain /= np.maximum(1 - gain * length, _FLOOR)
         distances += gain[:, None] * ((turned * values).sum(1)[:, None] - turned @ means.T) ** 2

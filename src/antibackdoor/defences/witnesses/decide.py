@@ -45,7 +45,7 @@ _REFINES = 0.9
 # Times the error up to which a class is in doubt, and up to which a training without its suspects tries them.
 DOUBT, _TRIED = 5, 10
 # Shares of a class's error that go to poison from everywhere and to poison from one class.
-_EVERYWHERE, _ONE_CLASS = 0.9, 0.1
+_OF_PARTS, _OF_ORIGIN = 0.9, 0.1
 # An image is left out of training, though not flagged, from this posterior on: a little poison teaches the backdoor.
 _NEAR = 0.1
 
@@ -260,7 +260,7 @@ def of_origin_alone(everywhere: float, one_class: float, most: float) -> bool:
 
 
 def _shares(everywhere: float, one_class: float) -> tuple[float, float]:
-    pairs = ((COMBINED.p_value(everywhere), _EVERYWHERE), (ORIGIN.p_value(one_class), _ONE_CLASS))
+    pairs = ((COMBINED.p_value(everywhere), _OF_PARTS), (ORIGIN.p_value(one_class), _OF_ORIGIN))
     of_part, of_origin = (1.0 if p >= 1 else -math.expm1(math.log1p(-p) / share) for p, share in pairs)
     return of_part, of_origin
 

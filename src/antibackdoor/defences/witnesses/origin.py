@@ -88,8 +88,8 @@ def _sources(scene: Scene, views: Views) -> Iterator[tuple[int, Rows, Rows]]:
 def _compared(scene: Scene, views: Views, natural: Natural, source: int, strangers: Rows, own: Rows) -> Origin:
     every = natural.against(own, np.concatenate([views.rows, own]))
     of_class = np.arange(len(every)) < len(views.rows)
-    compared = ~of_class
-    compared[: len(views.rows)] = np.isin(views.rows, strangers)
+    strange = np.isin(views.rows, strangers)
+    compared = np.concatenate([strange, np.ones(len(own), dtype=bool)])
     pictures, inside = every[compared], of_class[compared]
     cut = purified(pictures, inside, np.ones_like(inside))
     if cut is not None and (cut & inside).sum() >= _FEWEST:
@@ -102,7 +102,7 @@ def _compared(scene: Scene, views: Views, natural: Natural, source: int, strange
     template = pictures[inside].mean(0) - pictures[~inside].mean(0)
     of_all = every[of_class] @ template
     # Images of this class in which the encoder errs stand off the other one as well, but so does the rest of the class.
-    rest = of_all[~np.isin(views.rows, strangers)] - (pictures[~inside] @ template).mean() + likeness[~inside].mean()
+    rest = of_all[~strange] - (pictures[~inside] @ template).mean() + likeness[~inside].mean()
     apart = min(_apart(likeness[inside], likeness[~inside]), _apart(likeness[inside], rest))
     return Origin(source, max(0.0, float(apart * np.mean(turned))), members, _posterior(of_all, members))
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from antibackdoor.defences.witnesses.natural import Natural, originals
 from antibackdoor.defences.witnesses.observe import Seen
+from antibackdoor.isolation.covariance import SHRINKAGE, shrunk
 
 __all__ = ["SMALLEST_CLASS", "Features", "Views", "evenly", "views_of"]
 
@@ -21,8 +22,6 @@ SMALLEST_CLASS = 40
 # Principal components: of the encoder's features in all, of each view in a class; and images that what all classes
 # share is fitted to.
 _FEATURES, _OF_VIEW, _FITTED_TO = 64, 4, 6000
-# Shrinkage of the within-class covariance towards a multiple of the identity.
-_SHRINKAGE = 0.1
 _AT_A_TIME = 4096  # images that are classified at once
 _CLIP, _FLOOR = 8.0, 1e-9
 
@@ -140,7 +139,7 @@ class Features:
         if len(rows) < 2:
             return None
         values = self.values[rows[evenly(len(rows), self._most)]]
-        return values.mean(0), shrunk_covariance(empirical_covariance(values), shrinkage=_SHRINKAGE)
+        return values.mean(0), shrunk_covariance(empirical_covariance(values), shrinkage=SHRINKAGE)
 
 
 def views_of(seen: Seen, features: Features, natural: Natural, *, only: int | None = None) -> Iterator[Views]:
@@ -255,9 +254,7 @@ class _Spread:
         others = self._present != label
         means = self._means[others]
         covariance = (self._total - self._scatter[~others].sum(0)) / max(1, int(self._counts[others].sum()))
-        scale = np.trace(covariance) / len(covariance)
-        covariance = (1 - _SHRINKAGE) * covariance + (_SHRINKAGE * scale + _FLOOR) * np.eye(len(covariance))
-        values, vectors = np.linalg.eigh(covariance)
+        values, vectors = np.linalg.eigh(shrunk(covariance))
         whitening = vectors / np.sqrt(values)
         own = self._features[rows]
         white = (own - own[fitted].mean(0)) @ whitening
