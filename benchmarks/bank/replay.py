@@ -33,6 +33,7 @@ from antibackdoor.defences.witnesses.decide import DOUBT, combined, of_origin_al
 from antibackdoor.defences.witnesses.evidence import STATISTICS
 from antibackdoor.defences.witnesses.limit import detection_limit
 from antibackdoor.defences.witnesses.observe import Seen
+from antibackdoor.defences.witnesses.style import styles_of
 from antibackdoor.defences.witnesses.views import Features
 from antibackdoor.files import atomic_write_bytes
 from antibackdoor.models import builder_from
@@ -40,7 +41,7 @@ from antibackdoor.models.encoders import DEFAULT_ENCODER, encoder_from
 from antibackdoor.training import Runtime
 
 # What the evidence depends on; the calibration and the rule are applied anew each time.
-_EVIDENCE = ("evidence.py", "natural.py", "observe.py", "origin.py", "parts.py", "scene.py", "views.py")
+_EVIDENCE = ("evidence.py", "natural.py", "observe.py", "origin.py", "parts.py", "scene.py", "style.py", "views.py")
 
 
 def digest() -> str:
@@ -74,9 +75,8 @@ def seen_of(path: Path, sources: dict[tuple[str, int | None], Loaded], root: Pat
     network.load_state_dict({name: w.float() if w.is_floating_point() else w for name, w in weights.items()})
     logs = np.nan_to_num(kept["plain_passed"].astype(np.float64), neginf=math.log(1e-6))
     everything = np.ones(len(data), dtype=bool)
-    seen = Seen(
-        data, network.eval(), runtime, logs, kept["encoder"].astype(np.float32), "efficientnet-lite0", everything
-    )
+    features, styles = kept["encoder"].astype(np.float32), styles_of(data.images)
+    seen = Seen(data, network.eval(), runtime, logs, features, styles, "efficientnet-lite0", everything)
     return facts, seen, kept["poison"]
 
 

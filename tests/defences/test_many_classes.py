@@ -16,6 +16,7 @@ from antibackdoor.defences.witnesses import views as views_module
 from antibackdoor.defences.witnesses.natural import Natural
 from antibackdoor.defences.witnesses.observe import Seen
 from antibackdoor.defences.witnesses.scene import Scene
+from antibackdoor.defences.witnesses.style import styles_of
 from antibackdoor.defences.witnesses.views import Features, views_of
 from antibackdoor.training import Runtime
 from antibackdoor.types import Encoded, ImageSet
@@ -42,7 +43,7 @@ def seen(runtime: Runtime) -> Seen:
     draw = np.random.default_rng(2)
     logs, trained = draw.standard_normal((5, len(rows))), draw.random(len(rows)) < 0.95
     kept = data.select(torch.from_numpy(rows))
-    return Seen(kept, nn.Identity(), runtime, logs, features[rows], "features", trained)
+    return Seen(kept, nn.Identity(), runtime, logs, features[rows], styles_of(kept.images), "features", trained)
 
 
 def test_hosts_are_spread_over_the_other_classes(seen: Seen) -> None:

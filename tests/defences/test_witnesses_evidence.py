@@ -22,6 +22,7 @@ from antibackdoor.defences.witnesses.observe import Seen
 from antibackdoor.defences.witnesses.origin import Origin, origin_of
 from antibackdoor.defences.witnesses.parts import Part, alike, parts_of, shared_picture
 from antibackdoor.defences.witnesses.scene import Scene, high_pass
+from antibackdoor.defences.witnesses.style import styles_of
 from antibackdoor.defences.witnesses.views import Features, views_of
 from antibackdoor.defences.witnesses.words import isolation_of
 from antibackdoor.models import Resized
@@ -69,9 +70,8 @@ def made(blobs: Callable[..., ImageSet], poison: int) -> tuple[Seen, np.ndarray]
     losses = generator.normal(size=(8, 600)) * 0.3 - np.linspace(0, 4, 8)[:, None]
     losses[:, truth] -= 1.5
     observed = dataclasses.replace(data, images=images, labels=labels)
-    return Seen(
-        observed, CornerNet(blobs).eval(), RUNTIME, losses, features, "by hand", np.ones(600, dtype=bool)
-    ), truth
+    everything, styles = np.ones(600, dtype=bool), styles_of(images)
+    return Seen(observed, CornerNet(blobs).eval(), RUNTIME, losses, features, styles, "by hand", everything), truth
 
 
 RUNTIME = Runtime(torch.device("cpu"), torch.float32, "float32, for tests", compile_mode="off")

@@ -47,6 +47,7 @@ NULLS = {
     "early": Null(-0.015, 0.303),
     "ahead": Null(0.289, 0.409),
     "picture": Null(2.399, 0.527),
+    "style": Null(3.2, 0.66),
 }
 COMBINED = Null(4.076, 1.921)
 # Of what came from one class (``origin``): 0 in most clean classes, so that no quantile but the last says anything:

@@ -268,15 +268,15 @@ def _shares(everywhere: float, one_class: float) -> tuple[float, float]:
 def refined(part: Part) -> Floats:
     """Return the posterior of every image of a class, float64 (n,), from all views of it together.
 
-    Two Gaussians are fitted to the joint views and to how much of the part's picture an image has, started from the
-    part.
+    Two Gaussians are fitted to the joint views and to how much of the part's picture, or of its style where that tells
+    it, an image has, started from the part.
     """
     from sklearn.mixture import GaussianMixture
 
     views, inside = part.views, part.members
-    picture = shared_picture(views.pictures, inside)
-    spread = max(float(picture[views.fitted].std()), 1e-9)
-    points = np.column_stack([views.points, (picture - picture[views.fitted].mean()) / spread])
+    shared = shared_picture(views.styles if part.source == "style" else views.pictures, inside)
+    spread = max(float(shared[views.fitted].std()), 1e-9)
+    points = np.column_stack([views.points, (shared - shared[views.fitted].mean()) / spread])
     start = np.stack([points[inside].mean(0), points[~inside].mean(0)])
     mixture = GaussianMixture(
         2,

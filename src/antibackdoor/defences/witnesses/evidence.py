@@ -33,6 +33,7 @@ __all__ = [
     "mixing",
     "pasting",
     "picture",
+    "style",
     "turning",
 ]
 
@@ -190,10 +191,18 @@ def picture(scene: Scene, part: Part) -> float:
     Source:
         Ours: the discriminability d' of a matched filter (Green and Swets, 1966).
     """
-    likeness = shared_picture(part.views.pictures, part.members)
-    inside, outside = likeness[part.members], likeness[~part.members]
-    spread = np.sqrt((inside.var() + outside.var()) / 2)
-    return float((inside.mean() - outside.mean()) / max(spread, 1e-9))
+    return _stands_off(part.views.pictures, part)
+
+
+def style(scene: Scene, part: Part) -> float:
+    """Return how far the part stands off the rest by how its images are made, in standard deviations of both.
+
+    It sees what has no place in the image: filters, noise, fewer levels, warping (``style.styles_of``).
+
+    Source:
+        As ``picture``.
+    """
+    return _stands_off(part.views.styles, part)
 
 
 STATISTICS: dict[str, Statistic] = {
@@ -207,9 +216,10 @@ STATISTICS: dict[str, Statistic] = {
     "early": early,
     "ahead": ahead,
     "picture": picture,
+    "style": style,
 }
 # Those that need no pass through the network.
-AT_A_LOOK = ("diversity", "misplaced", "early", "ahead", "picture")
+AT_A_LOOK = ("diversity", "misplaced", "early", "ahead", "picture", "style")
 
 # What is asked, and the ways it is asked in.
 QUESTIONS: dict[str, tuple[str, ...]] = {
@@ -219,6 +229,7 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     "does it show other classes": ("misplaced",),
     "is it learned too soon": ("early", "ahead"),
     "does it share a picture": ("picture",),
+    "is it made otherwise": ("style",),
 }
 
 
@@ -226,6 +237,13 @@ def entropy(classes: NDArray[np.int64]) -> float:
     """Return the entropy of classes, int64 (n,), n at least 1, in nats: 0 where all are the same."""
     shares = np.unique(classes, return_counts=True)[1] / len(classes)
     return -float((shares * np.log(shares)).sum())
+
+
+def _stands_off(of_images: NDArray[np.float32], part: Part) -> float:
+    likeness = shared_picture(of_images, part.members)
+    inside, outside = likeness[part.members], likeness[~part.members]
+    spread = np.sqrt((inside.var() + outside.var()) / 2)
+    return float((inside.mean() - outside.mean()) / max(spread, 1e-9))
 
 
 def _outweighs(scene: Scene, part: Part, combine: Callable[[Tensor, Tensor], Tensor]) -> float:

@@ -16,6 +16,7 @@ from antibackdoor.defences.witnesses.natural import Natural
 from antibackdoor.defences.witnesses.observe import Seen
 from antibackdoor.defences.witnesses.parts import parts_of
 from antibackdoor.defences.witnesses.scene import Scene
+from antibackdoor.defences.witnesses.style import styles_of
 from antibackdoor.defences.witnesses.views import SMALLEST_CLASS, Features, views_of
 from antibackdoor.ops.triggers import smooth_noise
 from antibackdoor.types import ImageSet
@@ -112,11 +113,11 @@ def _planted(seen: Seen, encode: Encode, label: int, rows: np.ndarray, stamp: St
     images[index] = stamp(images[index].float().div(255)).clamp(0, 1).mul(255).round().to(torch.uint8)
     labels[index] = label
     data = dataclasses.replace(seen.data, images=images, labels=labels)
-    features, trajectories = seen.features.copy(), seen.trajectories.copy()
-    features[rows] = encode(data.select(index))
+    features, styles, trajectories = seen.features.copy(), seen.styles.copy(), seen.trajectories.copy()
+    features[rows], styles[rows] = encode(data.select(index)), styles_of(images[index])
     own = np.flatnonzero((seen.labels == label) & seen.trained)
     trajectories[:, rows] = seen.trajectories[:, np.random.default_rng(0).choice(own, len(rows))]
-    return dataclasses.replace(seen, data=data, features=features, trajectories=trajectories)
+    return dataclasses.replace(seen, data=data, features=features, styles=styles, trajectories=trajectories)
 
 
 def _strongest(seen: Seen, label: int) -> float:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from antibackdoor.defences.encoding import features_by
+from antibackdoor.defences.witnesses.style import styles_of
 from antibackdoor.models import BuildModel, Resized, builder_from, size_within
 from antibackdoor.models.encoders import Encoder
 from antibackdoor.ops.objectives import ce
@@ -38,6 +39,7 @@ class Seen:
         runtime: Where it computes.
         trajectories: float64 (E, N), logarithm of the loss of every image by a forward pass after each of E epochs.
         features: float32 (N, D) of the encoder, or of the network's own penultimate layer where there is no encoder.
+        styles: float32 (N, S), how images are made (``style.styles_of``).
         witness: Name of the encoder, or "none".
         trained: bool (N,), images that the network was trained on; the others are held out.
     """
@@ -47,6 +49,7 @@ class Seen:
     runtime: Runtime
     trajectories: NDArray[np.float64]
     features: NDArray[np.float32]
+    styles: NDArray[np.float32] = field(repr=False)
     witness: str
     trained: NDArray[np.bool_] = field(repr=False)
 
@@ -69,6 +72,7 @@ class Seen:
             data=self.data.select(torch.from_numpy(rows)),
             trajectories=self.trajectories[:, rows],
             features=self.features[rows],
+            styles=self.styles[rows],
             trained=self.trained[rows],
         )
 
@@ -140,4 +144,5 @@ def observe(data: ImageSet, encoder: Encoder | None, *, fit: Fit, seeds: Seeds) 
         logs.append(log_losses(model, data, fit.runtime))
     features = features_by(encoder, model, data, fit.runtime)
     witness = "none" if encoder is None else encoder.name
-    return Seen(data, model, fit.runtime, np.stack(logs), features, witness, histories[0].trained), histories
+    styles = styles_of(data.images)
+    return Seen(data, model, fit.runtime, np.stack(logs), features, styles, witness, histories[0].trained), histories

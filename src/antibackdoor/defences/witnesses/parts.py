@@ -15,7 +15,7 @@ __all__ = ["Part", "alike", "parts_of", "purified", "shared_picture"]
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
-Source: TypeAlias = Literal["mixture", "picture", "origin"]
+Source: TypeAlias = Literal["mixture", "picture", "style", "origin"]
 
 _SMALLEST_PART = 10  # a part of fewer images is no group
 # Gaussians that a class is described by: two cut it in halves where it has no poison, six leave little poison in
@@ -32,8 +32,8 @@ class Part:
     Attributes:
         views: Of the class.
         members: bool (n,), images of the class that lie in it.
-        source: "mixture", where they were learned and look alike; "picture", where they share a picture besides;
-            "origin", where they show one other class and share a picture (``origin``).
+        source: "mixture", where they were learned and look alike; "picture" and "style", where they share a picture
+            besides, or how they are made; "origin", where they show one other class and share a picture (``origin``).
     """
 
     views: Views
@@ -42,7 +42,7 @@ class Part:
 
 
 def parts_of(views: Views) -> list[Part]:
-    """Return what mixtures of two, four and six Gaussians tell apart, and what shares a picture within these."""
+    """Return what mixtures of two, four and six Gaussians tell apart, and what shares a picture or style in these."""
     from sklearn.mixture import GaussianMixture
 
     found: list[Part] = []
@@ -53,15 +53,17 @@ def parts_of(views: Views) -> list[Part]:
         nearest = fit_mixture(mixture, views.points[views.fitted]).predict(views.points)
         for number in range(count):
             _add(found, Part(views, nearest == number, "mixture"))
+    shared: tuple[tuple[Source, NDArray[np.float32]], ...] = (("picture", views.pictures), ("style", views.styles))
     for place, part in enumerate(tuple(found)):
-        members = purified(views.pictures, part.members, views.fitted)
-        if members is None:
-            continue
-        pure = Part(views, members, "picture")
-        if alike(members, part.members) > _SAME:
-            found[place] = pure
-        else:
-            _add(found, pure)
+        for source, of_images in shared:
+            members = purified(of_images, part.members, views.fitted)
+            if members is None:
+                continue
+            pure = Part(views, members, source)
+            if alike(members, part.members) > _SAME:
+                found[place] = pure
+            else:
+                _add(found, pure)
     return found
 
 

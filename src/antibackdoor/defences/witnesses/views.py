@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from antibackdoor.defences.witnesses.natural import Natural, originals
 from antibackdoor.defences.witnesses.observe import Seen
+from antibackdoor.defences.witnesses.style import standard
 from antibackdoor.isolation.covariance import SHRINKAGE, shrunk
 
 __all__ = ["SMALLEST_CLASS", "Features", "Views", "evenly", "views_of"]
@@ -41,6 +42,7 @@ class Views:
         white: float64 (n, D), features whitened by the within-class covariance of the other classes.
         between: float64 (D, d), orthonormal directions in which the other classes differ, in that space.
         pictures: float32 (n, P), pixels less the class's mean, whitened by what natural images of the set vary in.
+        styles: float32 (n, S), how its images are made, whitened by the within-class covariance of the other classes.
     """
 
     label: int
@@ -52,11 +54,12 @@ class Views:
     white: Floats = field(repr=False)
     between: Floats = field(repr=False)
     pictures: NDArray[np.float32] = field(repr=False)
+    styles: NDArray[np.float32] = field(repr=False)
 
     @property
     def light(self) -> Views:
-        """The same without pictures and features."""
-        return replace(self, pictures=self.pictures[:0], white=self.white[:0])
+        """The same without pictures, styles and features."""
+        return replace(self, pictures=self.pictures[:0], styles=self.styles[:0], white=self.white[:0])
 
     @property
     def with_copies(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -157,7 +160,7 @@ def views_of(seen: Seen, features: Features, natural: Natural, *, only: int | No
         2021); here that of the other classes, so that a class cannot hide what it holds.
     """
     labels = seen.labels
-    spread = _Spread(features.values, labels)
+    spread, made = _Spread(features.values, labels), _Spread(standard(seen.styles), labels)
     for label in np.unique(labels) if only is None else (only,):
         rows = np.flatnonzero(labels == label)
         if len(rows) < SMALLEST_CLASS:
@@ -173,6 +176,7 @@ def views_of(seen: Seen, features: Features, natural: Natural, *, only: int | No
             continue
         losses = _standard(seen.trajectories[:, rows], fitted)
         white, between = spread.whitened(int(label), rows, fitted)
+        styles = made.whitened(int(label), rows, fitted)[0].astype(np.float32)
         foreign = features.foreign[rows]
         strange = np.clip((foreign - np.median(foreign[fitted])) / max(foreign[fitted].std(), _FLOOR), -4, 4)
         points = np.column_stack(
@@ -182,7 +186,7 @@ def views_of(seen: Seen, features: Features, natural: Natural, *, only: int | No
                 strange,
             ]
         )
-        yield Views(int(label), rows, copies, fitted, points, foreign, white, between, pictures)
+        yield Views(int(label), rows, copies, fitted, points, foreign, white, between, pictures, styles)
 
 
 def _in_parts(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:

@@ -21,6 +21,7 @@ _NAMED = 5  # classes that a sentence names
 _KINDS = {
     "mixture": "a group of images by how they were learned and what is seen in them",
     "picture": "a group of images by how they were learned, what is seen in them and a picture that they share",
+    "style": "a group of images by how they were learned, what is seen in them and how they are made",
     "origin": "images that look like {!r} but share a picture that other images of it lack",
 }
 
