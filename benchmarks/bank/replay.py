@@ -27,7 +27,7 @@ from record import PLUGINS, Loaded, prepared, source
 from sklearn.metrics import roc_auc_score
 
 from antibackdoor.api import load_plugin
-from antibackdoor.defences.encoding import features_by
+from antibackdoor.defences.encoding import features_by, own_features
 from antibackdoor.defences.witnesses import decide as deciding
 from antibackdoor.defences.witnesses.decide import DOUBT, combined, of_origin_alone, p_values, refined, weigh
 from antibackdoor.defences.witnesses.evidence import STATISTICS
@@ -61,7 +61,9 @@ def _is_text(node: ast.AST) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
-def seen_of(path: Path, sources: dict[tuple[str, int | None], Loaded], root: Path) -> tuple[dict, Seen, np.ndarray]:
+def seen_of(
+    path: Path, sources: dict[tuple[str, int | None], Loaded], root: Path, witness: str = DEFAULT_ENCODER
+) -> tuple[dict, Seen, np.ndarray]:
     """Return a run's facts, what was seen in it, and which rows are poison, bool (N,)."""
     kept = np.load(path)
     facts = json.loads(str(kept["facts"]))
@@ -75,14 +77,17 @@ def seen_of(path: Path, sources: dict[tuple[str, int | None], Loaded], root: Pat
     network.load_state_dict({name: w.float() if w.is_floating_point() else w for name, w in weights.items()})
     logs = np.nan_to_num(kept["plain_passed"].astype(np.float64), neginf=math.log(1e-6))
     everything = np.ones(len(data), dtype=bool)
-    features, styles = kept["encoder"].astype(np.float32), styles_of(data.images)
-    seen = Seen(data, network.eval(), runtime, logs, features, styles, "efficientnet-lite0", everything)
+    own = witness == "none"
+    features = own_features(network.eval(), data, runtime) if own else kept["encoder"].astype(np.float32)
+    seen = Seen(data, network.eval(), runtime, logs, features, styles_of(data.images), witness, everything)
     return facts, seen, kept["poison"]
 
 
-def measured(path: Path, sources: dict[tuple[str, int | None], Loaded], root: Path) -> dict:
+def measured(
+    path: Path, sources: dict[tuple[str, int | None], Loaded], root: Path, witness: str = DEFAULT_ENCODER
+) -> dict:
     """Return the evidence on every part of every class of a run, and what the part truly is."""
-    facts, seen, poison = seen_of(path, sources, root)
+    facts, seen, poison = seen_of(path, sources, root, witness)
     classes = []
     for weighed in weigh(seen, Features(seen)):
         views = weighed.strongest[0].views
@@ -226,6 +231,7 @@ def main() -> None:
     parser.add_argument("--bank", type=Path, required=True)
     parser.add_argument("--only", nargs="+", default=["*"], help="patterns of names")
     parser.add_argument("--alpha", type=float, default=0.01)
+    parser.add_argument("--witness", choices=[DEFAULT_ENCODER, "none"], default=DEFAULT_ENCODER)
     parser.add_argument("--null", action="store_true")
     parser.add_argument("--evidence-only", action="store_true", help="measure what is not measured yet, judge nothing")
     parser.add_argument("--kept-only", action="store_true", help="judge what is measured already")
@@ -239,7 +245,8 @@ def main() -> None:
         limits(paths, arguments.data, arguments.alpha)
         return
     sources: dict[tuple[str, int | None], Loaded] = {}
-    folder = arguments.bank / f"evidence-{digest()}"
+    strict = "-none" if arguments.witness == "none" else ""
+    folder = arguments.bank / f"evidence-{digest()}{strict}"
     folder.mkdir(exist_ok=True)
     runs: dict[str, dict] = {}
     for path in paths:
@@ -248,7 +255,7 @@ def main() -> None:
         if not kept.exists():
             if arguments.kept_only:
                 continue
-            atomic_write_bytes(kept, json.dumps(measured(path, sources, arguments.data)).encode())
+            atomic_write_bytes(kept, json.dumps(measured(path, sources, arguments.data, arguments.witness)).encode())
         runs[name] = json.loads(kept.read_text(encoding="utf-8"))
     if arguments.evidence_only:
         return

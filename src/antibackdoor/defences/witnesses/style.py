@@ -1,4 +1,4 @@
-"""How an image is made, whatever it shows: figures in which filters, noise, blur, quantisation and warping stand out."""
+"""How an image is made, whatever it shows: figures in which filters, noise, blur and warping stand out."""
 
 from __future__ import annotations
 

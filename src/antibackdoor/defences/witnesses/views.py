@@ -176,7 +176,9 @@ def views_of(seen: Seen, features: Features, natural: Natural, *, only: int | No
             continue
         losses = _standard(seen.trajectories[:, rows], fitted)
         white, between = spread.whitened(int(label), rows, fitted)
-        styles = made.whitened(int(label), rows, fitted)[0].astype(np.float32)
+        # By fewer images of other classes it is not known what images vary in by nature.
+        known = len(labels) - (labels == label).sum() >= SMALLEST_CLASS
+        styles = known * made.whitened(int(label), rows, fitted)[0].astype(np.float32)
         foreign = features.foreign[rows]
         strange = np.clip((foreign - np.median(foreign[fitted])) / max(foreign[fitted].std(), _FLOOR), -4, 4)
         points = np.column_stack(
