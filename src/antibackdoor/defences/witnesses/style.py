@@ -17,6 +17,8 @@ _BLOCK, _GRID = 8, 4
 # Differences of neighbouring pixels, of 255, and shares of the pixels that are darker than a level.
 _STEPS = (0.5, 1.5, 2.5, 4.5, 8.5, 16.5, 32.5, 64.5)
 _DARKER = (0.02, 0.25, 0.5, 0.75, 0.98)
+# Pixels of the middle that is looked at: how an image is made is seen anywhere in it.
+_SIDE = 128
 # Grey levels that are as one unit, images at a time, and the most deviations that a figure counts as.
 _UNIT, _AT_A_TIME, _MOST = 64.0, 512, 6.0
 
@@ -24,7 +26,7 @@ _UNIT, _AT_A_TIME, _MOST = 64.0, 512, 6.0
 def styles_of(images: Tensor) -> NDArray[np.float32]:
     """Return figures on how images are made, float32 (N, S), S near 120 for three channels.
 
-    These are, of every image as it is, unscaled: mean, spread and skewness of each channel; correlations of channels;
+    These are, of every image as it is, unscaled, or of its middle where a side is over 128 pixels: mean, spread and skewness of each channel; correlations of channels;
     where it is lighter, on a grid of four by four; energy by frequency, in blocks of eight by eight; how often
     neighbours differ by how much; grey levels that a share of the pixels is darker than; how many levels occur.
 
@@ -35,7 +37,9 @@ def styles_of(images: Tensor) -> NDArray[np.float32]:
         Energy by frequency tells many triggers (Zeng et al., ICCV 2021); differences of neighbours tell hidden messages
         (Pevný et al., IEEE TIFS 2010). To compare an image with the rest of its class by them is ours.
     """
-    found = [torch.cat(list(_figures(part.float())), 1) for part in images.split(_AT_A_TIME)]
+    top, left = (max(0, size - _SIDE) // 2 for size in images.shape[2:])
+    middle = images[..., top : top + _SIDE, left : left + _SIDE]
+    found = [torch.cat(_figures(part.float()), 1) for part in middle.split(_AT_A_TIME)]
     described: NDArray[np.float32] = torch.cat(found).numpy()
     return described
 
@@ -61,8 +65,8 @@ def _figures(pixels: Tensor) -> list[Tensor]:
     grid = functional.adaptive_avg_pool2d(light[:, None], _GRID).flatten(1)
     found.append((grid - grid.mean(1, keepdim=True)) / _UNIT)
     found.append(_frequencies(light)[:, 1:])
-    if channels == 3:
-        side = min(_BLOCK, *light.shape[1:])
+    side = min(_BLOCK, *light.shape[1:])
+    if channels == 3 and side > 1:
         ring = (torch.arange(side)[:, None] + torch.arange(side)).flatten()
         for plane in (pixels[:, 0] - pixels[:, 1], pixels[:, 2] - light):
             each = _frequencies(plane)
