@@ -26,9 +26,10 @@ _UNIT, _AT_A_TIME, _MOST = 64.0, 512, 6.0
 def styles_of(images: Tensor) -> NDArray[np.float32]:
     """Return figures on how images are made, float32 (N, S), S near 120 for three channels.
 
-    These are, of every image as it is, unscaled, or of its middle where a side is over 128 pixels: mean, spread and skewness of each channel; correlations of channels;
-    where it is lighter, on a grid of four by four; energy by frequency, in blocks of eight by eight; how often
-    neighbours differ by how much; grey levels that a share of the pixels is darker than; how many levels occur.
+    These are, of every image as it is, unscaled, or of its middle where a side is over 128 pixels: mean, spread and
+    skewness of each channel; correlations of channels; where it is lighter, on a grid of four by four; energy by
+    frequency, in blocks of eight by eight; how often neighbours differ by how much; grey levels that a share of the
+    pixels is darker than; how many levels occur.
 
     Args:
         images: uint8 (N, C, H, W).
