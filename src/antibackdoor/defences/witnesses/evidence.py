@@ -228,8 +228,7 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     "does it hold many kinds of things": ("diversity",),
     "does it show other classes": ("misplaced",),
     "is it learned too soon": ("early", "ahead"),
-    "does it share a picture": ("picture",),
-    "is it made otherwise": ("style",),
+    "does it share a picture, or how it is made": ("picture", "style"),
 }
 
 

@@ -54,7 +54,7 @@ class Scene:
     source: int | None = None
 
     @cached_property
-    def _described(self) -> dict[nn.Module | None, Tensor]:
+    def _described(self) -> dict[nn.Module | None, tuple[Tensor, _Sums]]:
         return {}
 
     @cached_property
@@ -182,11 +182,15 @@ class Scene:
             chosen = rows[described]
             pixels = (self._pixels(chunk) for chunk in np.array_split(chosen, -(-len(chosen) // _CHUNK)))
             made = pixels if place is None else (self._activations(one, place) for one in pixels)
-            self._described[place] = torch.cat([one.clamp(-_LARGEST, _LARGEST).half() for one in made])
-        values, sides = self._described[place], torch.from_numpy(inside[described])
+            kept = torch.cat([one.clamp(-_LARGEST, _LARGEST).half() for one in made])
+            self._described[place] = kept, _Sums.of(kept)
+        (values, every), sides = self._described[place], torch.from_numpy(inside[described])
         if min(int(sides.sum()), int((~sides).sum())) < 2:
             return None
-        return _Moments.of(values[sides]), _Moments.of(values[~sides])
+        fewer = sides if 2 * int(sides.sum()) <= len(sides) else ~sides
+        some = _Sums.of(values[fewer])
+        both = some.moments, every.without(some).moments
+        return both if fewer is sides else both[::-1]
 
     def _pixels(self, rows: NDArray[np.int64]) -> Tensor:
         """Return images as the network sees them, float (n, C, H, W) in [0, 1]."""
@@ -232,20 +236,38 @@ class _Enough(Exception):  # noqa: N818 - no error: it ends a forward pass
 
 @dataclass(frozen=True, eq=False)
 class _Moments:
-    """Mean and standard deviation at every place of an image or of its activations."""
+    """Mean and standard deviation at every place of an image or of its activations, float32."""
 
     mean: Tensor
     deviation: Tensor
 
+
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """Sums of so many images or activations and of their squares, float64: those of a rest need no second look."""
+
+    count: int
+    total: Tensor
+    squares: Tensor
+
     @classmethod
-    def of(cls, values: Tensor) -> _Moments:
+    def of(cls, values: Tensor) -> _Sums:
         """Return those of values (n, ...) in half precision."""
-        total, squares = torch.zeros(()), torch.zeros(())
+        total, squares = (torch.zeros(values.shape[1:], dtype=torch.float64) for _ in range(2))
         for chunk in values.split(_CHUNK):
             exact = chunk.float()
-            total, squares = total + exact.sum(0), squares + (exact**2).sum(0)
-        mean = total / len(values)
-        return cls(mean, (squares / len(values) - mean**2).clamp_min(0).sqrt())
+            total += exact.sum(0)
+            squares += exact.square_().sum(0)
+        return cls(len(values), total, squares)
+
+    def without(self, some: _Sums) -> _Sums:
+        """Return those of the rest, where some are taken away."""
+        return _Sums(self.count - some.count, self.total - some.total, self.squares - some.squares)
+
+    @property
+    def moments(self) -> _Moments:
+        mean = self.total / self.count
+        return _Moments(mean.float(), (self.squares / self.count - mean**2).clamp_min(0).sqrt().float())
 
 
 @dataclass(frozen=True, eq=False)
