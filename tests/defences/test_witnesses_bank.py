@@ -36,5 +36,5 @@ def test_what_is_learned_is_named() -> None:
     assert len(missed) <= MISSED, missed
 
 
-# TaCT and what else docs/log.md, 2026-11-30, lists. Fewer is better: then this is to be lowered.
-MISSED = 4
+# Blend in one of two classes, and Blend of 80 % (docs/log.md, 2026-12-01). Fewer is better: then this is to be lowered.
+MISSED = 2
