@@ -5,8 +5,8 @@
 DIR holds train/ and test/. After every training of the defence its network is evaluated on all test images, clean and
 triggered; nothing else is changed. Of every epoch of a training that is held at a level (``--gamma``, 0.5 by default)
 the mean loss is kept, and the shares of images and of batches below the level: a batch whose mean is below it is one in
-which LGA ascends, and flooding as well. `--set` gives the defence's own settings, `--rate` the share that is poisoned.
-A JSON has one cell for a defence with its settings, a row and a seed, and is continued.
+which LGA ascends, and flooding as well. `--set` gives the defence's own settings, as YAML, `--row` the attack and the
+share that is poisoned. A JSON has one cell for a defence with its settings, a row and a seed, and is continued.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from attacks import read_attack
 from record import commit, kept_cells, made_by, write
 from torch import Tensor, nn
@@ -105,7 +106,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the defence")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
-    settings = {key: _value(value) for key, _, value in (one.partition("=") for one in arguments.set)}
+    settings = {key: yaml.safe_load(value) for key, _, value in (one.partition("=") for one in arguments.set)}
     runtime, seeds = Runtime.create(arguments.device), Seeds(arguments.seed)
     drawn = limited(load(arguments.data), DataConfig(limit=arguments.images, holdout=0), seeds)
     if drawn.test is None:
@@ -127,15 +128,6 @@ def main() -> None:
     keys = ("row", "defence", "settings", "seed", "n_train")
     kept = [one for one in kept_cells(arguments.json) if any(one[key] != cell[key] for key in keys)]
     write(arguments.json, {**made_by(arguments.device), "cells": [*kept, cell]})
-
-
-def _value(text: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return {"true": True, "false": False, "none": None}.get(text, text)
 
 
 if __name__ == "__main__":

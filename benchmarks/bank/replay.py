@@ -206,14 +206,14 @@ def judge(name: str, run: dict, alpha: float) -> dict:
     return {"accused": accused, "truth": truth, "false": rate}
 
 
-def limits(paths: list[Path], root: Path, alpha: float) -> None:
+def limits(paths: list[Path], root: Path, alpha: float, witness: str) -> None:
     """Print what would have been found in clean runs, and how long that takes the processor."""
     sources: dict[tuple[str, int | None], Loaded] = {}
     for path in paths:
-        facts, seen, poison = seen_of(path, sources, root)
+        facts, seen, poison = seen_of(path, sources, root, witness)
         if poison.any():
             continue
-        encoder = encoder_from(DEFAULT_ENCODER, seen.runtime.device)
+        encoder = None if witness == "none" else encoder_from(witness, seen.runtime.device)
         started = time.process_time()
         found = detection_limit(seen, partial(features_by, encoder, seen.network, runtime=seen.runtime), alpha)
         shares = (
@@ -242,7 +242,7 @@ def main() -> None:
         load_plugin(plugin)
     paths = sorted({path for only in arguments.only for path in arguments.bank.glob(f"{only}.detector.npz")})
     if arguments.limits:
-        limits(paths, arguments.data, arguments.alpha)
+        limits(paths, arguments.data, arguments.alpha, arguments.witness)
         return
     sources: dict[tuple[str, int | None], Loaded] = {}
     strict = "-none" if arguments.witness == "none" else ""

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from antibackdoor.isolation.deviations import in_deviations
+
 __all__ = ["standard", "styles_of"]
 
 # Side of a block that is taken apart by a cosine transform, and of the grid that light is measured on.
@@ -47,11 +49,7 @@ def styles_of(images: Tensor) -> NDArray[np.float32]:
 
 def standard(styles: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return figures, (N, S), in deviations from the median of all images, float64, at most six either way."""
-    exact = styles.astype(np.float64)
-    middle = np.median(exact, 0)
-    spread = 1.4826 * np.median(np.abs(exact - middle), 0) + 1e-3
-    found: NDArray[np.float64] = np.clip((exact - middle) / spread, -_MOST, _MOST)
-    return found
+    return in_deviations(styles.astype(np.float64), _MOST)
 
 
 def _figures(pixels: Tensor) -> list[Tensor]:

@@ -12,6 +12,7 @@ from antibackdoor.defences.witnesses.natural import Natural, originals
 from antibackdoor.defences.witnesses.observe import Seen
 from antibackdoor.defences.witnesses.style import standard
 from antibackdoor.isolation.covariance import SHRINKAGE, shrunk
+from antibackdoor.isolation.deviations import in_deviations
 
 __all__ = ["SMALLEST_CLASS", "Features", "Views", "evenly", "views_of"]
 
@@ -174,8 +175,9 @@ def views_of(seen: Seen, features: Features, natural: Natural, *, only: int | No
         fitted = seen.trained[rows]
         if fitted.sum() < SMALLEST_CLASS:
             continue
-        losses = _standard(seen.trajectories[:, rows], fitted)
-        white, between = spread.whitened(int(label), rows, fitted)
+        losses = in_deviations(seen.trajectories[:, rows].T, _CLIP, fitted)
+        white, whitening = spread.whitened(int(label), rows, fitted)
+        between = spread.between(int(label), rows[fitted], whitening)
         # By fewer images of other classes it is not known what images vary in by nature.
         known = len(labels) - (labels == label).sum() >= SMALLEST_CLASS
         styles = known * made.whitened(int(label), rows, fitted)[0].astype(np.float32)
@@ -213,14 +215,6 @@ def _against(scores: Floats, classes: NDArray[np.int64], labels: NDArray[np.int6
     return found
 
 
-def _standard(logs: Floats, fitted: Bools) -> Floats:
-    """Return log-losses (E, n) standardised in every epoch by median and deviation, (n, E)."""
-    middle = np.median(logs[:, fitted], 1, keepdims=True)
-    spread = 1.4826 * np.median(np.abs(logs[:, fitted] - middle), 1, keepdims=True) + 1e-3
-    found: Floats = np.clip((logs - middle) / spread, -_CLIP, _CLIP)
-    return found.T
-
-
 def _principal(points: Floats, count: int, fitted: Bools | None = None) -> Floats:
     """Return principal components, float64 (n, at most count), of points that are fitted to."""
     from sklearn.decomposition import PCA
@@ -256,15 +250,18 @@ class _Spread:
         self._total = self._scatter.sum(0)
 
     def whitened(self, label: int, rows: NDArray[np.int64], fitted: Bools) -> tuple[Floats, Floats]:
-        """Return a class's features whitened by what the other classes are spread by, and where those differ."""
+        """Return a class's features whitened by what the other classes are spread by, and the map that does it."""
         others = self._present != label
-        means = self._means[others]
         covariance = (self._total - self._scatter[~others].sum(0)) / max(1, int(self._counts[others].sum()))
         values, vectors = np.linalg.eigh(shrunk(covariance))
-        whitening = vectors / np.sqrt(values)
+        whitening: Floats = vectors / np.sqrt(values)
         own = self._features[rows]
-        white = (own - own[fitted].mean(0)) @ whitening
+        return (own - own[fitted].mean(0)) @ whitening, whitening
+
+    def between(self, label: int, own: NDArray[np.int64], whitening: Floats) -> Floats:
+        """Return directions in which the other classes differ, once whitened, (D, d); ``own`` are the class's rows."""
+        means = self._means[self._present != label]
         # Where there is one other class, what tells it from this one stands in.
-        apart = means - means.mean(0) if len(means) > 1 else means - own[fitted].mean(0)
-        between = np.linalg.svd(apart @ whitening, full_matrices=False)[2][: max(1, min(len(means) - 1, 8))]
-        return white, between.T
+        apart = means - (means.mean(0) if len(means) > 1 else self._features[own].mean(0))
+        found: Floats = np.linalg.svd(apart @ whitening, full_matrices=False)[2][: max(1, min(len(means) - 1, 8))].T
+        return found
